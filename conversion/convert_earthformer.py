@@ -1,0 +1,384 @@
+"""Convert a checkpoint of the original Earthformer (amazon-science/earth-forecasting-transformer) to this package.
+
+    python conversion/convert_earthformer.py --checkpoint_path X.pt --config_path X.yaml --output_dir DIR
+
+X.pt is a plain state dict, X.yaml has a `model:` block with the original's options; options it leaves out take the
+defaults of the original constructor. Every option and every tensor is translated, dropped by a rule below, or refused.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from earthformer_hf import EarthformerConfig, EarthformerForPrediction
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tensors: regular expression -> name, None = dropped. The first rule that matches is applied.
+# ---------------------------------------------------------------------------------------------------------------------
+
+WHERE = [
+    (r"^initial_encoder\.conv_block_list\.(\d+)\.", r"model.stem.stages.\1.layers."),
+    (r"^initial_encoder\.patch_merge_list\.(\d+)\.", r"model.stem.merges.\1."),
+    (r"^initial_encoder\.conv_block\.", r"model.stem.stages.0.layers."),
+    (r"^initial_encoder\.patch_merge\.", r"model.stem.merges.0."),
+    (r"^enc_pos_embed\.", r"model.encoder.position_embedding."),
+    (r"^init_global_vectors$", r"model.encoder.global_vectors"),
+    (r"^encoder\.blocks\.(\d+)\.(\d+)\.", r"model.encoder.levels.\1.\2."),
+    (r"^encoder\.down_layers\.(\d+)\.", r"model.encoder.merges.\1."),
+    (r"^encoder\.down_layer_global_proj\.(\d+)\.", r"model.encoder.global_projections.\1."),
+    (r"^dec_pos_embed\.", r"model.decoder.position_embedding."),
+    (r"^z_proj\.", r"model.decoder.start_proj."),
+    (r"^decoder\.self_blocks\.(\d+)\.(\d+)\.", r"model.decoder.self_blocks.\1.\2."),
+    (r"^decoder\.cross_blocks\.(\d+)\.(\d+)\.", r"model.decoder.cross_blocks.\1.\2."),
+    (r"^decoder\.upsample_layers\.(\d+)\.", r"model.decoder.upsamples.\1."),
+    (r"^final_decoder\.conv_block_list\.(\d+)\.", r"head.stages.\1.layers."),
+    (r"^final_decoder\.upsample_list\.(\d+)\.", r"head.upsamples.\1."),
+    (r"^final_decoder\.conv_block\.", r"head.stages.0.layers."),
+    (r"^final_decoder\.upsample\.", r"head.upsamples.0."),
+    (r"^dec_final_proj\.", r"head.out_proj."),
+]
+WHAT = [
+    (r"relative_position_index$", None),  # computed where it is used
+    (r"\.T_embed\.", r".time."),
+    (r"\.H_embed\.", r".height."),
+    (r"\.W_embed\.", r".width."),
+    (r"\.HW_embed\.", r".place."),
+    (r"\.ffn_l\.(\d+)\.ffn_1\.", r".feed_forwards.\1.up."),
+    (r"\.ffn_l\.(\d+)\.ffn_2\.", r".feed_forwards.\1.down."),
+    (r"\.ffn_l\.(\d+)\.layer_norm\.", r".feed_forwards.\1.norm."),
+    (r"\.attn_l\.(\d+)\.relative_position_bias_table$", r".attentions.\1.relative_position_bias"),
+    (r"\.attn_l\.(\d+)\.proj\.", r".attentions.\1.out_proj."),
+    (r"\.attn_l\.(\d+)\.q_proj\.", r".attentions.\1.query."),
+    (r"\.attn_l\.(\d+)\.kv_proj\.", r".attentions.\1.key_value."),
+    (r"\.attn_l\.(\d+)\.global_vec_norm\.", r".attentions.\1.global_norm."),
+    (r"\.attn_l\.(\d+)\.global_proj\.", r".attentions.\1.global_out_proj."),
+    (r"\.attn_l\.(\d+)\.l2g_q_net\.", r".attentions.\1.read_query."),
+    (r"\.attn_l\.(\d+)\.l2g_global_kv_net\.", r".attentions.\1.read_global_key_value."),
+    (r"\.attn_l\.(\d+)\.g2l_global_q_net\.", r".attentions.\1.update_global_query."),
+    (r"\.attn_l\.(\d+)\.g2l_k_net\.", r".attentions.\1.update_key."),
+    (r"\.attn_l\.(\d+)\.g2l_v_net\.", r".attentions.\1.update_value."),
+    (r"\.attn_l\.(\d+)\.g2g_global_qkv_net\.", r".attentions.\1.update_global_qkv."),
+    (r"\.attn_l\.(\d+)\.", r".attentions.\1."),  # norm, qkv, global_qkv
+]
+# The encoder's last attention updates global vectors that nothing reads: these tensors never received a gradient.
+DEAD = r"^model\.encoder\.levels\.{level}\.{block}\.attentions\.\d+\.(update_\w+|global_out_proj)\.(weight|bias)$"
+
+
+def rename(name: str) -> str | None:
+    """The name here of a tensor of the original; None where it is dropped.
+
+    Raises:
+        ValueError: no rule knows the name.
+    """
+    for rules, needed in ((WHERE, True), (WHAT, False)):
+        for pattern, replacement in rules:
+            if re.search(pattern, name):
+                if replacement is None:
+                    return None
+                name = re.sub(pattern, replacement, name)
+                break
+        else:
+            if needed:
+                raise ValueError(f"checkpoint: no rule for tensor {name!r}; is this a checkpoint of Earthformer?")
+    return name
+
+
+def convert_state_dict(original: dict[str, torch.Tensor], model: EarthformerForPrediction) -> dict[str, torch.Tensor]:
+    """The original's tensors under our names.
+
+    Raises:
+        ValueError: a tensor is unknown, missing, used twice or of another shape than the configuration says.
+    """
+    expected, config = model.state_dict(), model.config
+    dead = re.compile(DEAD.format(level=len(config.hidden_sizes) - 1, block=config.encoder_depths[-1] - 1))
+    converted = {}
+    for name, tensor in original.items():
+        target = rename(name)
+        if target is None or (target not in expected and dead.match(target)):
+            continue
+        if target not in expected:
+            raise ValueError(f"checkpoint: tensor {name!r} has no place in a model of this configuration ({target}).")
+        if target in converted:
+            raise ValueError(f"checkpoint: two tensors become {target!r}, the second is {name!r}.")
+        if tensor.shape != expected[target].shape:
+            raise ValueError(
+                f"checkpoint: tensor {name!r} must have shape {tuple(expected[target].shape)} in this configuration, "
+                f"got {tuple(tensor.shape)}."
+            )
+        converted[target] = tensor
+    missing = sorted(set(expected) - set(converted))
+    if missing:
+        raise ValueError(f"checkpoint: {len(missing)} tensors are missing, the first is {missing[0]!r} (our name).")
+    return converted
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options
+# ---------------------------------------------------------------------------------------------------------------------
+
+# The defaults of the original constructor, except `input_shape` and `target_shape`, which have none.
+DEFAULTS = {
+    "base_units": 128, "block_units": None, "scale_alpha": 1.0, "num_heads": 4,
+    "attn_drop": 0.0, "proj_drop": 0.0, "ffn_drop": 0.0,
+    "downsample": 2, "downsample_type": "patch_merge", "upsample_type": "upsample", "upsample_kernel_size": 3,
+    "enc_depth": [4, 4, 4], "enc_attn_patterns": None, "enc_cuboid_size": [[4, 4, 4], [4, 4, 4]],
+    "enc_cuboid_strategy": [["l", "l", "l"], ["d", "d", "d"]], "enc_shift_size": [[0, 0, 0], [0, 0, 0]],
+    "enc_use_inter_ffn": True,
+    "dec_depth": [2, 2], "dec_cross_start": 0, "dec_self_attn_patterns": None,
+    "dec_self_cuboid_size": [[4, 4, 4], [4, 4, 4]], "dec_self_cuboid_strategy": [["l", "l", "l"], ["d", "d", "d"]],
+    "dec_self_shift_size": [[1, 1, 1], [0, 0, 0]], "dec_cross_attn_patterns": None,
+    "dec_cross_cuboid_hw": [[4, 4], [4, 4]], "dec_cross_cuboid_strategy": [["l", "l", "l"], ["d", "l", "l"]],
+    "dec_cross_shift_hw": [[0, 0], [0, 0]], "dec_cross_n_temporal": [1, 2], "dec_cross_last_n_frames": None,
+    "dec_use_inter_ffn": True, "dec_hierarchical_pos_embed": False,
+    "num_global_vectors": 4, "use_dec_self_global": True, "dec_self_update_global": True,
+    "use_dec_cross_global": True, "use_global_vector_ffn": True, "use_global_self_attn": False,
+    "separate_global_qkv": False, "global_dim_ratio": 1,
+    "z_init_method": "nearest_interp",
+    "initial_downsample_type": "conv", "initial_downsample_activation": "leaky", "initial_downsample_scale": 1,
+    "initial_downsample_conv_layers": 2, "final_upsample_conv_layers": 2,
+    "initial_downsample_stack_conv_num_layers": 1, "initial_downsample_stack_conv_dim_list": None,
+    "initial_downsample_stack_conv_downscale_list": [1], "initial_downsample_stack_conv_num_conv_list": [2],
+    "ffn_activation": "leaky", "gated_ffn": False, "norm_layer": "layer_norm", "padding_type": "ignore",
+    "pos_embed_type": "t+hw", "checkpoint_level": True, "use_relative_pos": True, "self_attn_use_final_proj": True,
+    "dec_use_first_self_attn": False,
+    "attn_linear_init_mode": "0", "ffn_linear_init_mode": "0", "conv_init_mode": "0", "down_up_linear_init_mode": "0",
+    "norm_init_mode": "0",
+}  # fmt: skip
+
+# Keys of the official files for constructor arguments of another name.
+ALIASES = {
+    "self_pattern": "enc_attn_patterns",
+    "cross_self_pattern": "dec_self_attn_patterns",
+    "cross_pattern": "dec_cross_attn_patterns",
+}
+# Keys that stand in official files and that the original never reads; accepted with the value they have there.
+NEVER_READ = {"cross_last_n_frames": None, "initial_final_sample_num_conv": 2}
+
+# Options with one published value, which is built in.
+BUILT_IN = {
+    "downsample_type": "patch_merge", "upsample_type": "upsample", "upsample_kernel_size": 3,
+    "enc_use_inter_ffn": True, "dec_use_inter_ffn": True, "dec_cross_start": 0, "dec_cross_last_n_frames": None,
+    "dec_hierarchical_pos_embed": False, "z_init_method": "zeros", "initial_downsample_activation": "leaky",
+    "gated_ffn": False, "norm_layer": "layer_norm", "use_relative_pos": True, "self_attn_use_final_proj": True,
+    "dec_use_first_self_attn": False,
+}  # fmt: skip
+BUILT_IN_WITH_GLOBAL_VECTORS = {
+    "use_dec_self_global": False, "use_dec_cross_global": False, "use_global_vector_ffn": False,
+    "use_global_self_attn": True, "global_dim_ratio": 1,
+}  # fmt: skip
+PATTERN_NAMES = {"spatial_lg_v1": "spatial_lg_4", "video_swin": "video_swin_2x4"}
+ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "leaky": "leaky_relu"}
+STRATEGIES = {"l": "local", "d": "dilated"}
+
+
+def refuse(option: str, value, supported: str):
+    raise ValueError(f"{option}={value!r} is not supported; {supported}.")
+
+
+def convert_config(model: dict) -> EarthformerConfig:
+    """The `model:` block of an original configuration file (or the constructor's arguments) as our configuration.
+
+    Raises:
+        ValueError: an option is unknown, or has a value that this package does not have; the message names it.
+    """
+    original = dict(DEFAULTS)
+    for key, value in model.items():
+        if key in NEVER_READ:
+            if value != NEVER_READ[key]:
+                refuse(key, value, f"only {NEVER_READ[key]!r}")
+            continue
+        name = ALIASES.get(key, key)
+        if name not in DEFAULTS and name not in ("input_shape", "target_shape"):
+            refuse(key, value, "it is no option of the original model")
+        original[name] = value
+    for name in ("input_shape", "target_shape"):
+        if len(original.get(name) or ()) != 4:
+            refuse(name, original.get(name), "it must be [time, height, width, channels]")
+    global_vectors = BUILT_IN_WITH_GLOBAL_VECTORS if original["num_global_vectors"] else {}
+    for name, built_in in (BUILT_IN | global_vectors).items():
+        if original[name] != built_in:
+            refuse(name, original[name], f"only {built_in!r}")
+    if original["downsample"] not in (2, [1, 2, 2]):
+        refuse("downsample", original["downsample"], "only 2")
+    if original["padding_type"] not in ("zeros", "ignore"):
+        refuse("padding_type", original["padding_type"], "only 'zeros' and 'ignore'")
+    if original["ffn_activation"] not in ACTIVATIONS:
+        refuse("ffn_activation", original["ffn_activation"], f"only {list(ACTIVATIONS)}")
+    if original["proj_drop"] != original["ffn_drop"]:
+        refuse("proj_drop", original["proj_drop"], f"only the value of ffn_drop, {original['ffn_drop']!r}")
+
+    (context, *image_size, channels), (prediction, *target_size, out_channels) = (
+        original["input_shape"],
+        original["target_shape"],
+    )
+    if image_size != target_size:
+        refuse("target_shape", original["target_shape"], f"only height and width of input_shape, {image_size}")
+    levels = len(original["enc_depth"])
+    growth = 2 ** original["scale_alpha"]
+    hidden_sizes = original["block_units"] or [original["base_units"] * int(growth**i) for i in range(levels)]
+    self_pattern, cross_pattern = convert_patterns(original, levels)
+    return EarthformerConfig(
+        context_length=context,
+        prediction_length=prediction,
+        image_size=image_size,
+        num_channels=channels,
+        num_output_channels=out_channels,
+        hidden_sizes=hidden_sizes,
+        encoder_depths=original["enc_depth"],
+        decoder_depths=original["dec_depth"],
+        num_attention_heads=original["num_heads"],
+        num_global_vectors=original["num_global_vectors"],
+        separate_global_qkv=original["separate_global_qkv"],
+        self_attention_pattern=self_pattern,
+        cross_attention_pattern=cross_pattern,
+        mask_padding=original["padding_type"] == "ignore",
+        position_embedding_type=original["pos_embed_type"],
+        hidden_act=ACTIVATIONS[original["ffn_activation"]],
+        dropout=original["ffn_drop"],
+        attention_dropout=original["attn_drop"],
+        **convert_stem(original),
+    )
+
+
+def convert_stem(original: dict) -> dict:
+    """Both kinds of the original's stem as stages of ours."""
+    kind = original["initial_downsample_type"]
+    if kind == "conv":
+        scale = original["initial_downsample_scale"]
+        scale = [scale, scale] if isinstance(scale, int) else list(scale)
+        if len(scale) == 3 and scale[0] == 1:
+            scale = scale[1:]
+        convs = original["initial_downsample_conv_layers"], original["final_upsample_conv_layers"]
+        if len(scale) != 2:
+            refuse("initial_downsample_scale", original["initial_downsample_scale"], "only height and width are reduced")
+        if min(convs) < 1:
+            refuse("initial_downsample_conv_layers / final_upsample_conv_layers", convs, "only 1 and more")
+        return {
+            "stem_channels": [original["base_units"]],
+            "stem_strides": [scale[0] if scale[0] == scale[1] else scale],
+            "stem_num_convs": convs[0],
+            "stem_norm_groups": 16,
+            "head_num_convs": convs[1],
+        }
+    if kind == "stack_conv":
+        stages = original["initial_downsample_stack_conv_num_layers"]
+        channels = original["initial_downsample_stack_conv_dim_list"] or [original["base_units"]] * stages
+        # The original's head reads the list of convolutions from its end, its stem from its start.
+        convs = original["initial_downsample_stack_conv_num_conv_list"]
+        if len(set(convs)) != 1 or min(convs) < 1:
+            refuse("initial_downsample_stack_conv_num_conv_list", convs, "only one number for all stages, at least 1")
+        return {
+            "stem_channels": channels[:stages],
+            "stem_strides": original["initial_downsample_stack_conv_downscale_list"][:stages],
+            "stem_num_convs": convs[0],
+            "stem_norm_groups": None,
+            "head_num_convs": convs[0],
+        }
+    return refuse("initial_downsample_type", kind, "only 'conv' and 'stack_conv'")
+
+
+def convert_patterns(original: dict, levels: int) -> tuple[str | list, str | list]:
+    """Named patterns, or the explicit cuboids that count where no name is given."""
+
+    def named(patterns):
+        if isinstance(patterns, str):
+            return PATTERN_NAMES.get(patterns, patterns)
+        return [PATTERN_NAMES.get(name, name) for name in patterns]
+
+    def per_level(name, scalars):
+        """The original repeats a flat list for every level."""
+        value = original[name]
+        flat = not isinstance(value[0] if scalars else value[0][0], (list, tuple))
+        return [value] * levels if flat else value
+
+    def explicit(size, strategy, shift, number=None):
+        result = []
+        for level in range(levels):
+            cuboids = []
+            lists = [per_level(name, False)[level] for name in (size, strategy, shift)]
+            numbers = per_level(number, True)[level] if number else [None] * len(lists[0])
+            if len({len(entry) for entry in [*lists, numbers]}) != 1:
+                refuse(size, original[size], f"only as many cuboids as {strategy} and {shift} have")
+            for cuboid, kinds, shifts, count in zip(*lists, numbers):
+                cuboids.append(
+                    {
+                        "size": list(cuboid) if number is None else [count, *cuboid],
+                        "strategy": [STRATEGIES[kind] for kind in kinds],
+                        "shift": list(shifts) if number is None else [0, *shifts],
+                    }
+                )
+            result.append(cuboids)
+        return result
+
+    if original["enc_attn_patterns"] is not None:
+        encoder = named(original["enc_attn_patterns"])
+    else:
+        encoder = explicit("enc_cuboid_size", "enc_cuboid_strategy", "enc_shift_size")
+    if original["dec_self_attn_patterns"] is not None:
+        decoder, option = named(original["dec_self_attn_patterns"]), "dec_self_attn_patterns"
+    else:
+        decoder, option = explicit("dec_self_cuboid_size", "dec_self_cuboid_strategy", "dec_self_shift_size"), None
+    spread = [[pattern] * levels if isinstance(pattern, str) else pattern for pattern in (encoder, decoder)]
+    if spread[0] != spread[1]:
+        value = original[option or "dec_self_cuboid_size"]
+        refuse(f"cross_self_pattern ({option or 'dec_self_cuboid_size'})", value, "only the pattern of the encoder")
+    if original["dec_cross_attn_patterns"] is not None:
+        cross = named(original["dec_cross_attn_patterns"])
+    else:
+        cross = explicit(
+            "dec_cross_cuboid_hw", "dec_cross_cuboid_strategy", "dec_cross_shift_hw", "dec_cross_n_temporal"
+        )
+    return encoder, cross
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def convert(checkpoint_path: Path, config_path: Path, output_dir: Path) -> EarthformerForPrediction:
+    """Convert, save, reload and compare; returns the reloaded model.
+
+    Raises:
+        ValueError: anything of the configuration or the checkpoint has no place here.
+    """
+    document = yaml.safe_load(Path(config_path).read_text())
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        raise ValueError(f"config_path: {config_path} has no top-level `model:` block.")
+    config = convert_config(document["model"])
+    model = EarthformerForPrediction(config).eval()
+    original = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    if not isinstance(original, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in original.values()):
+        raise ValueError(f"checkpoint_path: {checkpoint_path} is no plain state dict (name -> tensor).")
+    model.load_state_dict(convert_state_dict(original, model))
+    model.save_pretrained(output_dir)
+
+    reloaded = EarthformerForPrediction.from_pretrained(output_dir)
+    shape = (1, config.context_length, *config.image_size, config.num_channels)
+    past_values = torch.linspace(0, 1, torch.Size(shape).numel()).view(shape)
+    with torch.no_grad():
+        if not torch.equal(model(past_values).predictions, reloaded(past_values).predictions):
+            raise ValueError(f"output_dir: the model reloaded from {output_dir} forecasts something else.")
+    return reloaded
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint_path", type=Path, required=True, help="state dict of the original (.pt)")
+    parser.add_argument("--config_path", type=Path, required=True, help="configuration of the original (.yaml)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
+    arguments = parser.parse_args()
+    try:
+        model = convert(arguments.checkpoint_path, arguments.config_path, arguments.output_dir)
+    except (ValueError, OSError) as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
+    print(f"{arguments.output_dir}: {model.num_parameters():,} parameters, reloaded and compared.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

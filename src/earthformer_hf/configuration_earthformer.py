@@ -1,0 +1,249 @@
+"""Configuration of Earthformer. The defaults are the released SEVIR setting, with masked padding."""
+
+import difflib
+from dataclasses import asdict, fields
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from .cuboid import (
+    CROSS_ATTENTION_PATTERNS,
+    SELF_ATTENTION_PATTERNS,
+    Cuboid,
+    leaky_or,
+    pattern_cuboids,
+    reduced_size,
+)
+
+
+logger = logging.get_logger(__name__)
+
+
+@strict
+class EarthformerConfig(PreTrainedConfig):
+    r"""
+    Shapes and layers of an [`EarthformerModel`] (Gao et al., NeurIPS 2022, https://arxiv.org/abs/2207.05833).
+
+    ```
+    past_values | future_values        context_length frames | prediction_length frames, each image_size x num_channels
+    stem -> level 0 -> level 1 ...     hidden_sizes[i] channels on a grid halved from level to level
+    ```
+
+    Args:
+        context_length (`int`): frames given.
+        prediction_length (`int`): frames forecast.
+        image_size (`list[int]`): height and width of a frame; one number for a square.
+        num_channels (`int`): channels of a given frame.
+        num_output_channels (`int`, *optional*): channels of a forecast frame; as `num_channels` if omitted.
+        hidden_sizes (`list[int]`): channels of each level.
+        encoder_depths, decoder_depths (`list[int]`): blocks of each level.
+        num_attention_heads (`int`): heads of every attention.
+        num_global_vectors (`int`): global vectors of the encoder; 0 for none.
+        separate_global_qkv (`bool`): whether the exchange with global vectors has its own projections.
+        self_attention_pattern, cross_attention_pattern (`str` or `list`): how attention cuts its grid: a pattern's name
+            ("axial", "divided_st", "full", "video_swin_2x8", "spatial_lg_4", "axial_space_dilate_2"; "cross_1x1",
+            "cross_2x2_lg", "cross_4x4_heter"), a name per level, or explicit cuboids: one list of
+            [`~earthformer_hf.Cuboid`] (or dicts of its fields) for all levels, or one such list per level. In an explicit
+            cross-attention cuboid the first number of `size` is the *number* of cuboids along time.
+        stem_channels (`list[int]`): channels of each stage of convolutions before level 0; the last must equal
+            `hidden_sizes[0]`. The head mirrors the stem.
+        stem_strides (`list`): by how much each stage reduces the frame: a number, or height and width.
+        stem_num_convs (`int`): convolutions of a stage.
+        stem_norm_groups (`int`, *optional*): groups of the stages' group norms; a quarter of the channels if omitted.
+        head_num_convs (`int`): convolutions of a stage of the head.
+        mask_padding (`bool`): whether tokens added to fill the last cuboid are hidden from attention. The published
+            settings let them take part (false).
+        position_embedding_type (`str`): "t+h+w" or "t+hw": learned embeddings added per axis, or per time and place.
+        hidden_act (`str`): activation of the feed-forward layers.
+        dropout, attention_dropout (`float`): probabilities.
+        layer_norm_eps (`float`): epsilon of the layer norms.
+
+    Raises:
+        ValueError: a value that cannot work, or a keyword that neither this class nor `PreTrainedConfig` knows.
+    """
+
+    model_type = "earthformer"
+
+    context_length: int = 13
+    prediction_length: int = 12
+    image_size: list[int] | tuple[int, ...] | int = (384, 384)
+    num_channels: int = 1
+    num_output_channels: int | None = None
+    hidden_sizes: list[int] | tuple[int, ...] = (128, 256)
+    encoder_depths: list[int] | tuple[int, ...] = (1, 1)
+    decoder_depths: list[int] | tuple[int, ...] = (1, 1)
+    num_attention_heads: int = 4
+    num_global_vectors: int = 8
+    separate_global_qkv: bool = True
+    self_attention_pattern: str | list | tuple = "axial"
+    cross_attention_pattern: str | list | tuple = "cross_1x1"
+    stem_channels: list[int] | tuple[int, ...] = (16, 64, 128)
+    stem_strides: list | tuple = (3, 2, 2)
+    stem_num_convs: int = 2
+    stem_norm_groups: int | None = None
+    head_num_convs: int = 2
+    mask_padding: bool = True
+    position_embedding_type: str = "t+h+w"
+    hidden_act: str = "gelu"
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    is_encoder_decoder: bool = True
+
+    def __post_init__(self, **kwargs):
+        self._refuse_unknown(kwargs)
+        if isinstance(self.image_size, int):
+            self.image_size = (self.image_size, self.image_size)
+        if self.num_output_channels is None:
+            self.num_output_channels = self.num_channels
+        for name in ("image_size", "hidden_sizes", "encoder_depths", "decoder_depths", "stem_channels"):
+            setattr(self, name, list(getattr(self, name)))
+        self.stem_strides = [stride if isinstance(stride, int) else list(stride) for stride in self.stem_strides]
+        self.self_attention_pattern = _as_json(self.self_attention_pattern)
+        self.cross_attention_pattern = _as_json(self.cross_attention_pattern)
+        self._check_values()
+        super().__post_init__(**kwargs)
+
+    # -- what follows from the fields -----------------------------------------------------------------------------
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of level 0, the name that the library's tools look for."""
+        return self.hidden_sizes[0]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Blocks of the encoder, the name that the library's tools look for."""
+        return sum(self.encoder_depths)
+
+    @property
+    def stem_sizes(self) -> list[tuple[int, int]]:
+        """Height and width before the stem, then after each of its stages."""
+        sizes = [tuple(self.image_size)]
+        for stride in self.stem_strides:
+            sizes.append(reduced_size(sizes[-1], (stride, stride) if isinstance(stride, int) else stride))
+        return sizes
+
+    @property
+    def level_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each level."""
+        sizes = [self.stem_sizes[-1]]
+        for _ in self.hidden_sizes[1:]:
+            sizes.append(reduced_size(sizes[-1], (2, 2)))
+        return sizes
+
+    def self_attention_cuboids(self) -> list[list[Cuboid]]:
+        """The cuboids of each level's self-attention, in the encoder and in the decoder."""
+        return self._cuboids("self_attention_pattern", SELF_ATTENTION_PATTERNS)
+
+    def cross_attention_cuboids(self) -> list[list[Cuboid]]:
+        """The cuboids of each level's cross-attention."""
+        return self._cuboids("cross_attention_pattern", CROSS_ATTENTION_PATTERNS)
+
+    # -- checks ---------------------------------------------------------------------------------------------------
+
+    def _refuse_unknown(self, kwargs: dict):
+        """Typos are refused; a file written by a newer version (its `transformers_version` is set) only warns."""
+        known = {field.name for field in fields(self)} | _LIBRARY_KEYWORDS
+        unknown = [name for name in kwargs if name not in known and not name.startswith("_")]
+        if not unknown:
+            return
+        if self.transformers_version is not None:
+            logger.warning(f"EarthformerConfig: ignoring unknown entries of a stored configuration: {unknown}.")
+            for name in unknown:
+                kwargs.pop(name)
+            return
+        close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
+        raise ValueError(f"EarthformerConfig: unknown argument {unknown[0]!r}; did you mean {close[0]!r}?")
+
+    def _check_values(self):
+        levels = len(self.hidden_sizes)
+        for name in ("context_length", "prediction_length", "num_channels", "num_output_channels"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("num_attention_heads", "stem_num_convs", "head_num_convs"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(self.num_global_vectors >= 0, "num_global_vectors", "at least 0")
+        two = len(self.image_size) == 2 and min(self.image_size) >= 1
+        self._require(two, "image_size", "a positive height and width")
+        self._require(levels >= 1 and min(self.hidden_sizes) >= 1, "hidden_sizes", "positive numbers, one per level")
+        for name in ("encoder_depths", "decoder_depths"):
+            depths = getattr(self, name)
+            self._require(len(depths) == levels and min(depths) >= 1, name, f"{levels} positive numbers, one per level")
+        heads = self.num_attention_heads
+        divided = all(size % heads == 0 for size in self.hidden_sizes)
+        self._require(divided, "hidden_sizes", f"multiples of num_attention_heads={heads}")
+        self._check_stem()
+        for name in ("dropout", "attention_dropout"):
+            self._require(0 <= getattr(self, name) <= 1, name, "a probability")
+        self._require(self.layer_norm_eps > 0, "layer_norm_eps", "a positive number")
+        self._require(self.position_embedding_type in ("t+h+w", "t+hw"), "position_embedding_type", "'t+h+w' or 't+hw'")
+        try:
+            leaky_or(self.hidden_act)
+        except KeyError:
+            self._require(False, "hidden_act", "the name of an activation in transformers")
+        for level, cuboids in enumerate(self.self_attention_cuboids()):
+            possible = all(cuboid.shift[0] < cuboid.size[0] for cuboid in cuboids)
+            self._require(possible, "self_attention_pattern", f"shifts smaller than the cuboid (level {level})")
+        self.cross_attention_cuboids()
+
+    def _check_stem(self):
+        stages = len(self.stem_channels)
+        self._require(stages >= 1 and min(self.stem_channels) >= 1, "stem_channels", "positive numbers")
+        last = f"hidden_sizes[0]={self.hidden_sizes[0]} at its end"
+        self._require(self.stem_channels[-1] == self.hidden_sizes[0], "stem_channels", last)
+        self._require(len(self.stem_strides) == stages, "stem_strides", f"{stages} entries, one per stage of the stem")
+        for stride in self.stem_strides:
+            pair = [stride, stride] if isinstance(stride, int) else stride
+            fits = len(pair) == 2 and all(isinstance(n, int) and n >= 1 for n in pair)
+            self._require(fits, "stem_strides", "a positive number, or height and width, per stage")
+        if self.stem_norm_groups is not None:
+            groups = self.stem_norm_groups
+            fits = groups >= 1 and all(channels % groups == 0 for channels in self.stem_channels)
+            self._require(fits, "stem_norm_groups", f"a divisor of stem_channels={self.stem_channels}")
+        else:
+            fits = all(channels % max(1, channels // 4) == 0 for channels in self.stem_channels)
+            self._require(fits, "stem_channels", "multiples of a quarter of themselves (or set stem_norm_groups)")
+
+    def _require(self, fulfilled: bool, name: str, expected: str):
+        if not fulfilled:
+            raise ValueError(f"EarthformerConfig: `{name}` must be {expected}, got {getattr(self, name)!r}.")
+
+    def _cuboids(self, name: str, patterns: dict) -> list[list[Cuboid]]:
+        value, levels = getattr(self, name), len(self.hidden_sizes)
+        if isinstance(value, str) or all(isinstance(entry, dict) for entry in value):
+            value = [value] * levels
+        self._require(len(value) == levels, name, f"a name, explicit cuboids, or {levels} of either (one per level)")
+        result = []
+        for entry, size in zip(value, self.level_sizes):
+            if isinstance(entry, str):
+                result.append(pattern_cuboids(entry, (self.context_length, *size), patterns))
+            else:
+                wanted = "a pattern's name or a list of cuboids with `size`, `strategy` and `shift`"
+                good = isinstance(entry, list) and entry and all(isinstance(cuboid, dict) for cuboid in entry)
+                self._require(bool(good), name, wanted)
+                self._require(all({"size"} <= set(c) <= {"size", "strategy", "shift"} for c in entry), name, wanted)
+                result.append([Cuboid(**cuboid) for cuboid in entry])
+        return result
+
+
+# What `PreTrainedConfig` takes besides its fields.
+_LIBRARY_KEYWORDS = {
+    "name_or_path", "output_attentions", "attn_implementation", "experts_implementation", "num_labels", "torch_dtype",
+    "auto_map", "transformers_version", "model_type", "per_layer_config", "tie_last_hidden_states",
+    "tie_word_embeddings", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "use_return_dict",
+}  # fmt: skip
+
+
+def _as_json(pattern):
+    """Cuboids as dicts of lists, so that a configuration file holds them."""
+    if isinstance(pattern, Cuboid):
+        return _as_json(asdict(pattern))
+    if isinstance(pattern, dict):
+        return {key: list(value) for key, value in pattern.items()}
+    if isinstance(pattern, (list, tuple)):
+        return [_as_json(entry) for entry in pattern]
+    return pattern
+
+
+__all__ = ["EarthformerConfig"]
