@@ -255,7 +255,9 @@ def convert_stem(original: dict) -> dict:
             scale = scale[1:]
         convs = original["initial_downsample_conv_layers"], original["final_upsample_conv_layers"]
         if len(scale) != 2:
-            refuse("initial_downsample_scale", original["initial_downsample_scale"], "only height and width are reduced")
+            refuse(
+                "initial_downsample_scale", original["initial_downsample_scale"], "only height and width are reduced"
+            )
         if min(convs) < 1:
             refuse("initial_downsample_conv_layers / final_upsample_conv_layers", convs, "only 1 and more")
         return {

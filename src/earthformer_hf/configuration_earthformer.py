@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import asdict, fields
+from typing import cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -41,11 +42,11 @@ class EarthformerConfig(PreTrainedConfig):
         num_attention_heads (`int`): heads of every attention.
         num_global_vectors (`int`): global vectors of the encoder; 0 for none.
         separate_global_qkv (`bool`): whether the exchange with global vectors has its own projections.
-        self_attention_pattern, cross_attention_pattern (`str` or `list`): how attention cuts its grid: a pattern's name
-            ("axial", "divided_st", "full", "video_swin_2x8", "spatial_lg_4", "axial_space_dilate_2"; "cross_1x1",
+        self_attention_pattern, cross_attention_pattern (`str` or `list`): how attention cuts its grid: a pattern's
+            name ("axial", "divided_st", "full", "video_swin_2x8", "spatial_lg_4", "axial_space_dilate_2"; "cross_1x1",
             "cross_2x2_lg", "cross_4x4_heter"), a name per level, or explicit cuboids: one list of
-            [`~earthformer_hf.Cuboid`] (or dicts of its fields) for all levels, or one such list per level. In an explicit
-            cross-attention cuboid the first number of `size` is the *number* of cuboids along time.
+            [`~earthformer_hf.Cuboid`] (or dicts of its fields) for all levels, or one such list per level. In an
+            explicit cross-attention cuboid the first number of `size` is the *number* of cuboids along time.
         stem_channels (`list[int]`): channels of each stage of convolutions before level 0; the last must equal
             `hidden_sizes[0]`. The head mirrors the stem.
         stem_strides (`list`): by how much each stage reduces the frame: a number, or height and width.
@@ -120,7 +121,8 @@ class EarthformerConfig(PreTrainedConfig):
     @property
     def stem_sizes(self) -> list[tuple[int, int]]:
         """Height and width before the stem, then after each of its stages."""
-        sizes = [tuple(self.image_size)]
+        height, width = cast(list[int], self.image_size)
+        sizes = [(height, width)]
         for stride in self.stem_strides:
             sizes.append(reduced_size(sizes[-1], (stride, stride) if isinstance(stride, int) else stride))
         return sizes
@@ -169,7 +171,9 @@ class EarthformerConfig(PreTrainedConfig):
         self._require(levels >= 1 and min(self.hidden_sizes) >= 1, "hidden_sizes", "positive numbers, one per level")
         for name in ("encoder_depths", "decoder_depths"):
             depths = getattr(self, name)
-            self._require(len(depths) == levels and min(depths) >= 1, name, f"{levels} positive numbers, one per level")
+            self._require(
+                len(depths) == levels and min(depths) >= 1, name, f"{levels} positive numbers, one per level"
+            )
         heads = self.num_attention_heads
         divided = all(size % heads == 0 for size in self.hidden_sizes)
         self._require(divided, "hidden_sizes", f"multiples of num_attention_heads={heads}")
@@ -177,7 +181,9 @@ class EarthformerConfig(PreTrainedConfig):
         for name in ("dropout", "attention_dropout"):
             self._require(0 <= getattr(self, name) <= 1, name, "a probability")
         self._require(self.layer_norm_eps > 0, "layer_norm_eps", "a positive number")
-        self._require(self.position_embedding_type in ("t+h+w", "t+hw"), "position_embedding_type", "'t+h+w' or 't+hw'")
+        self._require(
+            self.position_embedding_type in ("t+h+w", "t+hw"), "position_embedding_type", "'t+h+w' or 't+hw'"
+        )
         try:
             leaky_or(self.hidden_act)
         except KeyError:

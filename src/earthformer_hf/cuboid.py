@@ -48,9 +48,9 @@ class Cuboid:
         ValueError: a size below one, an unknown strategy, or a shift outside [0, size).
     """
 
-    size: tuple[int, int, int]
-    strategy: tuple[str, str, str] = ("local", "local", "local")
-    shift: tuple[int, int, int] = (0, 0, 0)
+    size: tuple[int, ...]
+    strategy: tuple[str, ...] = ("local", "local", "local")
+    shift: tuple[int, ...] = (0, 0, 0)
 
     def __post_init__(self):
         for name in ("size", "strategy", "shift"):
@@ -495,9 +495,7 @@ class CuboidSelfAttention(CuboidAttentionBase):
                 self.split_heads(x) for x in self.global_qkv(global_vectors).chunk(3, dim=-1)
             )
             # The cuboids' own keys and values: (B * N, heads, V, d) -> (B, heads, N * V, d)
-            key, value = (
-                x.reshape(batch, -1, *x.shape[1:]).transpose(1, 2).flatten(2, 3) for x in (key, value)
-            )
+            key, value = (x.reshape(batch, -1, *x.shape[1:]).transpose(1, 2).flatten(2, 3) for x in (key, value))
         key, value = torch.cat([key, global_key], dim=2), torch.cat([value, global_value], dim=2)
         mask = None
         if regions is not None and self.config.mask_padding:
@@ -521,9 +519,7 @@ class CuboidCrossAttention(CuboidAttentionBase):
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.key_value = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
 
-    def forward(
-        self, hidden_states: torch.Tensor, context: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, hidden_states: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """hidden_states (B, T_out, H, W, C), context (B, T_in, H, W, C) -> (B, T_out, H, W, C), to be added.
 
         Returns:

@@ -47,7 +47,7 @@ class EarthformerEncoderOutput(BaseModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor`): tokens of the coarsest level, (B, T_in, h, w, hidden_sizes[-1]).
-        memories (`tuple[torch.FloatTensor]`): tokens of every level, finest first, (B, T_in, h_i, w_i, hidden_sizes[i]).
+        memories (`tuple[torch.FloatTensor]`): each level's tokens, finest first, (B, T_in, h_i, w_i, hidden_sizes[i]).
         hidden_states (`tuple`, *optional*): the encoder's input and the tokens after each of its blocks.
         attentions (`tuple`, *optional*): weights of every self-attention, (B * cuboids, heads, tokens, tokens + G).
     """
@@ -65,7 +65,6 @@ class EarthformerPredictionOutput(ModelOutput):
         predictions (`torch.FloatTensor`): (B, T_out, H, W, C_out), in the model's range.
         decoder_hidden_states (`tuple`, *optional*): the decoder's first input and the tokens after each block.
         decoder_attentions, cross_attentions (`tuple`, *optional*): weights of every attention of the decoder.
-        encoder_last_hidden_state (`torch.FloatTensor`, *optional*): tokens of the encoder's coarsest level.
         encoder_hidden_states, encoder_attentions (`tuple`, *optional*): as [`EarthformerEncoderOutput`].
     """
 
@@ -74,7 +73,6 @@ class EarthformerPredictionOutput(ModelOutput):
     decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
     encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -179,6 +177,29 @@ class EarthformerPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As [`~transformers.PreTrainedModel.from_pretrained`], but never with a part of the weights left random.
+
+        The head as a whole may be missing (it is then initialised, with a warning) or not wanted.
+
+        Raises:
+            ValueError: the checkpoint lacks other tensors, or holds tensors that this model does not have.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
+            head = {name for name in model.state_dict() if name.startswith("head.")}
+            missing = set(info["missing_keys"])
+            missing -= head if head <= missing else set()
+            unexpected = {name for name in info["unexpected_keys"] if head or not name.startswith("head.")}
+            if missing or unexpected:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: the weights do not fit {cls.__name__} as configured: "
+                    f"{len(missing)} tensors are missing {sorted(missing)[:3]}, "
+                    f"{len(unexpected)} are unknown {sorted(unexpected)[:3]}."
+                )
+        return (model, info) if output_loading_info else model
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """As the originals really initialise, including what their initialisation never reaches.
@@ -253,7 +274,7 @@ class EarthformerEncoder(EarthformerPreTrainedModel):
         """hidden_states: (B, T_in, h_0, w_0, hidden_sizes[0]), the output of the stem."""
         batch = hidden_states.shape[0]
         hidden_states = hidden_states + self.position_embedding()
-        global_vectors = None if self.global_vectors is None else self.global_vectors.expand(batch, -1, -1)
+        global_vectors = None if self.global_vectors is None else self.global_vectors.repeat(batch, 1, 1)
         memories = ()
         for i, blocks in enumerate(self.levels):
             for block in blocks:
@@ -298,8 +319,7 @@ class EarthformerDecoder(EarthformerPreTrainedModel):
         )
         self.cross_blocks = nn.ModuleList(
             nn.ModuleList(
-                CuboidCrossAttentionBlock(config, sizes[i], cuboids, max_time)
-                for _ in range(config.decoder_depths[i])
+                CuboidCrossAttentionBlock(config, sizes[i], cuboids, max_time) for _ in range(config.decoder_depths[i])
             )
             for i, cuboids in enumerate(config.cross_attention_cuboids())
         )
@@ -432,7 +452,6 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )

@@ -1,0 +1,38 @@
+# make forecast   set everything up, then forecast rain and El Nino with the shipped models (INPUT=file for your own)
+# make test       set everything up, then run the tests
+# TORCH_INDEX_URL=https://... chooses another index for torch, such as one with CPU builds; PYTHON=... another Python.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: forecast test test-slow quality style bench
+
+forecast: $(STAMP)
+	$(BIN)/python examples/forecast_radar.py $(if $(filter-out %.nc,$(INPUT)),--input $(INPUT))
+	$(BIN)/python examples/forecast_enso.py $(if $(filter %.nc,$(INPUT)),--input $(INPUT))
+
+test: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+quality: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/attention.py
+
+# Installed once; again only when the requirements change. torch goes first: see constraints.txt.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)

@@ -1,0 +1,86 @@
+"""Score a model under the protocol that its feature extractor names, beside forecasts without a neural network.
+
+python examples/evaluate.py --model model_cards/earthformer-radar-tiny
+python examples/evaluate.py --model model_cards/earthformer-sst-small
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
+
+import earthformer_hf  # noqa: F401  registers the Auto classes
+from earthformer_hf.baselines import has_extrapolation
+from earthformer_hf.data import open_radar, open_sst
+from earthformer_hf.data.windows import Windows
+from earthformer_hf.evaluation import index_table, rain_table, score_index, score_rain
+from earthformer_hf.metrics import correlation_by_lead, rmse_by_lead
+from earthformer_hf.protocols import PROTOCOLS, IndexProtocol, RainProtocol
+
+
+def data_file(name: str) -> Path:
+    """A file of the folder EARTHFORMER_HF_DATA (default ../shared/data)."""
+    path = Path(os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")) / name
+    if not path.exists():
+        raise SystemExit(f"{path} does not exist: set EARTHFORMER_HF_DATA to the folder that holds {name}.")
+    return path
+
+
+def evaluate_rain(protocol: RainProtocol, model, extractor) -> dict:
+    events = open_radar.load_events(data_file(protocol.file), protocol.split, protocol.sources)
+    lengths = model.config.context_length, model.config.prediction_length
+    windows = Windows(events, extractor.encode, *lengths, stride=protocol.window_stride)
+    systems = score_rain(model, extractor, windows, has_extrapolation())
+    print(rain_table(systems, extractor, protocol.score_name, events[0]["geo"]["minutes"]))
+    if not has_extrapolation():
+        print("extrapolation: not installed")
+    scores = {system: kinds["code"] for system, kinds in systems.items()}
+    return {
+        system: {
+            "csi_mean": score.csi_mean,
+            "csi": score.csi().tolist(),
+            "mse": score.mse,
+            "counts": {name: values.tolist() for name, values in score.counts.items()},
+            "windows": score.windows,
+            "pixels": score.pixels,
+        }
+        for system, score in scores.items()
+    }
+
+
+def evaluate_index(protocol: IndexProtocol, model, extractor) -> dict:
+    path = data_file(protocol.file)
+    (train_event,), (event,) = (open_sst.load_events(path, s) for s in (protocol.train_split, protocol.split))
+    systems, targets = score_index(model, extractor, event, train_event)
+    print(index_table(systems, targets, protocol.score_name))
+    return {
+        system: {
+            "skill": float(correlation_by_lead(forecast, targets).mean()),
+            "rmse": float(rmse_by_lead(forecast, targets).mean()),
+            "windows": len(targets),
+        }
+        for system, forecast in systems.items()
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a model folder, or <your-namespace>/<name>")
+    parser.add_argument("--output", type=Path, help="write the scores and their counts to this JSON file")
+    arguments = parser.parse_args()
+    model = AutoModelForTimeSeriesPrediction.from_pretrained(arguments.model).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(arguments.model)
+    protocol = PROTOCOLS.get(extractor.protocol)
+    if protocol is None:
+        raise SystemExit(f"{arguments.model}: unknown protocol {extractor.protocol!r}; known are {sorted(PROTOCOLS)}.")
+    print(f"protocol {protocol.name}: {protocol.description}")
+    evaluate = evaluate_rain if isinstance(protocol, RainProtocol) else evaluate_index
+    scores = evaluate(protocol, model, extractor)
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"protocol": protocol.name, "scores": scores}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

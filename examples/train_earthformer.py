@@ -1,0 +1,179 @@
+"""Train an Earthformer on open radar or sea-surface-temperature data. The same command resumes an interrupted run.
+
+    python examples/train_earthformer.py --recipe examples/configs/earthformer_radar_tiny.yaml --output_dir runs/radar
+
+Every `save_every` steps the complete state is written to OUTPUT_DIR/checkpoints; the model with the best score on the
+validation split is in OUTPUT_DIR, ready for `from_pretrained`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import EMAModel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import HfArgumentParser, get_scheduler
+
+from earthformer_hf import EarthformerConfig, EarthformerFeatureExtractor, EarthformerForPrediction
+from earthformer_hf.data import open_radar, open_sst
+from earthformer_hf.data.windows import Windows
+from earthformer_hf.losses import intensity_weighted_mse
+
+
+SOURCES = {"open_radar": open_radar.load_events, "open_sst": open_sst.load_events}
+
+
+@dataclass
+class DataArguments:
+    source: str = field(default="", metadata={"help": "open_radar or open_sst"})
+    file: str = field(default="", metadata={"help": "file name below EARTHFORMER_HF_DATA"})
+    train_options: dict = field(default_factory=dict, metadata={"help": "options of the reader, for training only"})
+    augment: bool = field(default=False, metadata={"help": "flips and quarter turns"})
+    gain: float = field(default=1.0, metadata={"help": "draw a factor for the values from 1/gain .. gain"})
+    mirror: bool = field(default=False, metadata={"help": "draw the sign of the values, for anomalies"})
+    eval_stride: int = field(default=4, metadata={"help": "frames between validation windows"})
+
+
+@dataclass
+class TrainingArguments:
+    output_dir: str = field(default="runs/earthformer", metadata={"help": "where checkpoints and the best model go"})
+    max_steps: int = 1000
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.99
+    intensity_weight: float = field(default=0.0, metadata={"help": "weight of intense values in the loss"})
+    eval_every: int = 100
+    save_every: int = 50
+    stop_at: int | None = field(default=None, metadata={"help": "stop before max_steps; the same command goes on"})
+    seed: int = 0
+
+
+def parse_arguments() -> tuple[dict, DataArguments, TrainingArguments]:
+    """The recipe's values, overridden by the command line."""
+    recipe_parser = argparse.ArgumentParser(add_help=False)
+    recipe_parser.add_argument("--recipe", type=Path, required=True)
+    known, others = recipe_parser.parse_known_args()
+    recipe = yaml.safe_load(known.recipe.read_text())
+    parser = HfArgumentParser((DataArguments, TrainingArguments))
+    parser.set_defaults(**recipe["data"], **recipe["training"])
+    data, training = parser.parse_args_into_dataclasses(others)
+    return recipe, data, training
+
+
+@torch.no_grad()
+def evaluate(model, loader, accelerator) -> float:
+    """Mean squared error over the observed values of the validation split."""
+    model.eval()
+    total, count = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    for batch in loader:
+        predictions = model(batch["past_values"]).predictions
+        observed = batch["future_observed_mask"].expand_as(predictions)
+        error = (predictions - batch["future_values"])[observed]
+        total, count = total + error.double().square().sum(), count + observed.sum()
+    model.train()
+    return (accelerator.reduce(total) / accelerator.reduce(count)).item()
+
+
+def save(accelerator, folder: Path, progress: dict):
+    """Write the state beside the last one, then take its place: an interrupted write leaves the last one intact."""
+    new, old = folder.with_name("new"), folder.with_name("old")
+    accelerator.save_state(new)
+    (new / "progress.json").write_text(json.dumps(progress))
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def main():
+    recipe, data, arguments = parse_arguments()
+    accelerator = Accelerator()
+    set_seed(arguments.seed)
+    config = EarthformerConfig(**recipe["model"])
+    extractor = EarthformerFeatureExtractor(**recipe["feature_extractor"])
+    path = Path(os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")) / data.file
+    lengths = config.context_length, config.prediction_length
+    train_events = SOURCES[data.source](path, "train", **data.train_options)
+    train_set = Windows(train_events, extractor.encode, *lengths, augment=data.augment)
+    eval_set = Windows(SOURCES[data.source](path, "val"), extractor.encode, *lengths, stride=data.eval_stride)
+
+    model = EarthformerForPrediction(config)
+    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and "bias" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim <= 1 or "bias" in name]
+    groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate)
+    schedule = get_scheduler("cosine", optimizer, arguments.warmup_steps, arguments.max_steps)
+    train_loader = DataLoader(train_set, arguments.batch_size, shuffle=True, drop_last=True)
+    eval_loader = DataLoader(eval_set, arguments.batch_size)
+    model, optimizer, schedule, train_loader, eval_loader = accelerator.prepare(
+        model, optimizer, schedule, train_loader, eval_loader
+    )
+    ema = EMAModel(model.parameters(), decay=arguments.ema_decay)
+    ema.to(accelerator.device)
+    accelerator.register_for_checkpointing(ema)
+
+    valid_range = extractor.valid_range or [-float("inf"), float("inf")]
+    highest = (valid_range[1] - extractor.offset) * extractor.scale
+    progress = {"step": 0, "best": float("inf")}
+    checkpoint = Path(arguments.output_dir) / "checkpoints" / "last"
+    for folder in (checkpoint, checkpoint.with_name("old")):
+        if (folder / "progress.json").exists():
+            accelerator.load_state(folder)
+            progress = json.loads((folder / "progress.json").read_text())
+            break
+
+    last = min(arguments.max_steps, arguments.stop_at or arguments.max_steps)
+    bar = tqdm(total=last, initial=progress["step"], disable=not accelerator.is_main_process)
+    while progress["step"] < last:
+        epoch, done = divmod(progress["step"], len(train_loader))
+        train_loader.set_epoch(epoch)
+        for batch in accelerator.skip_first_batches(train_loader, done):
+            values = {name: batch[name] for name in ("past_values", "future_values")}
+            if data.gain != 1.0 or data.mirror:
+                draws = torch.rand(2, len(values["past_values"]), 1, 1, 1, 1, device=accelerator.device)
+                factor = data.gain ** (2 * draws[0] - 1) * (torch.where(draws[1] < 0.5, -1, 1) if data.mirror else 1)
+                values = {name: (value * factor).clamp(max=highest) for name, value in values.items()}
+            predictions = model(values["past_values"]).predictions
+            observed = batch["future_observed_mask"]
+            loss = intensity_weighted_mse(predictions, values["future_values"], observed, arguments.intensity_weight)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            ema.step(model.parameters())
+            progress["step"] += 1
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.5f}")
+            at_end = progress["step"] == last
+            if progress["step"] % arguments.eval_every == 0 or at_end:
+                ema.store(model.parameters())
+                ema.copy_to(model.parameters())
+                score = evaluate(model, eval_loader, accelerator)
+                if score < progress["best"] and accelerator.is_main_process:
+                    progress["best"] = score
+                    accelerator.unwrap_model(model).save_pretrained(arguments.output_dir)
+                    extractor.save_pretrained(arguments.output_dir)
+                ema.restore(model.parameters())
+                tqdm.write(f"step {progress['step']}: validation MSE {score:.6f}, best {progress['best']:.6f}")
+            if (progress["step"] % arguments.save_every == 0 or at_end) and accelerator.is_main_process:
+                save(accelerator, checkpoint, progress)
+            if at_end:
+                break
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Open radar mosaics (MRMS, FMI, KNMI, OPERA) in one HDF5 file, cut into tiles.
+
+File: one group per source with `code` (T, H, W) uint8, `time` (T,) and `tiles_train`, `tiles_val`, `tiles_test`
+(n, 2) rows of tile origins (y, x); a data set `vil_lut` (256,).
+`code`: 0 no echo; 64..254 reflectivity, dBZ = 0.5 * code - 32; 255 no coverage; rain rate from Z = 200 R^1.6.
+`vil_lut` maps a code to a *proxy code* 0..254, coded like SEVIR's vertically integrated liquid but a monotone function
+of surface rain: a proxy, not a measurement of it. Here 255 stays "no coverage" in the proxy code too.
+Splits share no event and no region.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+
+MISSING = 255
+
+
+def rain_rate(code: np.ndarray) -> np.ndarray:
+    """Rain rate in mm/h, float32, of the stored code (Z = 200 R^1.6); NaN where there is no coverage."""
+    rain = (10 ** ((0.5 * code.astype("float32") - 32) / 10) / 200) ** (1 / 1.6)
+    return np.where(code == 0, 0, np.where(code == MISSING, np.nan, rain)).astype("float32")
+
+
+def load_events(
+    path: str | Path, split: str, sources: tuple[str, ...] = ("mrms",), every: int | None = None
+) -> list[dict]:
+    """Tiles of a split as events whose `values` (T, tile, tile) are proxy codes, views of one mosaic in memory.
+
+    Args:
+        path: the HDF5 file.
+        split: "train", "val" or "test".
+        sources: prefixes of the groups to read.
+        every: further tiles at every so many pixels, wherever the four surrounding tiles belong to the split.
+
+    Raises:
+        ValueError: the file has no tiles of that split and these sources.
+    """
+    import h5py
+
+    events = []
+    with h5py.File(path, "r") as file:
+        table = file["vil_lut"][:]
+        table[MISSING] = MISSING
+        for name, group in file.items():
+            if not name.startswith(tuple(sources)) or f"tiles_{split}" not in group:
+                continue
+            values = table[group["code"][:]]
+            time = np.array([text.decode().rstrip("Z") for text in group["time"][:]], dtype="datetime64[s]")
+            size = int(group.attrs["tile_size"])
+            origins = [(int(y), int(x)) for y, x in group[f"tiles_{split}"][:]]
+            for y, x in origins if every is None else _between(origins, size // 4, every):
+                events.append(
+                    {
+                        "id": f"{name}:{y}:{x}",
+                        "time": time,
+                        "values": values[:, y : y + size, x : x + size],
+                        "geo": {"source": name, "row": y, "column": x, "minutes": int(group.attrs["dt_minutes"])},
+                    }
+                )
+    if not events:
+        raise ValueError(f"`split`: {path} holds no tiles of split {split!r} from sources {sources}.")
+    return events
+
+
+def _between(origins: list[tuple[int, int]], grid: int, every: int) -> list[tuple[int, int]]:
+    """Tile origins every so many pixels inside squares of the tile grid whose corners are all origins."""
+    known = set(origins)
+    result = set(origins)
+    for y, x in origins:
+        if {(y + grid, x), (y, x + grid), (y + grid, x + grid)} <= known:
+            result |= {(y + i, x + j) for i in range(0, grid, every) for j in range(0, grid, every)}
+    return sorted(result)

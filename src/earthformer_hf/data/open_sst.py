@@ -1,0 +1,47 @@
+"""Open sea-surface-temperature anomalies (Kaplan, ERSSTv5) on the 5-degree grid of ICAR-ENSO.
+
+File: `ssta` (time, lat 24 = -55..60, lon 72 = 0..355) in degrees Celsius, NaN on land and where the source has no
+data. Splits are years, with gaps longer than a window between them: training to 1974, validation 1977-1990, test
+1993-2014.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+
+SPLITS = {"train": (1856, 1974), "val": (1977, 1990), "test": (1993, 2014)}
+CROP = (0, 24, 19, 67)  # rows and columns: all latitudes, longitudes 95..330, as in ICAR-ENSO
+NINO34 = (slice(10, 13), slice(19, 30))  # rows and columns of the crop: latitude -5..5, longitude 190..240
+
+
+def load_events(path: str | Path, split: str) -> list[dict]:
+    """One event, the months of a split: `values` (T, 24, 48) anomalies in degrees Celsius, NaN where missing.
+
+    Raises:
+        ValueError: an unknown split, or no month of it in the file.
+    """
+    import xarray as xr
+
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {sorted(SPLITS)}, got {split!r}.")
+    top, bottom, left, right = CROP
+    with xr.open_dataset(path) as dataset:
+        part = dataset.ssta.isel(lat=slice(top, bottom), lon=slice(left, right))
+        first, last = SPLITS[split]
+        part = part.sel(time=(part.time.dt.year >= first) & (part.time.dt.year <= last))
+        if part.sizes["time"] == 0:
+            raise ValueError(f"`split`: {path} holds no month of {first}..{last}.")
+        return [
+            {
+                "id": f"{Path(path).stem}:{split}",
+                "time": part.time.values.astype("datetime64[M]"),
+                "values": part.values.astype("float32"),
+                "geo": {"lat": part.lat.values, "lon": part.lon.values},
+            }
+        ]
+
+
+def nino34(values: np.ndarray) -> np.ndarray:
+    """The Nino3.4 index of maps (..., 24, 48): their plain mean over latitude -5..5, longitude 190..240."""
+    return np.nanmean(values[(..., *NINO34)], axis=(-2, -1))

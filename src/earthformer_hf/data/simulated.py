@@ -1,0 +1,62 @@
+"""Simulated weather and ocean, for examples, tests and benchmarks where no real data is at hand.
+
+Neither is meant to be realistic; both move, grow and decay in ways that a forecast can learn or fail at.
+"""
+
+import numpy as np
+
+
+def rain_events(number: int, length: int = 25, size: int = 128, seed: int = 0) -> list[dict]:
+    """Rain that drifts, grows and decays: `values` (length, size, size) in mm/h, float32, every 2 minutes.
+
+    A Gaussian random field with a power spectrum falling as k^-3 drifts at a constant velocity of up to 1.5 pixels a
+    frame, while a slow second field blends in; rain falls where the field exceeds a threshold, and all intensities
+    wax or wane by a common factor.
+    """
+    events = []
+    for i in range(number):
+        random = np.random.default_rng([seed, i])
+        first, second = (_smooth_field(random, size) for _ in range(2))
+        velocity, growth = random.uniform(-1.5, 1.5, 2), random.uniform(-0.5, 0.5)
+        frequency = np.fft.fftfreq(size)
+        values = np.empty((length, size, size), "float32")
+        for t in range(length):
+            phase = np.exp(-2j * np.pi * t * (velocity[0] * frequency[:, None] + velocity[1] * frequency))
+            turn = 0.5 * np.pi * t / max(length, 25)
+            field = np.fft.ifft2(np.fft.fft2(np.cos(turn) * first + np.sin(turn) * second) * phase).real
+            values[t] = np.where(field > 0.8, 0.3 * np.exp(1.6 * (field - 0.8) + growth * t / length), 0)
+        time = np.datetime64("2000-01-01T00:00", "m") + 2 * np.arange(length)
+        events.append({"id": f"simulated-rain:{seed}:{i}", "time": time, "values": values, "geo": {"minutes": 2}})
+    return events
+
+
+def _smooth_field(random: np.random.Generator, size: int) -> np.ndarray:
+    """A periodic Gaussian field (size, size) with mean 0, variance 1 and power spectrum k^-3."""
+    wave_number = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)) * size
+    amplitude = np.where(wave_number > 1, np.maximum(wave_number, 1) ** -1.5, 0)
+    field = np.fft.ifft2(np.fft.fft2(random.standard_normal((size, size))) * amplitude).real
+    return field / field.std()
+
+
+def sst_events(years: int = 60, seed: int = 0) -> list[dict]:
+    """An El Nino that swings: one event, `values` (12 * years, 24, 48) anomalies in degrees Celsius, NaN on land.
+
+    A damped oscillator of two variables with a period of about four years, driven by noise that is strongest in
+    northern autumn, multiplies two fixed maps (a warm tongue and a heat content to its west); weather noise is added.
+    """
+    random = np.random.default_rng(seed)
+    decay, angle = 0.97, 2 * np.pi / 48
+    step = decay * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    state, series = np.zeros(2), np.empty((12 * years, 2))
+    for month in range(12 * years):
+        season = 1 + 0.6 * np.cos(2 * np.pi * (month % 12 - 9) / 12)
+        state = step @ state + random.normal(0, 0.18 * season, 2)
+        series[month] = state
+    lat, lon = np.arange(-55, 65, 5.0), np.arange(95, 335, 5.0)
+    belt = np.exp(-((lat[:, None] / 12) ** 2))
+    tongue, west = (belt * np.exp(-(((lon - centre) / width) ** 2)) for centre, width in ((220, 40), (160, 30)))
+    values = series[:, 0, None, None] * tongue + 0.5 * series[:, 1, None, None] * west
+    values = (values + random.normal(0, 0.1, values.shape)).astype("float32")
+    values[:, (np.abs(lat)[:, None] > 25) | (lon < 185) | (lon > 285)] = np.nan
+    time = np.datetime64("1900-01", "M") + np.arange(12 * years)
+    return [{"id": f"simulated-sst:{seed}", "time": time, "values": values, "geo": {"lat": lat, "lon": lon}}]

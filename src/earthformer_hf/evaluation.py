@@ -1,0 +1,132 @@
+"""Run a protocol: forecasts of a model and of simple methods, as scores with their counts, and as text."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from . import baselines
+from .data.open_sst import nino34
+from .data.windows import Windows
+from .metrics import RainScores, correlation_by_lead, rmse_by_lead, three_month_means
+
+
+@torch.no_grad()
+def forecast_windows(model, windows: Windows, batch_size: int = 4) -> Iterator[np.ndarray]:
+    """Predictions in the model's range (T_out, H, W), one by one in the order of the windows."""
+    for batch in tqdm(DataLoader(windows, batch_size), desc="forecast"):
+        yield from model(batch["past_values"].to(model.device)).predictions[..., 0].float().cpu().numpy()
+
+
+def score_rain(
+    model, extractor, windows: Windows, with_extrapolation: bool = False
+) -> dict[str, dict[str, RainScores]]:
+    """Forecast every window with the model and without it.
+
+    Args:
+        model, extractor: what `from_pretrained` gives; the extractor needs `fill_value` and `physical_table`.
+        windows: not augmented.
+        with_extrapolation: needs the extra `eval`; also scores what it could reach from within the frame.
+
+    Returns:
+        system -> {"code": scores at `extractor.thresholds`, "physical": at `extractor.physical_thresholds`}.
+    """
+    past_length = windows.context_length
+    systems: dict[str, dict[str, RainScores]] = {}
+
+    def update(system, code, target, observed):
+        if system not in systems:
+            systems[system] = {
+                "code": RainScores(extractor.thresholds),
+                "physical": RainScores(extractor.from_physical(extractor.physical_thresholds)),
+            }
+        for scores in systems[system].values():
+            scores.update(code, target, observed)
+
+    for item, predictions in enumerate(forecast_windows(model, windows)):
+        raw = windows.raw(item)
+        observed = extractor.observed(raw)
+        code = np.where(observed, raw, extractor.fill_value).astype("float64")
+        target, mask = code[past_length:], observed[past_length:]
+        model_code = extractor.decode(predictions)
+        update("model", model_code, target, mask)
+        update("persistence", baselines.persistence(code[:past_length], len(target)), target, mask)
+        if with_extrapolation:
+            rain, reachable = baselines.extrapolation(extractor.to_physical(code[:past_length]), len(target))
+            moved = extractor.from_physical(rain)
+            update("extrapolation", moved, target, mask)
+            update("model, reachable pixels", model_code, target, mask & reachable)
+            update("extrapolation, reachable pixels", moved, target, mask & reachable)
+    return systems
+
+
+def rain_table(systems: dict[str, dict[str, RainScores]], extractor, score_name: str, minutes: int) -> str:
+    """The scores as text: at the codes' thresholds, and at rain rates by lead time; `minutes` is the time step."""
+    lines = [f"{score_name}, and MSE of code / 255"]
+    thresholds = "".join(f"{f'CSI-{threshold:g}':>9s}" for threshold in extractor.thresholds)
+    lines.append(f"{'':32s}{'CSI-M':>8s}{'MSE':>10s}{thresholds}{'pixels':>11s}{'windows':>9s}")
+    for system, scores in systems.items():
+        score = scores["code"]
+        csi = "".join(f"{value:9.4f}" for value in score.csi())
+        lines.append(f"{system:32s}{score.csi_mean:8.4f}{score.mse:10.6f}{csi}{score.pixels:11d}{score.windows:9d}")
+    lines += ["", "CSI at rain rates, by lead in minutes"]
+    leads = next(iter(systems.values()))["physical"].csi(by_lead=True).shape[1]
+    lines.append(" " * 43 + "".join(f"{minutes * (i + 1):6d}" for i in range(leads)))
+    for system, scores in systems.items():
+        for rate, values in zip(extractor.physical_thresholds, scores["physical"].csi(by_lead=True)):
+            name = f"{rate:g} {extractor.physical_units}"
+            lines.append(f"{system:32s}{name:>11s}" + "".join(f"{value:6.3f}" for value in values))
+    lines += ["", "hits / misses / false alarms, pooled over lead times"]
+    for system, scores in systems.items():
+        named = [
+            ("code", "code", extractor.thresholds),
+            ("physical", extractor.physical_units, extractor.physical_thresholds),
+        ]
+        for kind, unit, values in named:
+            counts = {name: count.sum(1) for name, count in scores[kind].counts.items()}
+            for i, value in enumerate(values):
+                parts = " / ".join(f"{counts[name][i]:d}" for name in ("hits", "misses", "false_alarms"))
+                lines.append(f"{system:32s}{f'{value:g} {unit}':>11s}  {parts}")
+    return "\n".join(lines)
+
+
+def score_index(
+    model, extractor, event: dict, train_event: dict | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Forecast Nino3.4 over every window of an event, with the model and without it.
+
+    Args:
+        model, extractor: what `from_pretrained` gives.
+        event: a record of months, see `earthformer_hf.data`; its `geo` holds `lat`.
+        train_event: the record on which the statistical forecasts are fitted; without it only persistence is made.
+
+    Returns:
+        system -> three-month means of the index (windows, leads) in degrees Celsius; and the observed ones.
+    """
+    lengths = model.config.context_length, model.config.prediction_length
+    test = baselines.OceanRecord(event, nino34, *lengths)
+    ocean = extractor.observed(event["values"]).all(0)
+    maps = np.stack(
+        [extractor.decode(x) for x in forecast_windows(model, Windows([event], extractor.encode, *lengths))]
+    )
+    index = nino34(np.where(ocean, maps, np.nan).astype("float64"))
+    systems = {"model": three_month_means(index), "persistence": baselines.persisted_index(test)}
+    if train_event is not None:
+        train, lat = baselines.OceanRecord(train_event, nino34, *lengths), event["geo"]["lat"]
+        systems["damped persistence"] = baselines.damped_persistence(train, test)
+        systems["linear inverse model"] = baselines.linear_inverse_model(train, test, lat)
+        systems["seasonal ridge"] = baselines.seasonal_ridge(train, test, lat)
+    return systems, test.targets()
+
+
+def index_table(systems: dict[str, np.ndarray], targets: np.ndarray, score_name: str) -> str:
+    """The scores as text: correlation and RMSE averaged over leads, and correlation by lead."""
+    leads = "".join(f"{lead:6d}" for lead in range(1, targets.shape[1] + 1))
+    lines = [f"{score_name}; RMSE in degC", f"{'':22s}{'skill':>8s}{'RMSE':>8s}{'windows':>9s}  by lead{leads}"]
+    for system, forecast in systems.items():
+        skill, error = correlation_by_lead(forecast, targets), rmse_by_lead(forecast, targets)
+        by_lead = "".join(f"{value:6.2f}" for value in skill)
+        lines.append(f"{system:22s}{skill.mean():8.3f}{error.mean():8.3f}{len(targets):9d}         {by_lead}")
+    return "\n".join(lines)

@@ -1,0 +1,295 @@
+"""Cuboids, windows and attention, against their inverses and against plain loops."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from earthformer_hf.cuboid import (
+    CROSS_ATTENTION_PATTERNS,
+    SELF_ATTENTION_PATTERNS,
+    Cuboid,
+    CuboidCrossAttention,
+    CuboidSelfAttention,
+    PatchMerging,
+    cuboid_partition,
+    cuboid_regions,
+    cuboid_reverse,
+    pattern_cuboids,
+)
+
+
+L, D = "local", "dilated"
+
+
+def layer_config(**changes):
+    options = dict(
+        num_attention_heads=2,
+        attention_dropout=0.0,
+        dropout=0.0,
+        layer_norm_eps=1e-5,
+        mask_padding=True,
+        separate_global_qkv=True,
+        _attn_implementation="eager",
+    )
+    return SimpleNamespace(**(options | changes))
+
+
+def randomised(module):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, 0.4)
+    return module.eval()
+
+
+# -- cutting ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", list(itertools.product([L, D], repeat=3)))
+def test_reverse_undoes_partition(strategy):
+    values = torch.randn(2, 4, 6, 9, 5)
+    cuboid = Cuboid((2, 3, 3), strategy)
+    windows = cuboid_partition(values, cuboid)
+    assert windows.shape == (2, 2 * 2 * 3, 18, 5)
+    assert torch.equal(cuboid_reverse(windows, cuboid, (4, 6, 9)), values)
+
+
+def test_partition_gathers_neighbours_or_a_lattice():
+    line = torch.arange(6).view(1, 1, 1, 6, 1)
+    local = cuboid_partition(line, Cuboid((1, 1, 2)))[0, :, :, 0]
+    dilated = cuboid_partition(line, Cuboid((1, 1, 2), (L, L, D)))[0, :, :, 0]
+    assert local.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert dilated.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_patterns_of_the_paper():
+    grid = (13, 32, 16)
+    found = {name: pattern_cuboids(name, grid, SELF_ATTENTION_PATTERNS) for name in ("axial", "full", "divided_st")}
+    assert [cuboid.size for cuboid in found["axial"]] == [(13, 1, 1), (1, 32, 1), (1, 1, 16)]
+    assert [cuboid.size for cuboid in found["divided_st"]] == [(13, 1, 1), (1, 32, 16)]
+    assert [cuboid.size for cuboid in found["full"]] == [grid]
+    plain, shifted = pattern_cuboids("video_swin_2x8", grid, SELF_ATTENTION_PATTERNS)
+    assert (plain.size, plain.shift, shifted.shift) == ((2, 8, 8), (0, 0, 0), (1, 4, 4))
+    assert [c.strategy[0] for c in pattern_cuboids("spatial_lg_4", grid, SELF_ATTENTION_PATTERNS)] == [L, L, D]
+    small = pattern_cuboids("spatial_lg_4", (13, 4, 4), SELF_ATTENTION_PATTERNS)
+    assert [cuboid.size for cuboid in small] == [(13, 1, 1), (1, 4, 4)]
+    sizes = [c.size for c in pattern_cuboids("axial_space_dilate_4", grid, SELF_ATTENTION_PATTERNS)]
+    assert sizes == [(13, 1, 1), (1, 8, 1), (1, 8, 1), (1, 1, 4), (1, 1, 4)]
+    heterogeneous = pattern_cuboids("cross_4x4_heter", grid, CROSS_ATTENTION_PATTERNS)
+    assert [(c.strategy[1], c.shift) for c in heterogeneous] == [(L, (0, 0, 0)), (D, (0, 0, 0)), (L, (0, 2, 2))]
+    assert [c.size for c in pattern_cuboids("cross_2x2_lg", grid, CROSS_ATTENTION_PATTERNS)] == [(1, 2, 2)] * 2
+
+
+@pytest.mark.parametrize("name", ["axiel", "video_swin", "video_swin_0x4", "spatial_lg", "cross_1x1"])
+def test_unknown_patterns_are_refused(name):
+    with pytest.raises(ValueError, match="Unknown attention pattern"):
+        pattern_cuboids(name, (4, 4, 4), SELF_ATTENTION_PATTERNS)
+
+
+def test_cross_patterns_are_square():
+    with pytest.raises(ValueError, match="square"):
+        pattern_cuboids("cross_2x4", (4, 4, 4), CROSS_ATTENTION_PATTERNS)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ({"size": (0, 1, 1)}, "size"),
+        ({"size": (1, 1)}, "size"),
+        ({"size": (1, 1, 1), "strategy": (L, L, "far")}, "strategy"),
+        ({"size": (2, 2, 2), "shift": (0, 2, 0)}, "shift"),
+        ({"size": (2, 2, 2), "shift": (-1, 0, 0)}, "shift"),
+    ],
+)
+def test_impossible_cuboids_are_refused(arguments, expected):
+    with pytest.raises(ValueError, match=expected):
+        Cuboid(**arguments)
+
+
+# -- attention, against a loop over pairs of tokens -------------------------------------------------------------------
+
+
+def axis_groups(length, size, strategy, shift, mask_padding):
+    """For each position of an axis, padded: (which cuboid, where in it, which piece of a cut cuboid, is it real)."""
+    size = min(size, length)
+    shift = 0 if strategy == D or size == length else shift
+    total = -(-length // size) * size
+    rows = []
+    for origin in range(total):
+        rolled = (origin - shift) % total
+        cuboid, place = (rolled // size, rolled % size) if strategy == L else divmod(rolled, total // size)[::-1]
+        piece = 0 if rolled < total - size else (1 if rolled < total - shift else 2)
+        rows.append((cuboid, place, piece if shift else 0, origin < length or not mask_padding))
+    return rows, size
+
+
+def naive_self_attention(layer, values):
+    """Every token looks for the tokens of its cuboid and piece, one pair at a time."""
+    config, cuboid = layer.config, layer.cuboid
+    batch, *grid, channels = values.shape
+    axes, sizes = zip(
+        *(
+            axis_groups(n, *spec, config.mask_padding)
+            for n, *spec in zip(grid, cuboid.size, cuboid.strategy, cuboid.shift)
+        )
+    )
+    heads, width = config.num_attention_heads, channels // config.num_attention_heads
+    normed = layer.norm(values)
+    out = torch.zeros_like(values)
+    tokens = list(itertools.product(*(range(len(axis)) for axis in axes)))
+    facts = {token: [axis[i] for axis, i in zip(axes, token)] for token in tokens}
+    for b in range(batch):
+        qkv = {}
+        for token in tokens:
+            real = all(i < n for i, n in zip(token, grid))
+            state = normed[(b, *token)] if real else torch.zeros(channels)
+            qkv[token] = layer.qkv(state).view(3, heads, width)
+        for token in itertools.product(*(range(n) for n in grid)):
+            mine = facts[token]
+            others = [
+                other
+                for other in tokens
+                if all(a[0] == m[0] and a[2] == m[2] and a[3] for a, m in zip(facts[other], mine))
+            ]
+            scores = []
+            for other in others:
+                index = 0
+                for m, a, n in zip(mine, facts[other], cuboid.size):
+                    index = index * (2 * n - 1) + m[1] - a[1] + n - 1
+                product = (qkv[token][0] * qkv[other][1]).sum(-1) * width**-0.5
+                scores.append(product + layer.relative_position_bias[index])
+            weights = torch.stack(scores).softmax(0)  # (others, heads)
+            mixed = sum(w[:, None] * qkv[other][2] for w, other in zip(weights, others))
+            out[(b, *token)] = layer.out_proj(mixed.flatten())
+    return out
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+@pytest.mark.parametrize(
+    "grid, cuboid",
+    [
+        ((3, 5, 4), Cuboid((2, 2, 2), shift=(1, 1, 1))),  # padded and shifted
+        ((3, 5, 4), Cuboid((2, 3, 2), (L, D, D), shift=(1, 1, 1))),  # dilated: no shift there
+        ((3, 4, 2), Cuboid((2, 3, 4))),  # a grid narrower than the cuboid: true relative offsets
+        ((2, 3, 3), Cuboid((4, 3, 3), shift=(1, 0, 0))),
+    ],
+)
+def test_self_attention_equals_a_loop(grid, cuboid, mask_padding):
+    layer = randomised(CuboidSelfAttention(layer_config(mask_padding=mask_padding), 8, cuboid))
+    values = torch.randn(1, *grid, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(values)[0], naive_self_attention(layer, values), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_global_vectors_read_every_real_token_and_are_read_by_all(separate):
+    """One softmax over cuboid and globals; globals over all real tokens and themselves; order does not matter."""
+    config = layer_config(separate_global_qkv=separate)
+    cuboid = Cuboid((2, 2, 2), shift=(1, 1, 1))
+    layer = randomised(CuboidSelfAttention(config, 8, cuboid, use_global_vectors=True))
+    values, vectors = torch.randn(1, 3, 3, 3, 8), torch.randn(1, 2, 8)
+    with torch.no_grad():
+        _, weights, updated = layer(values, vectors)
+        tokens, normed = layer.norm(values).reshape(27, 8), layer.global_norm(vectors)[0]
+
+        def heads(x):
+            return x.view(-1, 2, 4).transpose(0, 1)  # (heads, tokens, width)
+
+        _, key, value = layer.qkv(tokens).chunk(3, dim=-1)
+        if separate:
+            key, value = layer.update_key(tokens), layer.update_value(tokens)
+            own_query, own_key, own_value = layer.update_global_qkv(normed).chunk(3, dim=-1)
+            query = layer.update_global_query(normed)
+        else:
+            query, own_key, own_value = layer.global_qkv(normed).chunk(3, dim=-1)
+            own_query = query
+        scores = torch.cat(
+            [heads(query) @ heads(key).transpose(1, 2), heads(own_query) @ heads(own_key).transpose(1, 2)], dim=-1
+        )
+        mixed = (scores * 4**-0.5).softmax(-1) @ torch.cat([heads(value), heads(own_value)], dim=1)
+        expected = layer.global_out_proj(mixed.transpose(0, 1).reshape(1, 2, 8))
+    torch.testing.assert_close(updated, expected, rtol=1e-4, atol=1e-5)
+    assert weights.shape == (8, 2, 8, 8 + 2)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(8, 2, 8))
+    assert (weights[..., 8:] > 0).all()
+
+
+def test_regions_keep_the_ends_of_a_rolled_axis_apart():
+    regions = cuboid_regions((1, 1, 6), (0, 0, 0), Cuboid((1, 1, 3), shift=(0, 0, 1)), True, torch.device("cpu"))
+    # rolled by one: 1 2 3 | 4 5 0
+    assert regions[0].unique().numel() == 1
+    assert regions[1, 0] == regions[1, 1] != regions[1, 2]
+    padded = cuboid_regions((1, 1, 5), (0, 0, 1), Cuboid((1, 1, 3)), True, torch.device("cpu"))
+    assert (padded[0] >= 0).all() and padded[1].tolist()[2] == -1
+    assert cuboid_regions((1, 1, 5), (0, 0, 1), Cuboid((1, 1, 3)), False, torch.device("cpu")) is None
+
+
+def test_cross_attention_sees_only_its_place():
+    layer = randomised(CuboidCrossAttention(layer_config(), 8, Cuboid((1, 2, 2), shift=(0, 1, 1)), max_time=7))
+    values, context = torch.randn(1, 4, 4, 4, 8), torch.randn(1, 3, 4, 4, 8, requires_grad=True)
+    out, _ = layer(values, context)
+    out[0, :, 0, 0].sum().backward()
+    reached = context.grad[0].abs().sum((0, 3)) > 0
+    assert reached.tolist() == [[i == 0 and j == 0 for j in range(4)] for i in range(4)]
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+@pytest.mark.parametrize("cuboid", [Cuboid((2, 2, 3), shift=(1, 1, 1)), Cuboid((2, 3, 2), (L, D, L))])
+def test_eager_and_sdpa_agree(cuboid, mask_padding):
+    config = layer_config(mask_padding=mask_padding)
+    layer = randomised(CuboidSelfAttention(config, 8, cuboid, use_global_vectors=True))
+    cross = randomised(CuboidCrossAttention(config, 8, cuboid, max_time=9))
+    values, vectors, context = torch.randn(2, 3, 5, 7, 8), torch.randn(2, 3, 8), torch.randn(2, 4, 5, 7, 8)
+    results = {}
+    for name in ("eager", "sdpa"):
+        config._attn_implementation = name
+        with torch.no_grad():
+            tokens, _, globals_ = layer(values, vectors)
+            results[name] = tokens, globals_, cross(values, context)[0]
+    for one, other in zip(*results.values()):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_more_windows_than_a_kernel_takes(implementation):
+    config = layer_config(_attn_implementation=implementation)
+    layer = randomised(CuboidSelfAttention(config, 4, Cuboid((2, 1, 1)), use_global_vectors=True))
+    values, vectors = torch.randn(1, 2, 70_000, 1, 4), torch.randn(1, 1, 4)
+    with torch.no_grad():
+        together = layer(values, vectors)[0]
+        parts = [layer(part, vectors)[0] for part in values.split(35_000, dim=2)]
+    torch.testing.assert_close(together, torch.cat(parts, dim=2), rtol=1e-5, atol=1e-5)
+
+
+def test_first_used_in_inference_mode_then_trained():
+    layer = randomised(CuboidSelfAttention(layer_config(), 8, Cuboid((2, 2, 2), shift=(1, 1, 1)), True))
+    values, vectors = torch.randn(1, 3, 5, 5, 8), torch.randn(1, 2, 8)
+    with torch.inference_mode():
+        before = layer(values, vectors)[0].clone()
+    after, _, updated = layer.train()(values, vectors)
+    torch.testing.assert_close(before.clone(), after.detach())
+    (after.sum() + updated.sum()).backward()
+    assert layer.relative_position_bias.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_finite(dtype):
+    config = layer_config()
+    cross = CuboidCrossAttention(config, 8, Cuboid((3, 2, 2), shift=(0, 1, 1)), max_time=9).to(dtype)
+    values = torch.randn(1, 4, 5, 5, 8, dtype=dtype, requires_grad=True)
+    out, _ = cross(values, torch.randn(1, 4, 5, 5, 8, dtype=dtype))
+    out.float().square().sum().backward()
+    assert torch.isfinite(out).all() and torch.isfinite(values.grad).all()
+
+
+def test_patch_merging_pads_with_zeros():
+    merge = randomised(PatchMerging(3, 5, (2, 3), eps=1e-5))
+    values = torch.randn(1, 2, 3, 4, 3)
+    with torch.no_grad():
+        out = merge(values)
+        corner = torch.zeros(2, 3, 3)
+        corner[0, 0] = values[0, 0, 2, 3]
+        expected = merge.reduction(merge.norm(corner.flatten()))
+    assert out.shape == (1, 2, 2, 2, 5)
+    torch.testing.assert_close(out[0, 0, 1, 1], expected)

@@ -1,0 +1,53 @@
+"""The released and paper settings: parameters exactly, multiply-adds to one per cent."""
+
+import pytest
+import torch
+import yaml
+from tiny import ROOT
+from torch.utils.flop_counter import FlopCounterMode
+
+from earthformer_hf import EarthformerConfig, EarthformerForPrediction
+
+
+# name -> parameters of the original, those of them that never receive a gradient, multiply-adds in units of 1e9
+PUBLISHED = {
+    "earthformer_sevir": (8_659_677, 459_008, 223.58),
+    "earthformer_sevir_paper": (15_082_069, 65_792, 255.71),
+    "earthformer_sevir_paper_noglobal": (13_075_029, 0, 255.20),
+    "earthformer_sevir_lr": (1_505_069, 0, 13.92),
+    "earthformer_icar_enso": (1_394_325, 0, 6.703),
+    "earthformer_icar_enso_paper": (7_600_077, 16_512, 23.65),
+    "earthformer_nbody_mnist": (6_702_109, 0, 33.33),
+    "earthformer_moving_mnist": (6_702_109, 0, 33.33),
+}
+
+
+def recipe_config(name):
+    return EarthformerConfig(**yaml.safe_load((ROOT / f"examples/configs/{name}.yaml").read_text())["model"])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name):
+    parameters, dead, multiply_adds = PUBLISHED[name]
+    config = recipe_config(name)
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        model = EarthformerForPrediction(config).eval()
+        past_values = torch.empty(1, config.context_length, *config.image_size, config.num_channels)
+    assert sum(p.numel() for p in model.parameters()) + dead == parameters
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(past_values)
+    assert counter.get_total_flops() / 2 == pytest.approx(multiply_adds * 1e9, rel=0.01)
+
+
+def test_every_recipe_is_valid():
+    names = {path.stem for path in (ROOT / "examples/configs").glob("earthformer_*.yaml")}
+    assert set(PUBLISHED) < names
+    for name in names:
+        recipe_config(name)
+
+
+def test_defaults_are_the_released_sevir_setting_with_masked_padding():
+    changed = recipe_config("earthformer_sevir").to_diff_dict()
+    default = EarthformerConfig().to_diff_dict()
+    assert {name for name in changed if changed[name] != default.get(name)} == {"mask_padding"}
