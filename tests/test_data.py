@@ -1,0 +1,166 @@
+"""Windows, the readers, and simulated weather."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from tiny import DATA
+
+from earthformer_hf import EarthformerFeatureExtractor
+from earthformer_hf.data import open_radar, open_sst, simulated
+from earthformer_hf.data.windows import Windows
+
+
+encode = EarthformerFeatureExtractor(missing_value=255, fill_value=0).encode
+
+
+def numbered(length, size=2):
+    """An event whose every pixel is the number of its frame."""
+    return {"id": str(length), "values": np.arange(length)[:, None, None] * np.ones((1, size, size))}
+
+
+def test_windows_cut_past_and_future():
+    windows = Windows([numbered(9), numbered(4), numbered(5)], encode, 3, 2, stride=2)
+    starts = [item["past_values"][0, 0, 0, 0].item() for item in windows]
+    assert starts == [0, 2, 4, 0]  # three of the first event, none of the second, one of the third
+    item = windows[1]
+    assert item["past_values"].shape == (3, 2, 2, 1) and item["future_values"].shape == (2, 2, 2, 1)
+    assert item["past_values"][:, 0, 0, 0].tolist() == [2, 3, 4]
+    assert item["future_values"][:, 0, 0, 0].tolist() == [5, 6]
+
+
+def test_missing_values_become_a_mask():
+    event = numbered(5)
+    event["values"][4, 1, 0] = 255
+    item = Windows([event], encode, 3, 2)[0]
+    assert item["future_observed_mask"].sum() == 7 and not item["future_observed_mask"][1, 1, 0, 0]
+    assert item["future_values"][1, 1, 0, 0] == 0
+
+
+def test_augmentation_turns_all_frames_alike():
+    random = np.random.default_rng(0)
+    event = {"id": "a", "values": np.repeat(random.normal(size=(1, 3, 3)), 4, axis=0)}
+    windows = Windows([event], encode, 2, 2, augment=True)
+    seen = set()
+    for _ in range(60):
+        item = windows[0]
+        frames = torch.cat([item["past_values"], item["future_values"]])
+        assert (frames == frames[:1]).all()
+        assert sorted(frames[0].flatten().tolist()) == sorted(event["values"][0].astype("float32").flatten().tolist())
+        seen.add(tuple(frames[0].flatten().tolist()))
+    assert len(seen) == 8  # four turns, flipped or not
+
+
+def test_impossible_windows_are_refused():
+    with pytest.raises(ValueError, match="5 frames or more, the longest has 4"):
+        Windows([numbered(4)], encode, 3, 2)
+    with pytest.raises(ValueError, match="stride"):
+        Windows([numbered(5)], encode, 3, 2, stride=0)
+    with pytest.raises(ValueError, match="square"):
+        Windows([{"id": "a", "values": np.zeros((5, 2, 3))}], encode, 3, 2, augment=True)
+
+
+# -- open radar -------------------------------------------------------------------------------------------------------
+
+
+def write_radar(path, origins):
+    """A file in the layout of the open radar data: 8 x 8 tiles of one source."""
+    random = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        table = np.arange(256) // 2
+        table[255] = 0
+        file["vil_lut"] = table.astype("uint8")
+        group = file.create_group("mrms_test")
+        group["code"] = random.integers(0, 256, (5, 20, 20)).astype("uint8")
+        group["time"] = np.array([f"2019-06-10T00:0{2 * i}:00" for i in range(5)], "S19")
+        group["tiles_train"] = np.array(origins, "int32")
+        group.attrs.update(tile_size=8, dt_minutes=2)
+
+
+def test_radar_tiles_are_views_of_proxy_codes(tmp_path):
+    write_radar(tmp_path / "r.h5", [(0, 0), (4, 6)])
+    events = open_radar.load_events(tmp_path / "r.h5", "train")
+    with h5py.File(tmp_path / "r.h5") as file:
+        code = file["mrms_test/code"][:]
+    expected = np.where(code == 255, 255, code // 2)
+    assert [event["geo"]["row"] for event in events] == [0, 4]
+    np.testing.assert_array_equal(events[1]["values"], expected[:, 4:12, 6:14])
+    assert events[0]["values"].base is events[1]["values"].base
+    assert events[0]["time"][1] - events[0]["time"][0] == np.timedelta64(2, "m")
+    with pytest.raises(ValueError, match="val"):
+        open_radar.load_events(tmp_path / "r.h5", "val")
+
+
+def test_more_tiles_only_inside_the_split(tmp_path):
+    square = [(0, 0), (0, 2), (2, 0), (2, 2)]
+    write_radar(tmp_path / "r.h5", [*square, (8, 8)])
+    events = open_radar.load_events(tmp_path / "r.h5", "train", every=1)
+    origins = {(event["geo"]["row"], event["geo"]["column"]) for event in events}
+    assert origins == {*square, (0, 1), (1, 0), (1, 1), (8, 8)}
+
+
+def test_rain_rate_follows_marshall_palmer():
+    rain = open_radar.rain_rate(np.array([0, 64, 144, 255], "uint8"))
+    np.testing.assert_allclose(rain[[0, 1]], [0, (1 / 200) ** (1 / 1.6)], rtol=1e-5)
+    np.testing.assert_allclose(10 * np.log10(200 * rain[2] ** 1.6), 40, rtol=1e-5)
+    assert np.isnan(rain[3])
+
+
+@pytest.mark.skipif(not (DATA / "radar_open_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
+def test_the_windows_of_the_protocol():
+    events = open_radar.load_events(DATA / "radar_open_3km.h5", "test")
+    windows = Windows(events, encode, 13, 12, stride=4)
+    assert len(events) == 55 and len(windows) == 165
+    train = {(e["geo"]["row"], e["geo"]["column"]) for e in open_radar.load_events(DATA / "radar_open_3km.h5", "train")}
+    assert not train & {(event["geo"]["row"], event["geo"]["column"]) for event in events}
+
+
+# -- the ocean --------------------------------------------------------------------------------------------------------
+
+
+def write_sst(path, first="1970-01", months=600):
+    import xarray as xr
+
+    time = (np.datetime64(first, "M") + np.arange(months)).astype("datetime64[ns]")
+    lat, lon = np.arange(-55.0, 65, 5), np.arange(0.0, 360, 5)
+    values = np.arange(months)[:, None, None] + 0.01 * lat[:, None] + 0.001 * lon
+    xr.Dataset({"ssta": (("time", "lat", "lon"), values)}, {"time": time, "lat": lat, "lon": lon}).to_netcdf(path)
+
+
+def test_sst_splits_and_crop(tmp_path):
+    write_sst(tmp_path / "s.nc")
+    (event,) = open_sst.load_events(tmp_path / "s.nc", "val")
+    assert event["values"].shape == (14 * 12, 24, 48)
+    assert str(event["time"][0]) == "1977-01" and str(event["time"][-1]) == "1990-12"
+    assert event["geo"]["lon"][0] == 95 and event["geo"]["lon"][-1] == 330
+    # the mean over latitude -5..5, longitude 190..240
+    expected = np.arange(84, 84 + 168) + 0.001 * 215
+    np.testing.assert_allclose(open_sst.nino34(event["values"].astype("float64")), expected, atol=1e-4)
+    with pytest.raises(ValueError, match="split"):
+        open_sst.load_events(tmp_path / "s.nc", "dev")
+    write_sst(tmp_path / "late.nc", first="2015-01", months=24)
+    with pytest.raises(ValueError, match="no month"):
+        open_sst.load_events(tmp_path / "late.nc", "test")
+
+
+# -- simulated --------------------------------------------------------------------------------------------------------
+
+
+def test_simulated_rain_moves_and_is_reproducible():
+    first, again = simulated.rain_events(2, seed=3), simulated.rain_events(1, seed=3)
+    np.testing.assert_array_equal(first[0]["values"], again[0]["values"])
+    values = first[0]["values"]
+    assert values.shape == (25, 128, 128) and values.dtype == np.float32 and (values >= 0).all()
+    assert 0.02 < (values > 0.1).mean() < 0.6
+    near = np.corrcoef(values[0].ravel(), values[1].ravel())[0, 1]
+    far = np.corrcoef(values[0].ravel(), values[20].ravel())[0, 1]
+    assert near > 0.8 and far < near - 0.3
+
+
+def test_simulated_ocean_swings():
+    (event,) = simulated.sst_events(years=200)
+    index = open_sst.nino34(event["values"])
+    assert event["values"].shape == (2400, 24, 48) and 0.3 < index.std() < 2
+    lagged = [np.corrcoef(index[:-lag], index[lag:])[0, 1] for lag in (1, 24)]
+    assert lagged[0] > 0.8 and lagged[1] < 0
+    assert np.isnan(event["values"]).all(0).sum() + np.isfinite(event["values"]).all(0).sum() == 24 * 48

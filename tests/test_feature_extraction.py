@@ -1,0 +1,113 @@
+"""Raw values to the model's range and back, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_config
+from transformers import AutoFeatureExtractor
+
+from earthformer_hf import EarthformerFeatureExtractor
+
+
+def rain_extractor(**changes):
+    options = {
+        "scale": 1 / 255,
+        "variable": "proxy",
+        "units": "1",
+        "time_step": "2m",
+        "grid_spacing": "3 km",
+        "missing_value": 255,
+        "fill_value": 0,
+        "valid_range": [0, 254],
+        "thresholds": [16, 74],
+        "physical_units": "mm/h",
+        "physical_table": [[0, 10, 20], [0, 1, 5]],
+    }
+    return EarthformerFeatureExtractor(**(options | changes))
+
+
+def test_decode_undoes_encode():
+    extractor = EarthformerFeatureExtractor(offset=-33.44, scale=1 / 47.54)
+    raw = np.linspace(-20, 30, 24).reshape(2, 3, 4)
+    values, observed = extractor.encode(raw)
+    assert values.dtype == np.float32 and observed.all()
+    np.testing.assert_allclose(values, (raw + 33.44) / 47.54, rtol=1e-6)
+    np.testing.assert_allclose(extractor.decode(values), raw, atol=1e-5)
+    np.testing.assert_allclose(extractor.decode(torch.from_numpy(values)), raw, atol=1e-5)
+
+
+def test_codes_survive_the_round_trip_exactly():
+    extractor = rain_extractor()
+    codes = np.arange(255, dtype="uint8").reshape(1, 15, 17)
+    assert (np.round(extractor.decode(extractor.encode(codes)[0])) == codes).all()
+    assert extractor.decode(np.array([-0.2, 1.3])).tolist() == [0, 254]
+
+
+def test_missing_values_are_masked_and_filled():
+    extractor = rain_extractor(fill_value=3)
+    raw = np.array([[[7.0, 255.0, np.nan]]])
+    values, observed = extractor.encode(raw)
+    assert observed.tolist() == [[[True, False, False]]]
+    np.testing.assert_allclose(values[0, 0], np.array([7, 3, 3]) / 255, rtol=1e-6)
+
+
+def test_missing_values_are_refused_by_position_and_count():
+    raw = np.zeros((2, 3, 4))
+    raw[1, 2, 3] = raw[0, 1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"2 missing or non-finite values of 24.*\(0, 1, 2\).*fill_value"):
+        EarthformerFeatureExtractor().encode(raw)
+    with pytest.raises(ValueError, match="255"):
+        rain_extractor(fill_value=None)(np.full((1, 2, 2), 255, "uint8"))
+    raw[0, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="never filled"):
+        rain_extractor().encode(raw)
+
+
+def test_ranks_and_batches():
+    extractor = rain_extractor()
+    frames = np.arange(24).reshape(2, 3, 4)
+    expected = torch.from_numpy(frames.astype("float32") / 255)
+    for raw in (frames, frames[None], frames[None, ..., None], [frames], [frames[..., None]], torch.from_numpy(frames)):
+        past_values = extractor(raw)["past_values"]
+        assert past_values.shape == (1, 2, 3, 4, 1) and past_values.dtype == torch.float32
+        torch.testing.assert_close(past_values[0, ..., 0], expected)
+    assert extractor([frames, frames])["past_values"].shape == (2, 2, 3, 4, 1)
+    for wrong in (frames[0], np.zeros((0, 2, 3, 4)), [], np.zeros((1,) * 6)):
+        with pytest.raises(ValueError, match="raw"):
+            extractor(wrong)
+    with pytest.raises(ValueError, match="dtype"):
+        extractor.encode(np.array(["rain"]))
+
+
+def test_physical_values_by_table():
+    extractor = rain_extractor()
+    np.testing.assert_allclose(extractor.to_physical(np.array([0, 5, 10, 15, 99])), [0, 0.5, 1, 3, 5])
+    assert np.isnan(extractor.to_physical(np.array([np.nan])))[0]
+    codes = np.linspace(0, 20, 41)
+    np.testing.assert_allclose(extractor.from_physical(extractor.to_physical(codes)), codes, atol=1e-5)
+    with pytest.raises(ValueError, match="physical_table"):
+        EarthformerFeatureExtractor().to_physical(codes)
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"scale": 0}, "scale"),
+        ({"offset": float("nan")}, "offset"),
+        ({"fill_value": float("inf")}, "fill_value"),
+        ({"physical_table": [[0, 1], [1, 0]]}, "physical_table"),
+        ({"physical_table": [[0, 1]]}, "physical_table"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, named):
+    with pytest.raises(ValueError, match=named):
+        rain_extractor(**changes)
+
+
+def test_save_and_load(tmp_path):
+    extractor = rain_extractor()
+    extractor.save_pretrained(tmp_path)
+    tiny_config().save_pretrained(tmp_path)
+    loaded = AutoFeatureExtractor.from_pretrained(tmp_path)
+    assert type(loaded) is EarthformerFeatureExtractor
+    assert loaded.to_dict() == extractor.to_dict()

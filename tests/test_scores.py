@@ -1,0 +1,110 @@
+"""Scores on cases with known answers, and the forecasts without a neural network."""
+
+import numpy as np
+import pytest
+from tiny import DATA
+
+from earthformer_hf import baselines
+from earthformer_hf.data import open_sst, simulated
+from earthformer_hf.metrics import (
+    RainScores,
+    contingency_counts,
+    correlation_by_lead,
+    critical_success_index,
+    rmse_by_lead,
+    three_month_means,
+)
+
+
+def test_counts_by_hand():
+    target = np.array([[[10, 20], [30, 5]], [[0, 0], [0, 50]]])
+    forecast = np.array([[[10, 5], [30, 20]], [[0, 0], [0, 0]]])
+    observed = np.ones_like(target, bool)
+    observed[0, 1, 0] = False  # a hit that nobody saw
+    counts = contingency_counts(forecast, target, observed, [10, 100])
+    assert counts["hits"].tolist() == [[1, 0], [0, 0]]
+    assert counts["misses"].tolist() == [[1, 1], [0, 0]]
+    assert counts["false_alarms"].tolist() == [[1, 0], [0, 0]]
+    assert counts["correct_negatives"].tolist() == [[0, 3], [3, 4]]
+    assert counts["hits"].dtype == np.int64
+    csi = critical_success_index(counts["hits"], counts["misses"], counts["false_alarms"])
+    assert csi[0].tolist() == [1 / 3, 0] and np.isnan(csi[1]).all()
+
+
+def test_pooled_scores():
+    scores = RainScores([10], value_range=10)
+    ones = np.ones((1, 1, 2), bool)
+    scores.update(np.array([[[10.0, 0]]]), np.array([[[10.0, 10]]]), ones)
+    scores.update(np.array([[[10.0, 10]]]), np.array([[[0.0, 10]]]), ones & [[[True, False]]])
+    assert scores.csi().tolist() == [1 / 3]  # one hit, one miss, one false alarm
+    assert scores.mse == pytest.approx((1 + 1) / 3)
+    assert (scores.pixels, scores.windows) == (3, 2)
+    assert np.isnan(RainScores([10]).mse)
+
+
+def test_correlation_and_rmse():
+    random = np.random.default_rng(0)
+    target = random.normal(size=(50, 3))
+    forecast = target * [2, -1, 0] + [1, 0, 0]
+    skill = correlation_by_lead(forecast, target)
+    np.testing.assert_allclose(skill[:2], [1, -1])
+    assert np.isnan(skill[2])
+    np.testing.assert_allclose(rmse_by_lead(target + 2, target), [2, 2, 2])
+    noisy = target + random.normal(size=target.shape)
+    expected = [np.corrcoef(noisy[:, i], target[:, i])[0, 1] for i in range(3)]
+    np.testing.assert_allclose(correlation_by_lead(noisy, target), expected)
+
+
+def test_three_month_means():
+    assert three_month_means(np.array([0.0, 3, 6, 0])).tolist() == [3, 3]
+
+
+def test_extrapolation_moves_rain_with_the_flow():
+    if not baselines.has_extrapolation():
+        pytest.skip("extrapolation: pysteps and opencv-python-headless are not installed (extra `eval`)")
+    still = simulated.rain_events(1, length=1, seed=5)[0]["values"][0]
+    rain = np.stack([np.roll(still, 2 * t, axis=1) for t in range(6)])
+    forecast, reachable = baselines.extrapolation(rain[:3], 3)
+    inside = reachable.copy()
+    inside[:, :, :16] = False
+    error = np.abs(forecast - rain[3:])[inside].mean()
+    stay = np.abs(baselines.persistence(rain[:3], 3) - rain[3:])[inside].mean()
+    assert error < 0.4 * stay
+    assert (forecast[~reachable] == 0).all()
+
+
+@pytest.mark.skipif(not (DATA / "sst_kaplan_1856_2014.nc").exists(), reason="ocean data: set EARTHFORMER_HF_DATA")
+def test_ocean_baselines_have_their_known_scores():
+    path = DATA / "sst_kaplan_1856_2014.nc"
+    train, test = (
+        baselines.OceanRecord(open_sst.load_events(path, split)[0], open_sst.nino34, 12, 14)
+        for split in ("train", "test")
+    )
+    lat = open_sst.load_events(path, "test")[0]["geo"]["lat"]
+    targets = test.targets()
+    assert targets.shape == (237, 12)
+    expected = {
+        "persistence": (baselines.persisted_index(test), 0.277, 0.830),
+        "damped persistence": (baselines.damped_persistence(train, test), 0.405, 0.591),
+        "linear inverse model": (baselines.linear_inverse_model(train, test, lat), 0.383, 0.623),
+        "seasonal ridge": (baselines.seasonal_ridge(train, test, lat), 0.605, 0.541),
+    }
+    for name, (forecast, skill, error) in expected.items():
+        assert correlation_by_lead(forecast, targets).mean() == pytest.approx(skill, abs=0.001), name
+        assert rmse_by_lead(forecast, targets).mean() == pytest.approx(error, abs=0.001), name
+
+
+def test_a_linear_ocean_is_forecast_by_the_linear_models():
+    """Where the ocean is a noisy oscillator, models that know its phase beat persistence at long leads."""
+    train, test = (
+        baselines.OceanRecord(simulated.sst_events(years, seed)[0], open_sst.nino34, 12, 14)
+        for years, seed in ((150, 1), (60, 2))
+    )
+    lat = simulated.sst_events(3)[0]["geo"]["lat"]
+    targets = test.targets()
+    persisted = correlation_by_lead(baselines.persisted_index(test), targets)[-1]
+    for forecast in (
+        baselines.linear_inverse_model(train, test, lat, number=3, lag=1),
+        baselines.seasonal_ridge(train, test, lat, number=3),
+    ):
+        assert correlation_by_lead(forecast, targets)[-1] > persisted + 0.1
