@@ -24,7 +24,7 @@ from transformers import HfArgumentParser, get_scheduler
 
 from earthformer_hf import EarthformerConfig, EarthformerFeatureExtractor, EarthformerForPrediction
 from earthformer_hf.data import open_radar, open_sst
-from earthformer_hf.data.windows import Windows
+from earthformer_hf.data.windows import TrainingWindows, Windows
 from earthformer_hf.losses import intensity_weighted_mse
 
 
@@ -36,7 +36,7 @@ class DataArguments:
     source: str = field(default="", metadata={"help": "open_radar or open_sst"})
     file: str = field(default="", metadata={"help": "file name below EARTHFORMER_HF_DATA"})
     train_options: dict = field(default_factory=dict, metadata={"help": "options of the reader, for training only"})
-    augment: bool = field(default=False, metadata={"help": "flips and quarter turns"})
+    turn: bool = field(default=False, metadata={"help": "draw flips and quarter turns"})
     gain: float = field(default=1.0, metadata={"help": "draw a factor for the values from 1/gain .. gain"})
     mirror: bool = field(default=False, metadata={"help": "draw the sign of the values, for anomalies"})
     eval_stride: int = field(default=4, metadata={"help": "frames between validation windows"})
@@ -89,12 +89,14 @@ def save(accelerator, folder: Path, progress: dict):
     """Write the state beside the last one, then take its place: an interrupted write leaves the last one intact."""
     new, old = folder.with_name("new"), folder.with_name("old")
     accelerator.save_state(new)
-    (new / "progress.json").write_text(json.dumps(progress))
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if accelerator.is_main_process:
+        (new / "progress.json").write_text(json.dumps(progress))
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
 
 
 def main():
@@ -106,7 +108,12 @@ def main():
     path = Path(os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")) / data.file
     lengths = config.context_length, config.prediction_length
     train_events = SOURCES[data.source](path, "train", **data.train_options)
-    train_set = Windows(train_events, extractor.encode, *lengths, augment=data.augment)
+    highest = (
+        (extractor.valid_range[1] - extractor.offset) * extractor.scale if extractor.valid_range else float("inf")
+    )
+    train_set = TrainingWindows(
+        Windows(train_events, extractor.encode, *lengths), arguments.seed, data.turn, data.gain, data.mirror, highest
+    )
     eval_set = Windows(SOURCES[data.source](path, "val"), extractor.encode, *lengths, stride=data.eval_stride)
 
     model = EarthformerForPrediction(config)
@@ -115,17 +122,12 @@ def main():
     groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate)
     schedule = get_scheduler("cosine", optimizer, arguments.warmup_steps, arguments.max_steps)
-    train_loader = DataLoader(train_set, arguments.batch_size, shuffle=True, drop_last=True)
     eval_loader = DataLoader(eval_set, arguments.batch_size)
-    model, optimizer, schedule, train_loader, eval_loader = accelerator.prepare(
-        model, optimizer, schedule, train_loader, eval_loader
-    )
+    model, optimizer, schedule, eval_loader = accelerator.prepare(model, optimizer, schedule, eval_loader)
     ema = EMAModel(model.parameters(), decay=arguments.ema_decay)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema)
 
-    valid_range = extractor.valid_range or [-float("inf"), float("inf")]
-    highest = (valid_range[1] - extractor.offset) * extractor.scale
     progress = {"step": 0, "best": float("inf")}
     checkpoint = Path(arguments.output_dir) / "checkpoints" / "last"
     for folder in (checkpoint, checkpoint.with_name("old")):
@@ -135,43 +137,39 @@ def main():
             break
 
     last = min(arguments.max_steps, arguments.stop_at or arguments.max_steps)
+    per_step = arguments.batch_size * accelerator.num_processes
+    positions = range(progress["step"] * per_step, last * per_step)
+    train_loader = accelerator.prepare(DataLoader(train_set, arguments.batch_size, sampler=positions))
     bar = tqdm(total=last, initial=progress["step"], disable=not accelerator.is_main_process)
-    while progress["step"] < last:
-        epoch, done = divmod(progress["step"], len(train_loader))
-        train_loader.set_epoch(epoch)
-        for batch in accelerator.skip_first_batches(train_loader, done):
-            values = {name: batch[name] for name in ("past_values", "future_values")}
-            if data.gain != 1.0 or data.mirror:
-                draws = torch.rand(2, len(values["past_values"]), 1, 1, 1, 1, device=accelerator.device)
-                factor = data.gain ** (2 * draws[0] - 1) * (torch.where(draws[1] < 0.5, -1, 1) if data.mirror else 1)
-                values = {name: (value * factor).clamp(max=highest) for name, value in values.items()}
-            predictions = model(values["past_values"]).predictions
-            observed = batch["future_observed_mask"]
-            loss = intensity_weighted_mse(predictions, values["future_values"], observed, arguments.intensity_weight)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            ema.step(model.parameters())
-            progress["step"] += 1
-            bar.update()
-            bar.set_postfix(loss=f"{loss.item():.5f}")
-            at_end = progress["step"] == last
-            if progress["step"] % arguments.eval_every == 0 or at_end:
-                ema.store(model.parameters())
-                ema.copy_to(model.parameters())
-                score = evaluate(model, eval_loader, accelerator)
-                if score < progress["best"] and accelerator.is_main_process:
-                    progress["best"] = score
+    for batch in train_loader:
+        set_seed(arguments.seed + progress["step"])  # of dropout
+        predictions = model(batch["past_values"]).predictions
+        loss = intensity_weighted_mse(
+            predictions, batch["future_values"], batch["future_observed_mask"], arguments.intensity_weight
+        )
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        ema.step(model.parameters())
+        progress["step"] += 1
+        bar.update()
+        bar.set_postfix(loss=f"{loss.item():.5f}")
+        at_end = progress["step"] == last
+        if progress["step"] % arguments.eval_every == 0 or at_end:
+            ema.store(model.parameters())
+            ema.copy_to(model.parameters())
+            score = evaluate(model, eval_loader, accelerator)
+            if score < progress["best"]:
+                progress["best"] = score
+                if accelerator.is_main_process:
                     accelerator.unwrap_model(model).save_pretrained(arguments.output_dir)
                     extractor.save_pretrained(arguments.output_dir)
-                ema.restore(model.parameters())
-                tqdm.write(f"step {progress['step']}: validation MSE {score:.6f}, best {progress['best']:.6f}")
-            if (progress["step"] % arguments.save_every == 0 or at_end) and accelerator.is_main_process:
-                save(accelerator, checkpoint, progress)
-            if at_end:
-                break
+            ema.restore(model.parameters())
+            tqdm.write(f"step {progress['step']}: validation MSE {score:.6f}, best {progress['best']:.6f}")
+        if progress["step"] % arguments.save_every == 0 or at_end:
+            save(accelerator, checkpoint, progress)
     accelerator.end_training()
 
 

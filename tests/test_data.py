@@ -8,7 +8,7 @@ from tiny import DATA
 
 from earthformer_hf import EarthformerFeatureExtractor
 from earthformer_hf.data import open_radar, open_sst, simulated
-from earthformer_hf.data.windows import Windows
+from earthformer_hf.data.windows import TrainingWindows, Windows
 
 
 encode = EarthformerFeatureExtractor(missing_value=255, fill_value=0).encode
@@ -40,15 +40,39 @@ def test_missing_values_become_a_mask():
 def test_augmentation_turns_all_frames_alike():
     random = np.random.default_rng(0)
     event = {"id": "a", "values": np.repeat(random.normal(size=(1, 3, 3)), 4, axis=0)}
-    windows = Windows([event], encode, 2, 2, augment=True)
+    windows = TrainingWindows(Windows([event], encode, 2, 2), seed=0, turn=True)
     seen = set()
-    for _ in range(60):
-        item = windows[0]
+    for position in range(60):
+        item = windows[position]
         frames = torch.cat([item["past_values"], item["future_values"]])
         assert (frames == frames[:1]).all()
         assert sorted(frames[0].flatten().tolist()) == sorted(event["values"][0].astype("float32").flatten().tolist())
         seen.add(tuple(frames[0].flatten().tolist()))
     assert len(seen) == 8  # four turns, flipped or not
+
+
+def test_training_order_is_a_function_of_the_seed():
+    windows = Windows([numbered(9)], encode, 3, 2)
+    stream = TrainingWindows(windows, seed=1)
+    first = [stream[position]["past_values"][0, 0, 0, 0].item() for position in range(15)]
+    assert [sorted(first[i : i + 5]) for i in (0, 5, 10)] == [[0, 1, 2, 3, 4]] * 3
+    assert first[:5] != first[5:10]
+    again = TrainingWindows(windows, seed=1)
+    assert [again[position]["past_values"][0, 0, 0, 0].item() for position in range(7, 15)] == first[7:]
+
+
+def test_gain_and_mirror_scale_past_and_future_alike():
+    windows = Windows([numbered(5)], encode, 3, 2)
+    plain, factors = windows[0], []
+    stream = TrainingWindows(windows, seed=2, gain=2.0, mirror=True, highest=6.0)
+    for position in range(40):
+        item = stream[position]
+        factor = item["past_values"][1, 0, 0, 0].item()
+        for name in ("past_values", "future_values"):
+            torch.testing.assert_close(item[name], (plain[name] * factor).clamp(max=6.0))
+        factors.append(factor)
+    assert 0.5 <= min(map(abs, factors)) < 0.7 and 1.4 < max(map(abs, factors)) <= 2
+    assert 10 < sum(factor < 0 for factor in factors) < 30
 
 
 def test_impossible_windows_are_refused():
@@ -57,7 +81,9 @@ def test_impossible_windows_are_refused():
     with pytest.raises(ValueError, match="stride"):
         Windows([numbered(5)], encode, 3, 2, stride=0)
     with pytest.raises(ValueError, match="square"):
-        Windows([{"id": "a", "values": np.zeros((5, 2, 3))}], encode, 3, 2, augment=True)
+        TrainingWindows(Windows([{"id": "a", "values": np.zeros((5, 2, 3))}], encode, 3, 2), 0, turn=True)
+    with pytest.raises(ValueError, match="gain"):
+        TrainingWindows(Windows([numbered(5)], encode, 3, 2), 0, gain=0.5)
 
 
 # -- open radar -------------------------------------------------------------------------------------------------------
@@ -111,19 +137,21 @@ def test_the_windows_of_the_protocol():
     events = open_radar.load_events(DATA / "radar_open_3km.h5", "test")
     windows = Windows(events, encode, 13, 12, stride=4)
     assert len(events) == 55 and len(windows) == 165
-    train = {(e["geo"]["row"], e["geo"]["column"]) for e in open_radar.load_events(DATA / "radar_open_3km.h5", "train")}
+    train = {
+        (e["geo"]["row"], e["geo"]["column"]) for e in open_radar.load_events(DATA / "radar_open_3km.h5", "train")
+    }
     assert not train & {(event["geo"]["row"], event["geo"]["column"]) for event in events}
 
 
 # -- the ocean --------------------------------------------------------------------------------------------------------
 
 
-def write_sst(path, first="1970-01", months=600):
+def write_sst(path, first="1970-01", months=600, signal=np.array):
     import xarray as xr
 
     time = (np.datetime64(first, "M") + np.arange(months)).astype("datetime64[ns]")
     lat, lon = np.arange(-55.0, 65, 5), np.arange(0.0, 360, 5)
-    values = np.arange(months)[:, None, None] + 0.01 * lat[:, None] + 0.001 * lon
+    values = signal(np.arange(months))[:, None, None] + 0.01 * lat[:, None] + 0.001 * lon
     xr.Dataset({"ssta": (("time", "lat", "lon"), values)}, {"time": time, "lat": lat, "lon": lon}).to_netcdf(path)
 
 

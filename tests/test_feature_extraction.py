@@ -67,7 +67,14 @@ def test_ranks_and_batches():
     extractor = rain_extractor()
     frames = np.arange(24).reshape(2, 3, 4)
     expected = torch.from_numpy(frames.astype("float32") / 255)
-    for raw in (frames, frames[None], frames[None, ..., None], [frames], [frames[..., None]], torch.from_numpy(frames)):
+    for raw in (
+        frames,
+        frames[None],
+        frames[None, ..., None],
+        [frames],
+        [frames[..., None]],
+        torch.from_numpy(frames),
+    ):
         past_values = extractor(raw)["past_values"]
         assert past_values.shape == (1, 2, 3, 4, 1) and past_values.dtype == torch.float32
         torch.testing.assert_close(past_values[0, ..., 0], expected)

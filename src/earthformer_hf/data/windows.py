@@ -23,14 +23,12 @@ class Windows(Dataset):
             true where observed. Usually `EarthformerFeatureExtractor.encode`.
         context_length, prediction_length: frames of past and future.
         stride: frames between the starts of two windows of an event.
-        augment: draw flips and quarter turns, the same for all frames of a window (PreDiff, section 4.2 of its
-            appendix). Frames must be square.
 
     Each item is a dict of tensors: `past_values` (T_in, H, W, 1) and `future_values` (T_out, H, W, 1) float32,
     `future_observed_mask` (T_out, H, W, 1) bool. Missing values hold the model's fill value.
 
     Raises:
-        ValueError: no event is long enough, or `augment` is asked for on frames that are not square.
+        ValueError: no event is long enough.
     """
 
     def __init__(
@@ -40,11 +38,10 @@ class Windows(Dataset):
         context_length: int,
         prediction_length: int,
         stride: int = 1,
-        augment: bool = False,
     ):
         if stride < 1:
             raise ValueError(f"Windows: `stride` must be at least 1, got {stride}.")
-        self.events, self.encode, self.augment = events, encode, augment
+        self.events, self.encode = events, encode
         self.context_length, self.length = context_length, context_length + prediction_length
         self.index = [
             (number, start)
@@ -54,8 +51,6 @@ class Windows(Dataset):
         if not self.index:
             longest = max((len(event["values"]) for event in events), default=0)
             raise ValueError(f"Windows: `events` must hold {self.length} frames or more, the longest has {longest}.")
-        if augment and any(event["values"].shape[1] != event["values"].shape[2] for event in events):
-            raise ValueError("Windows: `augment` turns frames, so they must be square.")
 
     def __len__(self) -> int:
         return len(self.index)
@@ -67,15 +62,60 @@ class Windows(Dataset):
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         values, observed = self.encode(self.raw(item))
-        if self.augment:
-            turns, flip = torch.randint(4, (2,)).tolist()
-            values, observed = (np.rot90(x, turns, axes=(1, 2)) for x in (values, observed))
-            if flip % 2:
-                values, observed = (x[:, :, ::-1] for x in (values, observed))
-        frames = torch.from_numpy(np.ascontiguousarray(values))[..., None]  # (T, H, W, 1)
-        mask = torch.from_numpy(np.ascontiguousarray(observed))[..., None]
+        frames, mask = torch.from_numpy(values)[..., None], torch.from_numpy(observed)[..., None]  # (T, H, W, 1)
         return {
             "past_values": frames[: self.context_length],
             "future_values": frames[self.context_length :],
             "future_observed_mask": mask[self.context_length :],
         }
+
+
+class TrainingWindows(Dataset):
+    """Windows in an endless random order, varied at random: item `position` is a function of `seed` alone.
+
+    Each epoch is a permutation of the windows. A run that stops after n items goes on with `range(n, ...)` as its
+    sampler and sees what an uninterrupted run would have seen, whatever the number of workers.
+
+    Args:
+        windows: what to draw from.
+        seed: of order and variation.
+        turn: draw flips and quarter turns, one for all frames of a window (PreDiff, appendix); frames must be square.
+        gain: multiply the values by a factor drawn from 1 / gain .. gain (log-uniform), at most to `highest`.
+        mirror: draw the sign of the values, for anomalies.
+        highest: the largest value of the model's range.
+
+    Raises:
+        ValueError: `turn` is asked for on frames that are not square, or `gain` is below 1.
+    """
+
+    def __init__(
+        self,
+        windows: Windows,
+        seed: int,
+        turn: bool = False,
+        gain: float = 1.0,
+        mirror: bool = False,
+        highest: float = float("inf"),
+    ):
+        if turn and any(event["values"].shape[1] != event["values"].shape[2] for event in windows.events):
+            raise ValueError("TrainingWindows: `turn` needs square frames.")
+        if gain < 1:
+            raise ValueError(f"TrainingWindows: `gain` must be at least 1, got {gain}.")
+        self.windows, self.seed, self.turn = windows, seed, turn
+        self.gain, self.mirror, self.highest = gain, mirror, highest
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        epoch, place = divmod(position, len(self.windows))
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.windows))
+        item = self.windows[int(order[place])]
+        random = np.random.default_rng([self.seed, 1, position])
+        turns, flip, sign = random.integers(4), random.integers(2), random.integers(2)
+        factor = self.gain ** random.uniform(-1, 1) * (-1 if self.mirror and sign else 1)
+        for name, tensor in item.items():
+            if self.turn:
+                tensor = torch.rot90(tensor, int(turns), dims=(1, 2))
+                tensor = tensor.flip(2) if flip else tensor
+            if tensor.is_floating_point() and factor != 1:
+                tensor = (tensor * factor).clamp(max=self.highest)
+            item[name] = tensor
+        return item

@@ -1,0 +1,62 @@
+"""The training script on tiny files: it learns, and a run that was interrupted ends like one that was not."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from test_data import write_sst
+from tiny import ROOT
+
+from earthformer_hf.losses import intensity_weighted_mse
+
+
+def test_intensity_weighted_loss():
+    prediction, future = torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([[0.5, float("nan"), 1.0]])
+    observed = torch.tensor([[True, False, True]])
+    loss = intensity_weighted_mse(prediction, future, observed, 2.0)
+    assert loss == pytest.approx((0.25 * (1 + 2 * 0.5) + 4 * (1 + 2 * 1.0)) / 2)
+    plain = intensity_weighted_mse(prediction, future.nan_to_num(), torch.ones(1, 3, dtype=torch.bool), 0.0)
+    assert plain == pytest.approx((0.25 + 1 + 4) / 3)
+
+
+def train(folder, *options):
+    command = [
+        sys.executable, str(ROOT / "examples/train_earthformer.py"), "--recipe", str(folder / "recipe.yaml"), *options
+    ]  # fmt: skip
+    environment = {"EARTHFORMER_HF_DATA": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stderr + result.stdout
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    write_sst(tmp_path / "sst.nc", "1968-06", 12 * 12, signal=lambda month: np.sin(month / 4))
+    recipe = {
+        "model": {
+            "context_length": 4, "prediction_length": 3, "image_size": [24, 48], "hidden_sizes": [8],
+            "encoder_depths": [1], "decoder_depths": [1], "num_attention_heads": 2, "num_global_vectors": 0,
+            "stem_channels": [8], "stem_strides": [4], "stem_num_convs": 1, "head_num_convs": 1,
+        },
+        "feature_extractor": {"scale": 1.0, "fill_value": 0},
+        "data": {"source": "open_sst", "file": "sst.nc", "gain": 1.5, "mirror": True, "eval_stride": 20},
+        "training": {
+            "max_steps": 40, "batch_size": 2, "warmup_steps": 2, "eval_every": 20, "save_every": 5,
+            "learning_rate": 5e-3, "ema_decay": 0.9,
+        },
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    log = train(tmp_path, "--output_dir", str(whole))
+    assert log.count("validation MSE") == 2
+    train(tmp_path, "--output_dir", str(parts), "--stop_at", "13")
+    train(tmp_path, "--output_dir", str(parts), "--stop_at", "27")
+    train(tmp_path, "--output_dir", str(parts))
+    one, other = (load_file(folder / "checkpoints/last/model.safetensors") for folder in (whole, parts))
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
