@@ -48,6 +48,9 @@ class TrainingArguments:
     max_steps: int = 1000
     batch_size: int = 4
     learning_rate: float = 1e-3
+    position_rate: float = field(
+        default=1.0, metadata={"help": "learning rate of position embeddings and biases, relative to the rest"}
+    )
     weight_decay: float = 0.01
     warmup_steps: int = 100
     max_grad_norm: float = 1.0
@@ -117,9 +120,15 @@ def main():
     eval_set = Windows(SOURCES[data.source](path, "val"), extractor.encode, *lengths, stride=data.eval_stride)
 
     model = EarthformerForPrediction(config)
-    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and "bias" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim <= 1 or "bias" in name]
-    groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    positions, decayed, others = [], [], []
+    for name, parameter in model.named_parameters():
+        kind = positions if "position" in name else decayed if parameter.ndim > 1 else others
+        kind.append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": arguments.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+        {"params": positions, "weight_decay": 0.0, "lr": arguments.position_rate * arguments.learning_rate},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate)
     schedule = get_scheduler("cosine", optimizer, arguments.warmup_steps, arguments.max_steps)
     eval_loader = DataLoader(eval_set, arguments.batch_size)

@@ -130,6 +130,8 @@ def test_rain_rate_follows_marshall_palmer():
     np.testing.assert_allclose(rain[[0, 1]], [0, (1 / 200) ** (1 / 1.6)], rtol=1e-5)
     np.testing.assert_allclose(10 * np.log10(200 * rain[2] ** 1.6), 40, rtol=1e-5)
     assert np.isnan(rain[3])
+    codes = np.array([0, *range(64, 256)], "uint8")
+    np.testing.assert_array_equal(open_radar.stored_code(open_radar.rain_rate(codes)), codes)
 
 
 @pytest.mark.skipif(not (DATA / "radar_open_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")

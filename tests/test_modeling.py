@@ -1,9 +1,12 @@
 """The model: shapes, loading and saving, precision, compilation, training, and what it refuses."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from tiny import frames, tiny_config, tiny_model
+from tiny import ROOT, frames, tiny_config, tiny_model
 from transformers import (
     AutoModel,
     AutoModelForTimeSeriesPrediction,
@@ -262,6 +265,32 @@ def test_broken_checkpoints_are_refused(tmp_path, caplog):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(Exception, match="(?i)incomplete|header|buffer|invalid"):
         EarthformerForPrediction.from_pretrained(tmp_path)
+
+
+def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path):
+    """The process may write files of at most 30 kB: the configuration fits, the weights do not."""
+    script = f"""
+import resource, signal, torch
+from tiny import tiny_model
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+torch.manual_seed(1)
+model = tiny_model(dropout=0.25)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+model.save_pretrained({str(tmp_path / "model")!r})
+"""
+    tiny_model().save_pretrained(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT / "tests")
+    assert result.returncode != 0 and "too large" in result.stderr, result.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_saving_again_leaves_no_stale_shards(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_deterministic_initialisation():

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import baselines
+from .data.open_radar import rain_rate, stored_code
 from .data.open_sst import nino34
 from .data.windows import Windows
 from .metrics import RainScores, correlation_by_lead, rmse_by_lead, three_month_means
@@ -55,7 +56,8 @@ def score_rain(
         update("persistence", baselines.persistence(code[:past_length], len(target)), target, mask)
         if with_extrapolation:
             rain, reachable = baselines.extrapolation(extractor.to_physical(code[:past_length]), len(target))
-            moved = extractor.from_physical(rain)
+            # to half a dB, as the data are coded
+            moved = np.round(extractor.from_physical(rain_rate(stored_code(rain))))
             update("extrapolation", moved, target, mask)
             update("model, reachable pixels", model_code, target, mask & reachable)
             update("extrapolation, reachable pixels", moved, target, mask & reachable)

@@ -16,7 +16,10 @@ https://arxiv.org/abs/2207.05833, section 3 and appendix A. The attention itself
 """
 
 import math
+import os
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -199,6 +202,21 @@ class EarthformerPreTrainedModel(PreTrainedModel):
                     f"{len(unexpected)} are unknown {sorted(unexpected)[:3]}."
                 )
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As [`~transformers.PreTrainedModel.save_pretrained`]; if it fails, the folder is as it was before."""
+        folder = Path(save_directory)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        kwargs.setdefault("repo_id", folder.name)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            super().save_pretrained(temporary, *args, **kwargs)
+            written = {path.name for path in Path(temporary).iterdir()}
+            folder.mkdir(exist_ok=True)
+            for name in written:
+                os.replace(Path(temporary) / name, folder / name)
+        for path in [*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")]:
+            if path.name not in written:  # of an earlier save with other shards
+                path.unlink()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

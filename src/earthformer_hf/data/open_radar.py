@@ -22,6 +22,13 @@ def rain_rate(code: np.ndarray) -> np.ndarray:
     return np.where(code == 0, 0, np.where(code == MISSING, np.nan, rain)).astype("float32")
 
 
+def stored_code(rain: np.ndarray) -> np.ndarray:
+    """The stored code, uint8, of rain rates in mm/h: the inverse of `rain_rate`, to half a dB."""
+    reflectivity = 10 * np.log10(np.maximum(200 * np.nan_to_num(rain).astype("float64") ** 1.6, 1e-9))
+    code = np.where(reflectivity < 0, 0, np.clip(np.round(2 * (reflectivity + 32)), 0, 254))
+    return np.where(np.isnan(rain), MISSING, code).astype("uint8")
+
+
 def load_events(
     path: str | Path, split: str, sources: tuple[str, ...] = ("mrms",), every: int | None = None
 ) -> list[dict]:

@@ -1,0 +1,153 @@
+"""The shipped models and the examples that use them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from tiny import DATA, ROOT
+from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
+
+from earthformer_hf import baselines
+from earthformer_hf.data import open_sst, simulated
+from earthformer_hf.data.windows import Windows
+from earthformer_hf.evaluation import score_index, score_rain
+from earthformer_hf.metrics import correlation_by_lead, rmse_by_lead
+from earthformer_hf.protocols import PROTOCOLS
+
+
+CARDS = {
+    "earthformer-radar-tiny": "earthformer_radar_tiny",
+    "earthformer-sst-small": "earthformer_sst_small",
+}
+
+
+def load(name):
+    folder = ROOT / "model_cards" / name
+    return AutoModelForTimeSeriesPrediction.from_pretrained(folder).eval(), AutoFeatureExtractor.from_pretrained(
+        folder
+    )
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_model_recipe_and_card_belong_together(name):
+    model, extractor = load(name)
+    recipe = yaml.safe_load((ROOT / f"examples/configs/{CARDS[name]}.yaml").read_text())
+    for key, value in recipe["model"].items():
+        stored = getattr(model.config, key)
+        assert stored == value, key
+    for key, value in recipe["feature_extractor"].items():
+        assert getattr(extractor, key) == value, key
+    assert extractor.protocol in PROTOCOLS
+    card = (ROOT / "model_cards" / name / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["license"] and header["library_name"] == "transformers"
+    assert f"{model.num_parameters():,}" in card
+    assert "examples/evaluate.py" in card
+
+
+def test_the_radar_model_is_small():
+    model, extractor = load("earthformer-radar-tiny")
+    assert model.num_parameters() <= 3_000_000
+    weights = ROOT / "model_cards/earthformer-radar-tiny/model.safetensors"
+    assert weights.stat().st_size <= 12 * 2**20
+    # the table ties SEVIR's thresholds to the rain rates that the data's description gives
+    rates = extractor.to_physical(np.array([16, 74, 133, 160, 181, 219]))
+    np.testing.assert_allclose(rates, [0.3, 1.7, 8.7, 19, 34, 100], rtol=0.06)
+
+
+def test_the_radar_model_beats_persistence_on_simulated_rain():
+    """Weather that it never saw, so this is weak; the scores that count are in its card."""
+    model, extractor = load("earthformer-radar-tiny")
+    events = simulated.rain_events(2)
+    for event in events:
+        event["values"] = extractor.from_physical(event["values"])
+    systems = score_rain(model, extractor, Windows(events, extractor.encode, 13, 12))
+    assert systems["model"]["code"].mse < systems["persistence"]["code"].mse
+    assert systems["model"]["code"].pixels == 2 * 12 * 128 * 128
+
+
+@pytest.mark.skipif(not (DATA / "sst_kaplan_1856_2014.nc").exists(), reason="ocean data: set EARTHFORMER_HF_DATA")
+def test_the_ocean_model_beats_what_it_must():
+    model, extractor = load("earthformer-sst-small")
+    path = DATA / "sst_kaplan_1856_2014.nc"
+    (train,), (event,) = open_sst.load_events(path, "train"), open_sst.load_events(path, "test")
+    systems, targets = score_index(model, extractor, event, train)
+    skill = {name: correlation_by_lead(forecast, targets).mean() for name, forecast in systems.items()}
+    error = {name: rmse_by_lead(forecast, targets).mean() for name, forecast in systems.items()}
+    for name in ("persistence", "damped persistence", "linear inverse model"):
+        assert skill["model"] > skill[name] and error["model"] < error[name], name
+
+
+def run(*command, data):
+    environment = os.environ | {"EARTHFORMER_HF_DATA": str(data), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+
+
+def is_picture(path):
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 20_000
+
+
+def test_forecast_radar_without_data_says_simulated(tmp_path):
+    result = run("examples/forecast_radar.py", "--output", tmp_path / "f.png", data=tmp_path)
+    assert result.returncode == 0, result.stderr
+    first = result.stdout.splitlines()[0]
+    assert "simulated rain (not real)" in first
+    assert "persistence" in result.stdout and is_picture(tmp_path / "f.png")
+
+
+def test_forecast_enso_without_data_says_simulated(tmp_path):
+    result = run("examples/forecast_enso.py", "--output", tmp_path / "e.png", data=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "simulated ocean (not real)" in result.stdout.splitlines()[0]
+    assert is_picture(tmp_path / "e.png")
+
+
+def test_forecast_of_a_users_own_rain(tmp_path):
+    rain = simulated.rain_events(1, length=14)[0]["values"]
+    rain[3, 5, 5] = np.nan
+    np.save(tmp_path / "mine.npy", rain)
+    options = ("--input", tmp_path / "mine.npy", "--output", tmp_path / "f.png")
+    result = run("examples/forecast_radar.py", *options, data=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "mine.npy" in result.stdout and is_picture(tmp_path / "f.png")
+
+
+@pytest.mark.parametrize("shape", [(12, 128, 128), (25, 64, 64), (128, 128)])
+def test_unusable_input_is_refused(tmp_path, shape):
+    np.save(tmp_path / "mine.npy", np.zeros(shape, "float32"))
+    result = run("examples/forecast_radar.py", "--input", tmp_path / "mine.npy", data=tmp_path)
+    assert result.returncode != 0 and "--input" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_evaluate_without_data_says_what_to_set(tmp_path):
+    result = run("examples/evaluate.py", "--model", "model_cards/earthformer-radar-tiny", data=tmp_path)
+    assert result.returncode != 0 and "EARTHFORMER_HF_DATA" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "radar_open_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
+def test_the_radar_model_beats_what_it_must(tmp_path):
+    command = (
+        "examples/evaluate.py",
+        "--model",
+        "model_cards/earthformer-radar-tiny",
+        "--output",
+        tmp_path / "s.json",
+    )
+    result = run(*command, data=DATA)
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((tmp_path / "s.json").read_text())["scores"]
+    assert scores["model"]["windows"] == 165
+    assert scores["persistence"]["csi_mean"] == pytest.approx(0.335, abs=0.001)
+    assert scores["persistence"]["mse"] == pytest.approx(4.97e-3, abs=1e-5)
+    assert scores["model"]["csi_mean"] > scores["persistence"]["csi_mean"]
+    assert scores["model"]["mse"] < scores["persistence"]["mse"]
+    if baselines.has_extrapolation():
+        assert scores["extrapolation"]["csi_mean"] == pytest.approx(0.409, abs=0.002)
+        assert scores["model"]["mse"] < scores["extrapolation"]["mse"]
