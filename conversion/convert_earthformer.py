@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from earthformer_hf import EarthformerConfig, EarthformerForPrediction
+from earthformer_hf.cuboid import CROSS_ATTENTION_PATTERNS, SELF_ATTENTION_PATTERNS
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -287,10 +288,17 @@ def convert_stem(original: dict) -> dict:
 def convert_patterns(original: dict, levels: int) -> tuple[str | list, str | list]:
     """Named patterns, or the explicit cuboids that count where no name is given."""
 
-    def named(patterns):
-        if isinstance(patterns, str):
-            return PATTERN_NAMES.get(patterns, patterns)
-        return [PATTERN_NAMES.get(name, name) for name in patterns]
+    def named(option, known=SELF_ATTENTION_PATTERNS):
+        patterns = original[option]
+        if not isinstance(patterns, str):
+            return [check(option, PATTERN_NAMES.get(name, name), known) for name in patterns]
+        return check(option, PATTERN_NAMES.get(patterns, patterns), known)
+
+    def check(option, name, known):
+        if re.sub(r"\d+", "#", str(name)) not in known:
+            yaml_key = next(key for key, argument in ALIASES.items() if argument == option)
+            refuse(f"{yaml_key} ({option})", name, f"only {', '.join(known)} ('#' is a number)")
+        return name
 
     def per_level(name, scalars):
         """The original repeats a flat list for every level."""
@@ -318,11 +326,11 @@ def convert_patterns(original: dict, levels: int) -> tuple[str | list, str | lis
         return result
 
     if original["enc_attn_patterns"] is not None:
-        encoder = named(original["enc_attn_patterns"])
+        encoder = named("enc_attn_patterns")
     else:
         encoder = explicit("enc_cuboid_size", "enc_cuboid_strategy", "enc_shift_size")
     if original["dec_self_attn_patterns"] is not None:
-        decoder, option = named(original["dec_self_attn_patterns"]), "dec_self_attn_patterns"
+        decoder, option = named("dec_self_attn_patterns"), "dec_self_attn_patterns"
     else:
         decoder, option = explicit("dec_self_cuboid_size", "dec_self_cuboid_strategy", "dec_self_shift_size"), None
     spread = [[pattern] * levels if isinstance(pattern, str) else pattern for pattern in (encoder, decoder)]
@@ -330,7 +338,7 @@ def convert_patterns(original: dict, levels: int) -> tuple[str | list, str | lis
         value = original[option or "dec_self_cuboid_size"]
         refuse(f"cross_self_pattern ({option or 'dec_self_cuboid_size'})", value, "only the pattern of the encoder")
     if original["dec_cross_attn_patterns"] is not None:
-        cross = named(original["dec_cross_attn_patterns"])
+        cross = named("dec_cross_attn_patterns", CROSS_ATTENTION_PATTERNS)
     else:
         cross = explicit(
             "dec_cross_cuboid_hw", "dec_cross_cuboid_strategy", "dec_cross_shift_hw", "dec_cross_n_temporal"

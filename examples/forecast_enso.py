@@ -32,16 +32,25 @@ def main():
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--output", type=Path, default=Path("outputs/enso.png"))
     arguments = parser.parse_args()
+    path = arguments.input or (REAL if REAL.exists() else None)
+    if arguments.input:
+        label = f"input {path.name}"
+    else:
+        label = f"real ocean (Kaplan SST, {path.name}, 1993-2014)" if path else "simulated ocean (not real)"
+    print(f"ocean: {label}, forecast by {arguments.model}", flush=True)
     model = AutoModelForTimeSeriesPrediction.from_pretrained(arguments.model).eval()
     extractor = AutoFeatureExtractor.from_pretrained(arguments.model)
-    path = arguments.input or (REAL if REAL.exists() else None)
-    if path is None:
-        label, train_event = "simulated ocean (not real)", simulated.sst_events(60, seed=1)[0]
-        event = simulated.sst_events(20)[0]
+    if arguments.input:
+        try:
+            train_event, (event,) = None, open_sst.load_events(path)
+        except (ValueError, OSError) as reason:
+            raise SystemExit(f"--input: {reason}") from reason
+    elif path is None:
+        train_event, event = simulated.sst_events(60, seed=1)[0], simulated.sst_events(20)[0]
     else:
-        label = f"real ocean ({path.name}, 1993-2014)"
         (train_event,), (event,) = open_sst.load_events(path, "train"), open_sst.load_events(path, "test")
-    print(f"ocean: {label}, forecast by {arguments.model}", flush=True)
+    if len(event["time"]) < model.config.context_length + model.config.prediction_length + 12:
+        raise SystemExit(f"--input: {path} must hold at least 38 months, it holds {len(event['time'])}.")
     past, future = model.config.context_length, model.config.prediction_length
     systems, targets = score_index(model, extractor, event, train_event)
     print(index_table(systems, targets, f"Nino3.4 correlation skill, {label}"))

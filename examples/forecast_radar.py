@@ -26,13 +26,21 @@ MODEL = "model_cards/earthformer-radar-tiny"
 REAL = Path(os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")) / "radar_open_3km.h5"
 
 
-def load(path: Path | None, extractor) -> tuple[str, list[dict]]:
-    """What the input is, in words, and its events in proxy codes."""
-    if path is None and not REAL.exists():
+def describe(path: Path | None) -> str:
+    """What the input is, in words."""
+    if path is None:
+        return "simulated rain (not real)"
+    if path.suffix in (".h5", ".hdf5"):
+        return f"real radar (NOAA MRMS, {path.name})"
+    return f"input {path.name}"
+
+
+def load(path: Path | None, extractor) -> list[dict]:
+    """The input's events, in proxy codes."""
+    if path is None:
         events = simulated.rain_events(8)
-        label = "simulated rain (not real)"
-    elif path is None or path.suffix in (".h5", ".hdf5"):
-        return f"real radar (NOAA MRMS, {(path or REAL).name})", open_radar.load_events(path or REAL, "test")
+    elif path.suffix in (".h5", ".hdf5"):
+        return open_radar.load_events(path, "test")
     elif path.suffix in (".npy", ".npz"):
         rain = np.load(path, allow_pickle=False)
         if not isinstance(rain, np.ndarray):
@@ -43,14 +51,14 @@ def load(path: Path | None, extractor) -> tuple[str, list[dict]]:
             raise SystemExit(
                 f"--input: {path} must hold rain rate in mm/h (T, 128, 128), got {rain.dtype} {rain.shape}."
             )
-        events, label = [{"id": path.stem, "values": rain, "geo": {"minutes": 2}}], f"input {path.name}"
+        events = [{"id": path.stem, "values": rain, "geo": {"minutes": 2}}]
     else:
         raise SystemExit(f"--input: {path} must be .npy or .npz (mm/h) or .h5 (open radar layout).")
     for event in events:
         rain = event["values"].astype("float32")
         codes = extractor.from_physical(np.nan_to_num(rain))
         event["values"] = np.where(np.isfinite(rain), codes, extractor.missing_value).astype("float32")
-    return label, events
+    return events
 
 
 @torch.no_grad()
@@ -60,10 +68,15 @@ def main():
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--output", type=Path, default=Path("outputs/forecast.png"))
     arguments = parser.parse_args()
+    path = arguments.input or (REAL if REAL.exists() else None)
+    label = describe(path)
+    print(f"rain: {label}, forecast by {arguments.model}", flush=True)
     model = AutoModelForTimeSeriesPrediction.from_pretrained(arguments.model).eval()
     extractor = AutoFeatureExtractor.from_pretrained(arguments.model)
-    label, events = load(arguments.input, extractor)
-    print(f"rain: {label}, forecast by {arguments.model}", flush=True)
+    try:
+        events = load(path, extractor)
+    except (ValueError, OSError) as reason:
+        raise SystemExit(f"--input: {reason}") from reason
     past, future = model.config.context_length, model.config.prediction_length
     minutes = events[0]["geo"]["minutes"]
     longest = max(len(event["values"]) for event in events)

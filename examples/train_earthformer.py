@@ -45,6 +45,7 @@ class DataArguments:
 @dataclass
 class TrainingArguments:
     output_dir: str = field(default="runs/earthformer", metadata={"help": "where checkpoints and the best model go"})
+    pretrained: str | None = field(default=None, metadata={"help": "start from this model instead of random weights"})
     max_steps: int = 1000
     batch_size: int = 4
     learning_rate: float = 1e-3
@@ -119,7 +120,10 @@ def main():
     )
     eval_set = Windows(SOURCES[data.source](path, "val"), extractor.encode, *lengths, stride=data.eval_stride)
 
-    model = EarthformerForPrediction(config)
+    if arguments.pretrained:
+        model = EarthformerForPrediction.from_pretrained(arguments.pretrained, config=config)
+    else:
+        model = EarthformerForPrediction(config)
     positions, decayed, others = [], [], []
     for name, parameter in model.named_parameters():
         kind = positions if "position" in name else decayed if parameter.ndim > 1 else others

@@ -171,7 +171,8 @@ def test_the_command_refuses_and_names_the_option(tmp_path):
     [
         ({"frobnicate": 1}, "frobnicate"),
         ({"self_pattern": "divided_st"}, "cross_self_pattern"),
-        ({"enc_attn_patterns": "axiel", "dec_self_attn_patterns": "axiel"}, "axiel"),
+        ({"enc_attn_patterns": "axiel", "dec_self_attn_patterns": "axiel"}, "self_pattern.*axiel"),
+        ({"dec_cross_attn_patterns": "last_frame_dst"}, "cross_pattern.*last_frame_dst"),
         ({"padding_type": "nearest"}, "padding_type"),
         ({"ffn_drop": 0.3}, "proj_drop"),
         ({"downsample": 3}, "downsample"),

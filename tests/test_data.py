@@ -168,6 +168,7 @@ def test_sst_splits_and_crop(tmp_path):
     np.testing.assert_allclose(open_sst.nino34(event["values"].astype("float64")), expected, atol=1e-4)
     with pytest.raises(ValueError, match="split"):
         open_sst.load_events(tmp_path / "s.nc", "dev")
+    assert open_sst.load_events(tmp_path / "s.nc")[0]["values"].shape == (600, 24, 48)
     write_sst(tmp_path / "late.nc", first="2015-01", months=24)
     with pytest.raises(ValueError, match="no month"):
         open_sst.load_events(tmp_path / "late.nc", "test")

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from test_data import write_sst
 from tiny import DATA, ROOT
 from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 
@@ -116,6 +117,17 @@ def test_forecast_of_a_users_own_rain(tmp_path):
     result = run("examples/forecast_radar.py", *options, data=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "mine.npy" in result.stdout and is_picture(tmp_path / "f.png")
+
+
+def test_forecast_of_a_users_own_ocean(tmp_path):
+    write_sst(tmp_path / "mine.nc", "2015-01", 40, signal=lambda month: np.sin(month / 6))
+    options = ("--input", tmp_path / "mine.nc", "--output", tmp_path / "e.png")
+    result = run("examples/forecast_enso.py", *options, data=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "mine.nc" in result.stdout and is_picture(tmp_path / "e.png")
+    write_sst(tmp_path / "short.nc", "2015-01", 30)
+    result = run("examples/forecast_enso.py", "--input", tmp_path / "short.nc", data=tmp_path)
+    assert result.returncode != 0 and "38 months" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("shape", [(12, 128, 128), (25, 64, 64), (128, 128)])

@@ -223,7 +223,10 @@ class EarthformerConfig(PreTrainedConfig):
         result = []
         for entry, size in zip(value, self.level_sizes):
             if isinstance(entry, str):
-                result.append(pattern_cuboids(entry, (self.context_length, *size), patterns))
+                try:
+                    result.append(pattern_cuboids(entry, (self.context_length, *size), patterns))
+                except ValueError as reason:
+                    raise ValueError(f"EarthformerConfig: `{name}`: {reason}") from reason
             else:
                 wanted = "a pattern's name or a list of cuboids with `size`, `strategy` and `shift`"
                 good = isinstance(entry, list) and entry and all(isinstance(cuboid, dict) for cuboid in entry)

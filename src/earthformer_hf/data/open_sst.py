@@ -15,26 +15,29 @@ CROP = (0, 24, 19, 67)  # rows and columns: all latitudes, longitudes 95..330, a
 NINO34 = (slice(10, 13), slice(19, 30))  # rows and columns of the crop: latitude -5..5, longitude 190..240
 
 
-def load_events(path: str | Path, split: str) -> list[dict]:
-    """One event, the months of a split: `values` (T, 24, 48) anomalies in degrees Celsius, NaN where missing.
+def load_events(path: str | Path, split: str | None = None) -> list[dict]:
+    """One event, the months of a split or all: `values` (T, 24, 48) anomalies in degrees Celsius, NaN where missing.
 
     Raises:
-        ValueError: an unknown split, or no month of it in the file.
+        ValueError: an unknown split, no month of it in the file, or a file of another grid.
     """
     import xarray as xr
 
-    if split not in SPLITS:
+    if split is not None and split not in SPLITS:
         raise ValueError(f"`split` must be one of {sorted(SPLITS)}, got {split!r}.")
     top, bottom, left, right = CROP
     with xr.open_dataset(path) as dataset:
+        if "ssta" not in dataset or dict(dataset.ssta.sizes) | {"time": 0} != {"time": 0, "lat": 24, "lon": 72}:
+            found = dict(dataset.ssta.sizes) if "ssta" in dataset else list(dataset.data_vars)
+            raise ValueError(f"`path`: {path} must hold `ssta` (time, lat 24, lon 72), found {found}.")
         part = dataset.ssta.isel(lat=slice(top, bottom), lon=slice(left, right))
-        first, last = SPLITS[split]
+        first, last = SPLITS.get(split or "", (-10_000, 10_000))
         part = part.sel(time=(part.time.dt.year >= first) & (part.time.dt.year <= last))
         if part.sizes["time"] == 0:
             raise ValueError(f"`split`: {path} holds no month of {first}..{last}.")
         return [
             {
-                "id": f"{Path(path).stem}:{split}",
+                "id": f"{Path(path).stem}:{split or 'all'}",
                 "time": part.time.values.astype("datetime64[M]"),
                 "values": part.values.astype("float32"),
                 "geo": {"lat": part.lat.values, "lon": part.lon.values},
