@@ -10,9 +10,11 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import yaml
+from yaml import YAMLError
 
 from earthformer_hf import EarthformerConfig, EarthformerForPrediction
 from earthformer_hf.cuboid import CROSS_ATTENTION_PATTERNS, SELF_ATTENTION_PATTERNS
@@ -160,6 +162,11 @@ ALIASES = {
 # Keys that stand in official files and that the original never reads; accepted with the value they have there.
 NEVER_READ = {"cross_last_n_frames": None, "initial_final_sample_num_conv": 2}
 
+# Options that change how the original starts or trains, not what a trained model computes: any value is accepted.
+NO_EFFECT = {
+    "checkpoint_level", "attn_linear_init_mode", "ffn_linear_init_mode", "conv_init_mode", "down_up_linear_init_mode",
+    "norm_init_mode", "dec_self_update_global",  # the last: of global vectors in the decoder, which are refused
+}  # fmt: skip
 # Options with one published value, which is built in.
 BUILT_IN = {
     "downsample_type": "patch_merge", "upsample_type": "upsample", "upsample_kernel_size": 3,
@@ -171,6 +178,16 @@ BUILT_IN = {
 BUILT_IN_WITH_GLOBAL_VECTORS = {
     "use_dec_self_global": False, "use_dec_cross_global": False, "use_global_vector_ffn": False,
     "use_global_self_attn": True, "global_dim_ratio": 1,
+}  # fmt: skip
+THEIR_NAMES = {
+    "context_length": "input_shape", "image_size": "input_shape", "num_channels": "input_shape",
+    "prediction_length": "target_shape", "num_output_channels": "target_shape", "hidden_sizes": "base_units",
+    "encoder_depths": "enc_depth", "decoder_depths": "dec_depth", "num_attention_heads": "num_heads",
+    "num_global_vectors": "num_global_vectors", "separate_global_qkv": "separate_global_qkv",
+    "self_attention_pattern": "enc_cuboid_size", "cross_attention_pattern": "dec_cross_cuboid_hw",
+    "position_embedding_type": "pos_embed_type", "attention_dropout": "attn_drop", "`dropout": "ffn_drop",
+    "stem_channels": "initial_downsample_stack_conv_dim_list", "stem_norm_groups": "base_units",
+    "stem_strides": "initial_downsample_stack_conv_downscale_list / initial_downsample_scale",
 }  # fmt: skip
 PATTERN_NAMES = {"spatial_lg_v1": "spatial_lg_4", "video_swin": "video_swin_2x4"}
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "leaky": "leaky_relu"}
@@ -194,6 +211,8 @@ def convert_config(model: dict) -> EarthformerConfig:
                 refuse(key, value, f"only {NEVER_READ[key]!r}")
             continue
         name = ALIASES.get(key, key)
+        if name != key and name in model:
+            refuse(key, value, f"{name} is given too")
         if name not in DEFAULTS and name not in ("input_shape", "target_shape"):
             refuse(key, value, "it is no option of the original model")
         original[name] = value
@@ -219,11 +238,17 @@ def convert_config(model: dict) -> EarthformerConfig:
     )
     if image_size != target_size:
         refuse("target_shape", original["target_shape"], f"only height and width of input_shape, {image_size}")
+    for name in ("enc_depth", "dec_depth"):
+        depth = original[name]
+        if not isinstance(depth, list) or len(depth) != len(original["enc_depth"]):
+            refuse(f"{name} (enc_depth, dec_depth)", depth, "both must be lists, with one number per level")
+    if original["block_units"] and original["block_units"][0] != original["base_units"]:
+        refuse("block_units", original["block_units"], f"the first must be base_units, {original['base_units']}")
     levels = len(original["enc_depth"])
     growth = 2 ** original["scale_alpha"]
     hidden_sizes = original["block_units"] or [original["base_units"] * int(growth**i) for i in range(levels)]
     self_pattern, cross_pattern = convert_patterns(original, levels)
-    return EarthformerConfig(
+    options = dict(
         context_length=context,
         prediction_length=prediction,
         image_size=image_size,
@@ -244,6 +269,11 @@ def convert_config(model: dict) -> EarthformerConfig:
         attention_dropout=original["attn_drop"],
         **convert_stem(original),
     )
+    try:
+        return EarthformerConfig(**options)
+    except Exception as reason:  # its own errors and those of the library's type checks, under the original's names
+        named = [name for ours, name in THEIR_NAMES.items() if ours in str(reason)]
+        raise ValueError(f"{' / '.join(named) or 'model'}: {' '.join(str(reason).split())}") from reason
 
 
 def convert_stem(original: dict) -> dict:
@@ -383,8 +413,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         model = convert(arguments.checkpoint_path, arguments.config_path, arguments.output_dir)
-    except (ValueError, OSError) as reason:
-        print(f"error: {reason}", file=sys.stderr)
+    except (ValueError, TypeError, IndexError, OSError, RuntimeError, YAMLError, UnpicklingError) as reason:
+        print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
         return 1
     print(f"{arguments.output_dir}: {model.num_parameters():,} parameters, reloaded and compared.")
     return 0

@@ -16,7 +16,7 @@ from earthformer_hf.baselines import has_extrapolation
 from earthformer_hf.data import open_radar, open_sst
 from earthformer_hf.data.windows import Windows
 from earthformer_hf.evaluation import index_table, rain_table, score_index, score_rain
-from earthformer_hf.metrics import correlation_by_lead, rmse_by_lead
+from earthformer_hf.metrics import RainScores, correlation_by_lead, rmse_by_lead
 from earthformer_hf.protocols import PROTOCOLS, IndexProtocol, RainProtocol
 
 
@@ -36,18 +36,23 @@ def evaluate_rain(protocol: RainProtocol, model, extractor) -> dict:
     print(rain_table(systems, extractor, protocol.score_name, events[0]["geo"]["minutes"]))
     if not has_extrapolation():
         print("extrapolation: not installed")
-    scores = {system: kinds["code"] for system, kinds in systems.items()}
     return {
         system: {
-            "csi_mean": score.csi_mean,
-            "csi": score.csi().tolist(),
-            "mse": score.mse,
-            "counts": {name: values.tolist() for name, values in score.counts.items()},
-            "windows": score.windows,
-            "pixels": score.pixels,
+            "csi_mean": kinds["code"].csi_mean,
+            "csi": kinds["code"].csi().tolist(),
+            "mse": kinds["code"].mse,
+            "windows": kinds["code"].windows,
+            "pixels": kinds["code"].pixels,
+            "counts": _counts(kinds["code"], extractor.thresholds),
+            "counts_physical": _counts(kinds["physical"], extractor.physical_thresholds),
         }
-        for system, score in scores.items()
+        for system, kinds in systems.items()
     }
+
+
+def _counts(scores: RainScores, thresholds: list[float]) -> dict:
+    """Name -> (thresholds, leads), with the thresholds they were counted at."""
+    return {"thresholds": thresholds} | {name: values.tolist() for name, values in scores.counts.items()}
 
 
 def evaluate_index(protocol: IndexProtocol, model, extractor) -> dict:

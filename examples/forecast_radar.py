@@ -31,7 +31,7 @@ def describe(path: Path | None) -> str:
     if path is None:
         return "simulated rain (not real)"
     if path.suffix in (".h5", ".hdf5"):
-        return f"real radar (NOAA MRMS, {path.name})"
+        return f"real radar (MRMS groups of {path.name})"
     return f"input {path.name}"
 
 
@@ -51,6 +51,10 @@ def load(path: Path | None, extractor) -> list[dict]:
             raise SystemExit(
                 f"--input: {path} must hold rain rate in mm/h (T, 128, 128), got {rain.dtype} {rain.shape}."
             )
+        wrong = np.isinf(rain) | (rain < 0)
+        if wrong.any():
+            first = tuple(int(n) for n in np.argwhere(wrong)[0])
+            raise SystemExit(f"--input: {path} holds {wrong.sum()} negative or infinite rates, the first at {first}.")
         events = [{"id": path.stem, "values": rain, "geo": {"minutes": 2}}]
     else:
         raise SystemExit(f"--input: {path} must be .npy or .npz (mm/h) or .h5 (open radar layout).")

@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -70,6 +70,10 @@ def parse_arguments() -> tuple[dict, DataArguments, TrainingArguments]:
     known, others = recipe_parser.parse_known_args()
     recipe = yaml.safe_load(known.recipe.read_text())
     parser = HfArgumentParser((DataArguments, TrainingArguments))
+    for part, kind in (("data", DataArguments), ("training", TrainingArguments)):
+        unknown = set(recipe[part]) - {f.name for f in fields(kind)}
+        if unknown:
+            raise SystemExit(f"{known.recipe}: unknown entries of `{part}`: {sorted(unknown)}.")
     parser.set_defaults(**recipe["data"], **recipe["training"])
     data, training = parser.parse_args_into_dataclasses(others)
     return recipe, data, training
@@ -93,6 +97,7 @@ def save(accelerator, folder: Path, progress: dict):
     """Write the state beside the last one, then take its place: an interrupted write leaves the last one intact."""
     new, old = folder.with_name("new"), folder.with_name("old")
     accelerator.save_state(new)
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (new / "progress.json").write_text(json.dumps(progress))
         shutil.rmtree(old, ignore_errors=True)
@@ -111,6 +116,8 @@ def main():
     extractor = EarthformerFeatureExtractor(**recipe["feature_extractor"])
     path = Path(os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")) / data.file
     lengths = config.context_length, config.prediction_length
+    if data.source not in SOURCES:
+        raise SystemExit(f"--source must be one of {sorted(SOURCES)}, got {data.source!r}.")
     train_events = SOURCES[data.source](path, "train", **data.train_options)
     highest = (
         (extractor.valid_range[1] - extractor.offset) * extractor.scale if extractor.valid_range else float("inf")
@@ -134,25 +141,30 @@ def main():
         {"params": positions, "weight_decay": 0.0, "lr": arguments.position_rate * arguments.learning_rate},
     ]
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate)
-    schedule = get_scheduler("cosine", optimizer, arguments.warmup_steps, arguments.max_steps)
+    ranks = accelerator.num_processes  # a prepared schedule takes one step per process
+    schedule = get_scheduler("cosine", optimizer, ranks * arguments.warmup_steps, ranks * arguments.max_steps)
     eval_loader = DataLoader(eval_set, arguments.batch_size)
     model, optimizer, schedule, eval_loader = accelerator.prepare(model, optimizer, schedule, eval_loader)
     ema = EMAModel(model.parameters(), decay=arguments.ema_decay)
-    ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema)
 
-    progress = {"step": 0, "best": float("inf")}
+    # What fixes the course of a run: a checkpoint of another course is not continued.
+    course = {name: getattr(arguments, name) for name in ("seed", "max_steps", "learning_rate", "warmup_steps")}
+    course["samples_per_step"] = arguments.batch_size * ranks
+    progress = {"step": 0, "best": float("inf"), "course": course}
     checkpoint = Path(arguments.output_dir) / "checkpoints" / "last"
     for folder in (checkpoint, checkpoint.with_name("old")):
         if (folder / "progress.json").exists():
             accelerator.load_state(folder)
             progress = json.loads((folder / "progress.json").read_text())
             break
+    if progress["course"] != course:
+        raise SystemExit(f"{checkpoint} was started with {progress['course']}, not with {course}.")
+    ema.to(accelerator.device)
 
     last = min(arguments.max_steps, arguments.stop_at or arguments.max_steps)
-    per_step = arguments.batch_size * accelerator.num_processes
-    positions = range(progress["step"] * per_step, last * per_step)
-    train_loader = accelerator.prepare(DataLoader(train_set, arguments.batch_size, sampler=positions))
+    order = range(progress["step"] * course["samples_per_step"], last * course["samples_per_step"])
+    train_loader = accelerator.prepare(DataLoader(train_set, arguments.batch_size, sampler=order))
     bar = tqdm(total=last, initial=progress["step"], disable=not accelerator.is_main_process)
     for batch in train_loader:
         set_seed(arguments.seed + progress["step"])  # of dropout
@@ -160,6 +172,10 @@ def main():
         loss = intensity_weighted_mse(
             predictions, batch["future_values"], batch["future_observed_mask"], arguments.intensity_weight
         )
+        if not torch.isfinite(loss):
+            raise SystemExit(
+                f"step {progress['step']}: the loss is {loss.item()}; the last checkpoint is {checkpoint}."
+            )
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
         optimizer.step()
@@ -170,7 +186,7 @@ def main():
         bar.update()
         bar.set_postfix(loss=f"{loss.item():.5f}")
         at_end = progress["step"] == last
-        if progress["step"] % arguments.eval_every == 0 or at_end:
+        if progress["step"] % arguments.eval_every == 0 or progress["step"] == arguments.max_steps:
             ema.store(model.parameters())
             ema.copy_to(model.parameters())
             score = evaluate(model, eval_loader, accelerator)

@@ -37,12 +37,27 @@ def test_a_typo_is_refused_with_the_nearest_name():
     assert EarthformerConfig(attn_implementation="eager")._attn_implementation == "eager"
 
 
-def test_a_newer_file_only_warns(tmp_path):
+def test_a_newer_file_only_warns(tmp_path, caplog):
     tiny_config().save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(stored | {"rotary": True}))
     loaded = EarthformerConfig.from_pretrained(tmp_path)
-    assert loaded.hidden_sizes == [16, 32] and not hasattr(loaded, "rotary")
+    assert loaded.hidden_sizes == [16, 32] and loaded.rotary is True
+    assert "rotary" in caplog.text
+
+
+def test_fields_given_on_loading_are_checked(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    assert EarthformerConfig.from_pretrained(tmp_path, image_size=24).level_sizes == [(12, 12), (6, 6)]
+    with pytest.raises(ValueError, match="num_attention_heads=5"):
+        EarthformerConfig.from_pretrained(tmp_path, num_attention_heads=5)
+
+
+def test_names_that_the_library_looks_for():
+    config = tiny_config(encoder_depths=[1, 2])
+    assert config.hidden_size == 16 and config.num_hidden_layers == 3
+    with pytest.raises(NotImplementedError):
+        config.hidden_size = 3
 
 
 @pytest.mark.parametrize(
@@ -75,6 +90,10 @@ def test_a_newer_file_only_warns(tmp_path):
         ({"self_attention_pattern": [{"siz": (1, 1, 1)}]}, "self_attention_pattern"),
         ({"self_attention_pattern": [Cuboid((2, 2, 2), shift=(2, 0, 0))]}, "self_attention_pattern"),
         ({"cross_attention_pattern": "cross_0x0"}, "cross_0x0"),
+        ({"cross_attention_pattern": "axial"}, "cross_attention_pattern"),
+        ({"cross_attention_pattern": [Cuboid((1, 2, 2), shift=(1, 0, 0))]}, "cross_attention_pattern"),
+        ({"cross_attention_pattern": [Cuboid((4, 1, 1))]}, "cross_attention_pattern"),
+        ({"self_attention_pattern": [{"size": 4}]}, "size"),
     ],
 )
 def test_values_that_cannot_work_are_refused(changes, named):

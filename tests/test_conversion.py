@@ -170,7 +170,7 @@ def test_the_command_refuses_and_names_the_option(tmp_path):
     "change, option",
     [
         ({"frobnicate": 1}, "frobnicate"),
-        ({"self_pattern": "divided_st"}, "cross_self_pattern"),
+        ({"enc_attn_patterns": "divided_st"}, "cross_self_pattern"),
         ({"enc_attn_patterns": "axiel", "dec_self_attn_patterns": "axiel"}, "self_pattern.*axiel"),
         ({"dec_cross_attn_patterns": "last_frame_dst"}, "cross_pattern.*last_frame_dst"),
         ({"padding_type": "nearest"}, "padding_type"),
@@ -188,6 +188,45 @@ def test_unsupported_options_are_refused(change, option):
     options, _ = recorded(FIXTURES, "ef_enso")
     with pytest.raises(ValueError, match=option):
         convert.convert_config(options | change)
+
+
+def test_an_option_given_twice_is_refused():
+    options, _ = recorded(FIXTURES, "ef_enso")
+    with pytest.raises(ValueError, match="self_pattern"):
+        convert.convert_config(options | {"self_pattern": "axial"})
+
+
+# Of ef_enso: it names its patterns, has one convolutional stem and no global vectors.
+IRRELEVANT = {
+    "enc_cuboid_size", "enc_cuboid_strategy", "enc_shift_size", "dec_self_cuboid_size", "dec_self_cuboid_strategy",
+    "dec_self_shift_size", "dec_cross_cuboid_hw", "dec_cross_cuboid_strategy", "dec_cross_shift_hw",
+    "dec_cross_n_temporal", "initial_downsample_stack_conv_num_layers", "initial_downsample_stack_conv_dim_list",
+    "initial_downsample_stack_conv_downscale_list", "initial_downsample_stack_conv_num_conv_list",
+    *convert.BUILT_IN_WITH_GLOBAL_VECTORS,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", convert.DEFAULTS)
+def test_every_option_is_used_or_refused(option):
+    options, _ = recorded(FIXTURES, "ef_enso")
+    before = convert.convert_config(options).to_dict()
+    value = options[option]
+    if isinstance(value, bool):
+        changed = not value
+    elif isinstance(value, (int, float)):
+        changed = value * 2 or 2
+    elif isinstance(value, str):
+        changed = "t+hw" if option == "pos_embed_type" else "ignore" if option == "padding_type" else "relu"
+    else:
+        changed = ["relu"]
+    try:
+        after = convert.convert_config(options | {option: changed}).to_dict()
+    except ValueError as reason:
+        names = [option, *(key for key, name in convert.ALIASES.items() if name == option)]
+        names += convert.BUILT_IN_WITH_GLOBAL_VECTORS if option == "num_global_vectors" else []
+        assert any(name in str(reason) for name in names)
+    else:
+        assert after != before or option in convert.NO_EFFECT | IRRELEVANT
 
 
 def test_pattern_names_of_the_original():

@@ -81,7 +81,7 @@ def test_patterns_of_the_paper():
     assert [c.size for c in pattern_cuboids("cross_2x2_lg", grid, CROSS_ATTENTION_PATTERNS)] == [(1, 2, 2)] * 2
 
 
-@pytest.mark.parametrize("name", ["axiel", "video_swin", "video_swin_0x4", "spatial_lg", "cross_1x1"])
+@pytest.mark.parametrize("name", ["axiel", "video_swin", "video_swin_0x4", "spatial_lg", "spatial_lg_#", "cross_1x1"])
 def test_unknown_patterns_are_refused(name):
     with pytest.raises(ValueError, match="Unknown attention pattern"):
         pattern_cuboids(name, (4, 4, 4), SELF_ATTENTION_PATTERNS)
@@ -97,6 +97,7 @@ def test_cross_patterns_are_square():
     [
         ({"size": (0, 1, 1)}, "size"),
         ({"size": (1, 1)}, "size"),
+        ({"size": 4}, "size"),
         ({"size": (1, 1, 1), "strategy": (L, L, "far")}, "strategy"),
         ({"size": (2, 2, 2), "shift": (0, 2, 0)}, "shift"),
         ({"size": (2, 2, 2), "shift": (-1, 0, 0)}, "shift"),
@@ -235,7 +236,7 @@ def test_cross_attention_sees_only_its_place():
 
 
 @pytest.mark.parametrize("mask_padding", [True, False])
-@pytest.mark.parametrize("cuboid", [Cuboid((2, 2, 3), shift=(1, 1, 1)), Cuboid((2, 3, 2), (L, D, L))])
+@pytest.mark.parametrize("cuboid", [Cuboid((2, 2, 3), shift=(0, 1, 1)), Cuboid((2, 3, 2), (L, D, L))])
 def test_eager_and_sdpa_agree(cuboid, mask_padding):
     config = layer_config(mask_padding=mask_padding)
     layer = randomised(CuboidSelfAttention(config, 8, cuboid, use_global_vectors=True))

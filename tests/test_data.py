@@ -37,6 +37,15 @@ def test_missing_values_become_a_mask():
     assert item["future_values"][1, 1, 0, 0] == 0
 
 
+def test_a_future_that_nobody_saw_is_refused():
+    event = numbered(7)
+    event["values"][4:6] = 255
+    windows = Windows([event], encode, 3, 2)
+    assert windows[0]["future_observed_mask"].sum() == 4
+    with pytest.raises(ValueError, match="event '7', frames 4 to 5"):
+        windows[1]
+
+
 def test_augmentation_turns_all_frames_alike():
     random = np.random.default_rng(0)
     event = {"id": "a", "values": np.repeat(random.normal(size=(1, 3, 3)), 4, axis=0)}
@@ -125,6 +134,41 @@ def test_more_tiles_only_inside_the_split(tmp_path):
     assert origins == {*square, (0, 1), (1, 0), (1, 1), (8, 8)}
 
 
+def external_link(path):
+    with h5py.File(path, "a") as file:
+        file["mrms_other"] = h5py.ExternalLink("/etc/hostname", "/")
+
+
+def soft_link(path):
+    with h5py.File(path, "a") as file:
+        file["mrms_test/other"] = h5py.SoftLink("/vil_lut")
+
+
+def external_storage(path):
+    with h5py.File(path, "a") as file:
+        file.create_dataset("other", (4,), "uint8", external=[("/etc/hostname", 0, 4)])
+
+
+def virtual_data(path):
+    layout = h5py.VirtualLayout((4,), "uint8")
+    layout[:] = h5py.VirtualSource("elsewhere.h5", "data", (4,))
+    with h5py.File(path, "a") as file:
+        file.create_virtual_dataset("other", layout)
+
+
+def shape_bomb(path):
+    with h5py.File(path, "a") as file:
+        file.create_dataset("other", (2**17, 2**17), "uint8", chunks=(256, 256))
+
+
+@pytest.mark.parametrize("attack", [external_link, soft_link, external_storage, virtual_data, shape_bomb])
+def test_crafted_files_are_refused(tmp_path, attack):
+    write_radar(tmp_path / "r.h5", [(0, 0)])
+    attack(tmp_path / "r.h5")
+    with pytest.raises(ValueError, match="not read"):
+        open_radar.load_events(tmp_path / "r.h5", "train")
+
+
 def test_rain_rate_follows_marshall_palmer():
     rain = open_radar.rain_rate(np.array([0, 64, 144, 255], "uint8"))
     np.testing.assert_allclose(rain[[0, 1]], [0, (1 / 200) ** (1 / 1.6)], rtol=1e-5)
@@ -169,6 +213,14 @@ def test_sst_splits_and_crop(tmp_path):
     with pytest.raises(ValueError, match="split"):
         open_sst.load_events(tmp_path / "s.nc", "dev")
     assert open_sst.load_events(tmp_path / "s.nc")[0]["values"].shape == (600, 24, 48)
+    with pytest.raises(ValueError, match="lat 24, lon 72"):
+        import xarray as xr
+
+        xr.open_dataset(tmp_path / "s.nc").isel(lat=slice(1, None)).to_netcdf(tmp_path / "other.nc")
+        open_sst.load_events(tmp_path / "other.nc")
+    with pytest.raises(ValueError, match="lat of"):
+        xr.open_dataset(tmp_path / "s.nc").isel(lat=slice(None, None, -1)).to_netcdf(tmp_path / "flipped.nc")
+        open_sst.load_events(tmp_path / "flipped.nc")
     write_sst(tmp_path / "late.nc", first="2015-01", months=24)
     with pytest.raises(ValueError, match="no month"):
         open_sst.load_events(tmp_path / "late.nc", "test")

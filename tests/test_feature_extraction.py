@@ -100,6 +100,8 @@ def test_physical_values_by_table():
     "changes, named",
     [
         ({"scale": 0}, "scale"),
+        ({"mising_value": 255}, "mising_value.*missing_value"),
+        ({"valid_range": [254, 0]}, "valid_range"),
         ({"offset": float("nan")}, "offset"),
         ({"fill_value": float("inf")}, "fill_value"),
         ({"physical_table": [[0, 1], [1, 0]]}, "physical_table"),

@@ -56,7 +56,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     train(tmp_path, "--output_dir", str(parts), "--stop_at", "13")
     train(tmp_path, "--output_dir", str(parts), "--stop_at", "27")
     train(tmp_path, "--output_dir", str(parts))
-    one, other = (load_file(folder / "checkpoints/last/model.safetensors") for folder in (whole, parts))
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
+    for file in (
+        "checkpoints/last/model.safetensors",
+        "model.safetensors",
+    ):  # the last weights, the best averaged ones
+        one, other = (load_file(folder / file) for folder in (whole, parts))
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
+    one, other = ((folder / "checkpoints/last/progress.json").read_text() for folder in (whole, parts))
+    assert one == other

@@ -106,17 +106,32 @@ class EarthformerConfig(PreTrainedConfig):
         self._check_values()
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As [`~transformers.PreTrainedConfig.from_dict`], but fields given as keywords are checked as well."""
+        names = {field.name for field in fields(cls)} - {"dtype"}
+        given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+        return super().from_dict(config_dict | given, **kwargs)
+
     # -- what follows from the fields -----------------------------------------------------------------------------
 
     @property
     def hidden_size(self) -> int:
-        """Channels of level 0, the name that the library's tools look for."""
+        """Channels of level 0, under the name that the library's tools look for; set `hidden_sizes`."""
         return self.hidden_sizes[0]
+
+    @hidden_size.setter
+    def hidden_size(self, value: int):
+        raise NotImplementedError("EarthformerConfig: `hidden_size` follows from `hidden_sizes`.")
 
     @property
     def num_hidden_layers(self) -> int:
-        """Blocks of the encoder, the name that the library's tools look for."""
+        """Blocks of the encoder, under the name that the library's tools look for; set `encoder_depths`."""
         return sum(self.encoder_depths)
+
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int):
+        raise NotImplementedError("EarthformerConfig: `num_hidden_layers` follows from `encoder_depths`.")
 
     @property
     def stem_sizes(self) -> list[tuple[int, int]]:
@@ -152,9 +167,7 @@ class EarthformerConfig(PreTrainedConfig):
         if not unknown:
             return
         if self.transformers_version is not None:
-            logger.warning(f"EarthformerConfig: ignoring unknown entries of a stored configuration: {unknown}.")
-            for name in unknown:
-                kwargs.pop(name)
+            logger.warning(f"EarthformerConfig: unknown entries of a stored configuration have no effect: {unknown}.")
             return
         close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
         raise ValueError(f"EarthformerConfig: unknown argument {unknown[0]!r}; did you mean {close[0]!r}?")
@@ -191,7 +204,11 @@ class EarthformerConfig(PreTrainedConfig):
         for level, cuboids in enumerate(self.self_attention_cuboids()):
             possible = all(cuboid.shift[0] < cuboid.size[0] for cuboid in cuboids)
             self._require(possible, "self_attention_pattern", f"shifts smaller than the cuboid (level {level})")
-        self.cross_attention_cuboids()
+        frames = min(self.context_length, self.prediction_length)
+        for level, cuboids in enumerate(self.cross_attention_cuboids()):
+            possible = all(cuboid.shift[0] == 0 and cuboid.size[0] <= frames for cuboid in cuboids)
+            wanted = f"cuboids that are not shifted in time, and at most {frames} along it (level {level})"
+            self._require(possible, "cross_attention_pattern", wanted)
 
     def _check_stem(self):
         stages = len(self.stem_channels)
@@ -241,6 +258,7 @@ _LIBRARY_KEYWORDS = {
     "name_or_path", "output_attentions", "attn_implementation", "experts_implementation", "num_labels", "torch_dtype",
     "auto_map", "transformers_version", "model_type", "per_layer_config", "tie_last_hidden_states",
     "tie_word_embeddings", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "use_return_dict",
+    "hidden_size", "num_hidden_layers", "quantization_config", "custom_pipelines", "distributed_config",
 }  # fmt: skip
 
 
@@ -249,7 +267,7 @@ def _as_json(pattern):
     if isinstance(pattern, Cuboid):
         return _as_json(asdict(pattern))
     if isinstance(pattern, dict):
-        return {key: list(value) for key, value in pattern.items()}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in pattern.items()}
     if isinstance(pattern, (list, tuple)):
         return [_as_json(entry) for entry in pattern]
     return pattern

@@ -41,8 +41,8 @@ class Cuboid:
         size: tokens of a cuboid along time, height and width. In cross-attention the first number is instead the
             *number* of cuboids along time, since context and forecast differ in length.
         strategy: per axis "local" (neighbours) or "dilated" (every n-th token).
-        shift: tokens by which the grid is rolled before it is cut, as in Swin Transformer. Ignored on dilated axes and
-            on axes that one cuboid covers.
+        shift: tokens by which the grid is rolled before it is cut, as in Swin Transformer. Ignored on dilated axes
+            and, in self-attention, on axes that one cuboid covers.
 
     Raises:
         ValueError: a size below one, an unknown strategy, or a shift outside [0, size).
@@ -54,10 +54,10 @@ class Cuboid:
 
     def __post_init__(self):
         for name in ("size", "strategy", "shift"):
-            value = tuple(getattr(self, name))
-            if len(value) != 3:
-                raise ValueError(f"Cuboid: `{name}` needs three entries (time, height, width), got {value}.")
-            object.__setattr__(self, name, value)
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or len(value) != 3:
+                raise ValueError(f"Cuboid: `{name}` needs three entries (time, height, width), got {value!r}.")
+            object.__setattr__(self, name, tuple(value))
         if not all(isinstance(n, int) and n >= 1 for n in self.size):
             raise ValueError(f"Cuboid: `size` must be positive integers, got {self.size}.")
         if not set(self.strategy) <= {"local", "dilated"}:
@@ -152,7 +152,7 @@ def pattern_cuboids(name: str, grid: Sequence[int], patterns: dict[str, Callable
     """
     numbers = [int(n) for n in re.findall(r"\d+", name)]
     key = re.sub(r"\d+", "#", name)
-    if key not in patterns or 0 in numbers:
+    if key not in patterns or key.count("#") != len(numbers) or 0 in numbers:
         raise ValueError(f"Unknown attention pattern {name!r}; known are {', '.join(patterns)} ('#' is a number).")
     if patterns is CROSS_ATTENTION_PATTERNS:
         if numbers[0] != numbers[1]:
@@ -345,7 +345,7 @@ class CuboidAttentionBase(nn.Module):
         """
         table = self.relative_position_bias
         index = relative_position_index(query_size, key_size, self.max_size, table.device)
-        bias = table[index].permute(2, 0, 1)[None]
+        bias = table[index].permute(2, 0, 1)[None].contiguous()  # fused kernels want its last axis dense
         if query_regions is None or key_regions is None:
             return bias
         visible = query_regions[:, None, :, None] == key_regions[:, None, None, :]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from transformers.utils import logging
 
 from . import baselines
 from .data.open_radar import rain_rate, stored_code
@@ -17,7 +17,7 @@ from .metrics import RainScores, correlation_by_lead, rmse_by_lead, three_month_
 @torch.no_grad()
 def forecast_windows(model, windows: Windows, batch_size: int = 4) -> Iterator[np.ndarray]:
     """Predictions in the model's range (T_out, H, W), one by one in the order of the windows."""
-    for batch in tqdm(DataLoader(windows, batch_size), desc="forecast"):
+    for batch in logging.tqdm(DataLoader(windows, batch_size), desc="forecast"):
         yield from model(batch["past_values"].to(model.device)).predictions[..., 0].float().cpu().numpy()
 
 

@@ -1,5 +1,7 @@
 """From raw values to the model's range and back, and what the numbers mean."""
 
+import difflib
+import inspect
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,15 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         physical_thresholds: tuple[float, ...] = (),
         **kwargs,
     ):
+        # A stored file carries `feature_extractor_type` and may come from a newer version: it is not refused.
+        unknown = [name for name in kwargs if not name.startswith("_")]
+        if unknown and "feature_extractor_type" not in kwargs:
+            known = [name for name in inspect.signature(type(self).__init__).parameters if name != "kwargs"]
+            close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{type(self).__name__}: unknown argument {unknown[0]!r}; did you mean {close!r}?")
         super().__init__(**kwargs)
+        if valid_range is not None and not (len(valid_range) == 2 and valid_range[0] < valid_range[1]):
+            raise ValueError(f"`valid_range` must be two rising numbers, got {valid_range}.")
         if not np.isfinite([offset, scale]).all() or scale == 0:
             raise ValueError(f"`scale` and `offset` must be finite and `scale` not 0, got {scale} and {offset}.")
         if fill_value is not None and not np.isfinite(fill_value):

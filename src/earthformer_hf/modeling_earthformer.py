@@ -17,6 +17,7 @@ https://arxiv.org/abs/2207.05833, section 3 and appendix A. The attention itself
 
 import math
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,12 +95,14 @@ class EarthformerPositionEmbedding(nn.Module):
         else:
             self.place = nn.Embedding(size[0] * size[1], hidden_size)
 
-    def forward(self) -> torch.Tensor:
+    def forward(self, device: torch.device) -> torch.Tensor:
         """-> (T, H, W, C), to be added."""
-        time = self.time.weight[:, None, None]
+        height, width = self.size
+        time = self.time(torch.arange(self.time.num_embeddings, device=device))[:, None, None]
         if self.per_axis:
-            return time + self.height.weight[:, None] + self.width.weight
-        return time + self.place.weight.unflatten(0, self.size)
+            rows = self.height(torch.arange(height, device=device))[:, None]
+            return time + rows + self.width(torch.arange(width, device=device))
+        return time + self.place(torch.arange(height * width, device=device)).unflatten(0, self.size)
 
 
 class EarthformerConvStage(nn.Module):
@@ -120,7 +123,12 @@ class EarthformerConvStage(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, H, W, C_in) -> (B, T, H, W, C_out)."""
         frames = hidden_states.flatten(0, 1).permute(0, 3, 1, 2)  # (B * T, C, H, W)
-        return self.layers(frames).permute(0, 2, 3, 1).unflatten(0, hidden_states.shape[:2])
+        for layer in self.layers:
+            if isinstance(layer, nn.GroupNorm) and torch.is_grad_enabled() and not frames.requires_grad:
+                # Behind frozen convolutions: the CPU's backward of GroupNorm crashes on a permuted input there.
+                frames = frames.contiguous()
+            frames = layer(frames)
+        return frames.permute(0, 2, 3, 1).unflatten(0, hidden_states.shape[:2])
 
 
 class EarthformerStem(nn.Module):
@@ -166,6 +174,9 @@ class EarthformerHead(nn.Module):
         return self.out_proj(hidden_states)
 
 
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+
+
 class EarthformerPreTrainedModel(PreTrainedModel):
     """Initialisation and loading."""
 
@@ -175,7 +186,7 @@ class EarthformerPreTrainedModel(PreTrainedModel):
     main_input_name = "past_values"
     input_modalities = ("time",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CuboidSelfAttentionBlock", "CuboidCrossAttentionBlock"]
+    _no_split_modules = ["CuboidSelfAttentionBlock", "CuboidCrossAttentionBlock", "EarthformerPositionEmbedding"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
@@ -203,8 +214,10 @@ class EarthformerPreTrainedModel(PreTrainedModel):
                 )
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory, *args, is_main_process: bool = True, **kwargs):
         """As [`~transformers.PreTrainedModel.save_pretrained`]; if it fails, the folder is as it was before."""
+        if not is_main_process or kwargs.get("distributed_checkpoint"):
+            return super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
         folder = Path(save_directory)
         folder.parent.mkdir(parents=True, exist_ok=True)
         kwargs.setdefault("repo_id", folder.name)
@@ -214,9 +227,10 @@ class EarthformerPreTrainedModel(PreTrainedModel):
             folder.mkdir(exist_ok=True)
             for name in written:
                 os.replace(Path(temporary) / name, folder / name)
-        for path in [*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")]:
-            if path.name not in written:  # of an earlier save with other shards
-                path.unlink()
+        if any(_WEIGHTS.fullmatch(name) for name in written):
+            for path in folder.iterdir():  # weights of an earlier save with other shards
+                if _WEIGHTS.fullmatch(path.name) and path.name not in written:
+                    path.unlink()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -291,7 +305,7 @@ class EarthformerEncoder(EarthformerPreTrainedModel):
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> EarthformerEncoderOutput:
         """hidden_states: (B, T_in, h_0, w_0, hidden_sizes[0]), the output of the stem."""
         batch = hidden_states.shape[0]
-        hidden_states = hidden_states + self.position_embedding()
+        hidden_states = hidden_states + self.position_embedding(hidden_states.device)
         global_vectors = None if self.global_vectors is None else self.global_vectors.repeat(batch, 1, 1)
         memories = ()
         for i, blocks in enumerate(self.levels):
@@ -349,7 +363,7 @@ class EarthformerDecoder(EarthformerPreTrainedModel):
     def forward(self, memories: tuple[torch.Tensor, ...], **kwargs) -> BaseModelOutput:
         """memories: one (B, T_in, h_i, w_i, hidden_sizes[i]) per level, finest first -> (B, T_out, h_0, w_0, C)."""
         last = len(memories) - 1
-        start = self.start_proj(self.position_embedding())
+        start = self.start_proj(self.position_embedding(memories[-1].device))
         hidden_states = start.expand(memories[-1].shape[0], -1, -1, -1, -1)
         for i in range(last, -1, -1):
             without = len(self.cross_blocks[i]) - len(self.self_blocks[i])  # first blocks without self-attention

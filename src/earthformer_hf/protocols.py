@@ -9,7 +9,6 @@ class RainProtocol:
 
     name: str
     score_name: str
-    source: str
     file: str
     split: str
     sources: tuple[str, ...]
@@ -23,7 +22,6 @@ class IndexProtocol:
 
     name: str
     score_name: str
-    source: str
     file: str
     train_split: str
     split: str
@@ -36,7 +34,6 @@ PROTOCOLS: dict[str, RainProtocol | IndexProtocol] = {
         RainProtocol(
             name="mrms-24min",
             score_name="CSI-M (rain-derived proxy, 24 min)",
-            source="open_radar",
             file="radar_open_3km.h5",
             split="test",
             sources=("mrms",),
@@ -48,7 +45,6 @@ PROTOCOLS: dict[str, RainProtocol | IndexProtocol] = {
         IndexProtocol(
             name="nino34-12-months",
             score_name="Nino3.4 correlation skill (three-month means, 12 leads)",
-            source="open_sst",
             file="sst_kaplan_1856_2014.nc",
             train_split="train",
             split="test",

@@ -47,6 +47,7 @@ def load_events(
 
     events = []
     with h5py.File(path, "r") as file:
+        check_hdf5(file)
         table = file["vil_lut"][:]
         table[MISSING] = MISSING
         for name, group in file.items():
@@ -68,6 +69,27 @@ def load_events(
     if not events:
         raise ValueError(f"`split`: {path} holds no tiles of split {split!r} from sources {sources}.")
     return events
+
+
+def check_hdf5(group) -> None:
+    """Refuse what a crafted HDF5 file could read from elsewhere, or blow memory up with.
+
+    Raises:
+        ValueError: a link that is not a hard link, external or virtual storage, or a data set that declares more than
+            4 GiB and more than 1000 times its stored bytes.
+    """
+    import h5py
+
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"`path`: {name!r} of {group.file.filename} is a link to elsewhere; not read.")
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            check_hdf5(item)
+        elif item.is_virtual or item.external:
+            raise ValueError(f"`path`: {item.name!r} of {group.file.filename} is stored elsewhere; not read.")
+        elif item.nbytes > 4 * 2**30 and item.nbytes > 1000 * item.id.get_storage_size():
+            raise ValueError(f"`path`: {item.name!r} of {group.file.filename} declares {item.nbytes} bytes; not read.")
 
 
 def _between(origins: list[tuple[int, int]], grid: int, every: int) -> list[tuple[int, int]]:

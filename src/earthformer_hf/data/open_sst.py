@@ -30,6 +30,10 @@ def load_events(path: str | Path, split: str | None = None) -> list[dict]:
         if "ssta" not in dataset or dict(dataset.ssta.sizes) | {"time": 0} != {"time": 0, "lat": 24, "lon": 72}:
             found = dict(dataset.ssta.sizes) if "ssta" in dataset else list(dataset.data_vars)
             raise ValueError(f"`path`: {path} must hold `ssta` (time, lat 24, lon 72), found {found}.")
+        grid = {"lat": np.arange(-55, 65, 5), "lon": np.arange(0, 360, 5)}
+        for name, expected in grid.items():
+            if not np.allclose(dataset[name], expected):
+                raise ValueError(f"`path`: {name} of {path} must be {expected[0]}, {expected[1]} .. {expected[-1]}.")
         part = dataset.ssta.isel(lat=slice(top, bottom), lon=slice(left, right))
         first, last = SPLITS.get(split or "", (-10_000, 10_000))
         part = part.sel(time=(part.time.dt.year >= first) & (part.time.dt.year <= last))

@@ -26,6 +26,7 @@ class Windows(Dataset):
 
     Each item is a dict of tensors: `past_values` (T_in, H, W, 1) and `future_values` (T_out, H, W, 1) float32,
     `future_observed_mask` (T_out, H, W, 1) bool. Missing values hold the model's fill value.
+    An item whose future was not observed at all is a ValueError: its loss would be undefined.
 
     Raises:
         ValueError: no event is long enough.
@@ -62,6 +63,12 @@ class Windows(Dataset):
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         values, observed = self.encode(self.raw(item))
+        if not observed[self.context_length :].any():
+            number, start = self.index[item]
+            raise ValueError(
+                f"Windows: nothing was observed in the future of event {self.events[number].get('id')!r}, frames "
+                f"{start + self.context_length} to {start + self.length - 1}: leave it out, or choose another stride."
+            )
         frames, mask = torch.from_numpy(values)[..., None], torch.from_numpy(observed)[..., None]  # (T, H, W, 1)
         return {
             "past_values": frames[: self.context_length],
