@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser, get_scheduler
 
 from earthformer_hf import EarthformerConfig, EarthformerFeatureExtractor, EarthformerForPrediction
+from earthformer_hf.baselines import OceanRecord, linear_maps
 from earthformer_hf.data import open_radar, open_sst
 from earthformer_hf.data.windows import TrainingWindows, Windows
 from earthformer_hf.losses import intensity_weighted_mse
@@ -39,6 +40,7 @@ class DataArguments:
     turn: bool = field(default=False, metadata={"help": "draw flips and quarter turns"})
     gain: float = field(default=1.0, metadata={"help": "draw a factor for the values from 1/gain .. gain"})
     mirror: bool = field(default=False, metadata={"help": "draw the sign of the values, for anomalies"})
+    teacher_weight: float = field(default=0.0, metadata={"help": "share of the target taken from a linear forecast"})
     eval_stride: int = field(default=4, metadata={"help": "frames between validation windows"})
 
 
@@ -57,6 +59,7 @@ class TrainingArguments:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.99
     intensity_weight: float = field(default=0.0, metadata={"help": "weight of intense values in the loss"})
+    intensity_power: float = field(default=1.0, metadata={"help": "how fast that weight grows with intensity"})
     eval_every: int = 100
     save_every: int = 50
     stop_at: int | None = field(default=None, metadata={"help": "stop before max_steps; the same command goes on"})
@@ -122,8 +125,18 @@ def main():
     highest = (
         (extractor.valid_range[1] - extractor.offset) * extractor.scale if extractor.valid_range else float("inf")
     )
+    if data.teacher_weight:
+        for event in train_events:
+            record = OceanRecord(event, open_sst.nino34, *lengths)
+            event["teacher"] = linear_maps(record, event["geo"]["lat"])
     train_set = TrainingWindows(
-        Windows(train_events, extractor.encode, *lengths), arguments.seed, data.turn, data.gain, data.mirror, highest
+        Windows(train_events, extractor.encode, *lengths),
+        arguments.seed,
+        data.turn,
+        data.gain,
+        data.mirror,
+        highest,
+        data.teacher_weight,
     )
     eval_set = Windows(SOURCES[data.source](path, "val"), extractor.encode, *lengths, stride=data.eval_stride)
 
@@ -170,7 +183,11 @@ def main():
         set_seed(arguments.seed + progress["step"])  # of dropout
         predictions = model(batch["past_values"]).predictions
         loss = intensity_weighted_mse(
-            predictions, batch["future_values"], batch["future_observed_mask"], arguments.intensity_weight
+            predictions,
+            batch["future_values"],
+            batch["future_observed_mask"],
+            arguments.intensity_weight,
+            arguments.intensity_power,
         )
         if not torch.isfinite(loss):
             raise SystemExit(

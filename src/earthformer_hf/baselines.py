@@ -142,3 +142,23 @@ def seasonal_ridge(
         weights = np.linalg.solve(weighted @ fitted + penalty * np.eye(fitted.shape[1]), weighted @ targets)
         forecast[test.start_month == month] = used[test.start_month == month] @ weights
     return forecast
+
+
+def linear_maps(record: OceanRecord, lat: np.ndarray, number: int = 5, penalty: float = 3000.0) -> np.ndarray:
+    """Ridge regression of the leading components of every future month on those of the last year, as maps.
+
+    Fitted on the record's own windows, it is what a linear model can explain of them: a target without noise, from
+    which a network learns faster than from single futures (`teacher_weight` of `examples/train_earthformer.py`).
+
+    Returns:
+        (windows, prediction_length, H, W) anomalies in degrees Celsius, NaN at nodes that are ever missing.
+    """
+    components, months = LeadingComponents(record, lat, number), np.arange(record.leads + 2)
+    states = components(record)
+    past = np.concatenate([states[record.last - lag] for lag in (0, 1, 2, 3, 5, 7, 9, 11)], axis=1)
+    future = states[record.last[:, None] + 1 + months].reshape(len(past), -1)
+    weights = np.linalg.solve(past.T @ past + penalty * np.eye(past.shape[1]), past.T @ future)
+    maps = np.full((len(past), len(months), *record.values.shape[1:]), np.nan, "float32")
+    forecast = (past @ weights).reshape(len(past), len(months), number)
+    maps[:, :, components.nodes] = forecast @ components.patterns / components.weight + components.mean
+    return maps

@@ -90,6 +90,8 @@ class TrainingWindows(Dataset):
         gain: multiply the values by a factor drawn from 1 / gain .. gain (log-uniform), at most to `highest`.
         mirror: draw the sign of the values, for anomalies.
         highest: the largest value of the model's range.
+        teacher_weight: share of the target taken from the event's `teacher`, an array (windows, T_out, H, W) in stored
+            units with what a simpler model forecasts from each start; NaN where it forecasts nothing.
 
     Raises:
         ValueError: `turn` is asked for on frames that are not square, or `gain` is below 1.
@@ -103,6 +105,7 @@ class TrainingWindows(Dataset):
         gain: float = 1.0,
         mirror: bool = False,
         highest: float = float("inf"),
+        teacher_weight: float = 0.0,
     ):
         if turn and any(event["values"].shape[1] != event["values"].shape[2] for event in windows.events):
             raise ValueError("TrainingWindows: `turn` needs square frames.")
@@ -110,11 +113,17 @@ class TrainingWindows(Dataset):
             raise ValueError(f"TrainingWindows: `gain` must be at least 1, got {gain}.")
         self.windows, self.seed, self.turn = windows, seed, turn
         self.gain, self.mirror, self.highest = gain, mirror, highest
+        self.teacher_weight = teacher_weight
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         epoch, place = divmod(position, len(self.windows))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.windows))
+        number, start = self.windows.index[int(order[place])]
         item = self.windows[int(order[place])]
+        if self.teacher_weight:
+            values, known = self.windows.encode(self.windows.events[number]["teacher"][start])
+            mixed = torch.lerp(item["future_values"], torch.from_numpy(values)[..., None], self.teacher_weight)
+            item["future_values"] = torch.where(torch.from_numpy(known)[..., None], mixed, item["future_values"])
         random = np.random.default_rng([self.seed, 1, position])
         turns, flip, sign = random.integers(4), random.integers(2), random.integers(2)
         factor = self.gain ** random.uniform(-1, 1) * (-1 if self.mirror and sign else 1)
