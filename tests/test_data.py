@@ -247,3 +247,13 @@ def test_simulated_ocean_swings():
     lagged = [np.corrcoef(index[:-lag], index[lag:])[0, 1] for lag in (1, 24)]
     assert lagged[0] > 0.8 and lagged[1] < 0
     assert np.isnan(event["values"]).all(0).sum() + np.isfinite(event["values"]).all(0).sum() == 24 * 48
+
+
+def test_a_teacher_replaces_its_share_of_the_target():
+    windows = Windows([numbered(9) | {"teacher": np.full((5, 2, 2, 2), 100.0)}], encode, 3, 2)
+    windows.events[0]["teacher"][:, :, 0, 0] = np.nan
+    item = TrainingWindows(windows, seed=1, teacher_weight=0.75)[0]
+    plain = TrainingWindows(windows, seed=1)[0]
+    torch.testing.assert_close(item["past_values"], plain["past_values"])
+    torch.testing.assert_close(item["future_values"][:, 0, 0], plain["future_values"][:, 0, 0])
+    torch.testing.assert_close(item["future_values"][:, 1], 75 + 0.25 * plain["future_values"][:, 1])

@@ -108,3 +108,14 @@ def test_a_linear_ocean_is_forecast_by_the_linear_models():
         baselines.seasonal_ridge(train, test, lat, number=3),
     ):
         assert correlation_by_lead(forecast, targets)[-1] > persisted + 0.1
+
+
+def test_linear_maps_explain_a_linear_ocean():
+    (event,) = simulated.sst_events(100, seed=3)
+    record = baselines.OceanRecord(event, open_sst.nino34, 12, 14)
+    maps = baselines.linear_maps(record, event["geo"]["lat"], number=3, penalty=1.0)
+    assert maps.shape == (len(record.last), 14, 24, 48)
+    assert (np.isnan(maps) == np.isnan(event["values"][0])).all()
+    skill = correlation_by_lead(three_month_means(open_sst.nino34(maps.astype("float64"))), record.targets())
+    persisted = correlation_by_lead(baselines.persisted_index(record), record.targets())
+    assert (skill > persisted).all() and skill[-1] > persisted[-1] + 0.1
