@@ -59,7 +59,6 @@ class TrainingArguments:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.99
     intensity_weight: float = field(default=0.0, metadata={"help": "weight of intense values in the loss"})
-    intensity_power: float = field(default=1.0, metadata={"help": "how fast that weight grows with intensity"})
     eval_every: int = 100
     save_every: int = 50
     stop_at: int | None = field(default=None, metadata={"help": "stop before max_steps; the same command goes on"})
@@ -126,6 +125,8 @@ def main():
         (extractor.valid_range[1] - extractor.offset) * extractor.scale if extractor.valid_range else float("inf")
     )
     if data.teacher_weight:
+        if data.source != "open_sst":
+            raise SystemExit(f"--teacher_weight needs the source open_sst, got {data.source!r}.")
         for event in train_events:
             record = OceanRecord(event, open_sst.nino34, *lengths)
             event["teacher"] = linear_maps(record, event["geo"]["lat"])
@@ -187,7 +188,6 @@ def main():
             batch["future_values"],
             batch["future_observed_mask"],
             arguments.intensity_weight,
-            arguments.intensity_power,
         )
         if not torch.isfinite(loss):
             raise SystemExit(

@@ -114,12 +114,14 @@ class TrainingWindows(Dataset):
         self.windows, self.seed, self.turn = windows, seed, turn
         self.gain, self.mirror, self.highest = gain, mirror, highest
         self.teacher_weight = teacher_weight
+        self.order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         epoch, place = divmod(position, len(self.windows))
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.windows))
-        number, start = self.windows.index[int(order[place])]
-        item = self.windows[int(order[place])]
+        if self.order is None or self.order[0] != epoch:  # drawn once an epoch
+            self.order = epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.windows))
+        number, start = self.windows.index[int(self.order[1][place])]
+        item = self.windows[int(self.order[1][place])]
         if self.teacher_weight:
             values, known = self.windows.encode(self.windows.events[number]["teacher"][start])
             mixed = torch.lerp(item["future_values"], torch.from_numpy(values)[..., None], self.teacher_weight)
