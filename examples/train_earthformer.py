@@ -25,8 +25,9 @@ from transformers import HfArgumentParser, get_scheduler
 from earthformer_hf import EarthformerConfig, EarthformerFeatureExtractor, EarthformerForPrediction
 from earthformer_hf.baselines import OceanRecord, linear_maps
 from earthformer_hf.data import open_radar, open_sst
-from earthformer_hf.data.windows import TrainingWindows, Windows
+from earthformer_hf.data.windows import TrainingWindows, Windows, heavy_share
 from earthformer_hf.losses import intensity_weighted_mse
+from earthformer_hf.optimization import Muon
 
 
 SOURCES = {"open_radar": open_radar.load_events, "open_sst": open_sst.load_events}
@@ -39,7 +40,10 @@ class DataArguments:
     train_options: dict = field(default_factory=dict, metadata={"help": "options of the reader, for training only"})
     turn: bool = field(default=False, metadata={"help": "draw flips and quarter turns"})
     gain: float = field(default=1.0, metadata={"help": "draw a factor for the values from 1/gain .. gain"})
-    mirror: bool = field(default=False, metadata={"help": "draw the sign of the values, for anomalies"})
+    mix: bool = field(default=False, metadata={"help": "draw sums of two windows, for anomalies"})
+    heavy_threshold: float | None = field(
+        default=None, metadata={"help": "draw windows by how much of their future reaches this stored value"}
+    )
     teacher_weight: float = field(default=0.0, metadata={"help": "share of the target taken from a linear forecast"})
     eval_stride: int = field(default=4, metadata={"help": "frames between validation windows"})
 
@@ -50,7 +54,7 @@ class TrainingArguments:
     pretrained: str | None = field(default=None, metadata={"help": "start from this model instead of random weights"})
     max_steps: int = 1000
     batch_size: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-3
     position_rate: float = field(
         default=1.0, metadata={"help": "learning rate of position embeddings and biases, relative to the rest"}
     )
@@ -130,14 +134,16 @@ def main():
         for event in train_events:
             record = OceanRecord(event, open_sst.nino34, *lengths)
             event["teacher"] = linear_maps(record, event["geo"]["lat"])
+    windows = Windows(train_events, extractor.encode, *lengths)
     train_set = TrainingWindows(
-        Windows(train_events, extractor.encode, *lengths),
+        windows,
         arguments.seed,
         data.turn,
         data.gain,
-        data.mirror,
+        data.mix,
         highest,
         data.teacher_weight,
+        None if data.heavy_threshold is None else heavy_share(windows, data.heavy_threshold),
     )
     eval_set = Windows(SOURCES[data.source](path, "val"), extractor.encode, *lengths, stride=data.eval_stride)
 
@@ -145,20 +151,19 @@ def main():
         model = EarthformerForPrediction.from_pretrained(arguments.pretrained, config=config)
     else:
         model = EarthformerForPrediction(config)
-    positions, decayed, others = [], [], []
+    matrices, others, positions = [], [], []
     for name, parameter in model.named_parameters():
-        kind = positions if "position" in name else decayed if parameter.ndim > 1 else others
+        kind = positions if "position" in name else matrices if parameter.ndim > 1 else others
         kind.append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": arguments.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-        {"params": positions, "weight_decay": 0.0, "lr": arguments.position_rate * arguments.learning_rate},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate)
+    rate = arguments.learning_rate
+    groups = [{"params": others, "lr": rate}, {"params": positions, "lr": rate * arguments.position_rate}]
+    optimizers = [Muon(matrices, rate, weight_decay=arguments.weight_decay), torch.optim.AdamW(groups, weight_decay=0)]
     ranks = accelerator.num_processes  # a prepared schedule takes one step per process
-    schedule = get_scheduler("cosine", optimizer, ranks * arguments.warmup_steps, ranks * arguments.max_steps)
+    steps = ranks * arguments.warmup_steps, ranks * arguments.max_steps
+    schedules = [get_scheduler("cosine", optimizer, *steps) for optimizer in optimizers]
     eval_loader = DataLoader(eval_set, arguments.batch_size)
-    model, optimizer, schedule, eval_loader = accelerator.prepare(model, optimizer, schedule, eval_loader)
+    model, eval_loader, *both = accelerator.prepare(model, eval_loader, *optimizers, *schedules)
+    optimizers, schedules = both[:2], both[2:]
     ema = EMAModel(model.parameters(), decay=arguments.ema_decay)
     accelerator.register_for_checkpointing(ema)
 
@@ -195,9 +200,10 @@ def main():
             )
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for optimizer, schedule in zip(optimizers, schedules):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
         ema.step(model.parameters())
         progress["step"] += 1
         bar.update()

@@ -8,7 +8,7 @@ from tiny import DATA
 
 from earthformer_hf import EarthformerFeatureExtractor
 from earthformer_hf.data import open_radar, open_sst, simulated
-from earthformer_hf.data.windows import TrainingWindows, Windows
+from earthformer_hf.data.windows import TrainingWindows, Windows, heavy_share
 
 
 encode = EarthformerFeatureExtractor(missing_value=255, fill_value=0).encode
@@ -70,18 +70,47 @@ def test_training_order_is_a_function_of_the_seed():
     assert [again[position]["past_values"][0, 0, 0, 0].item() for position in range(7, 15)] == first[7:]
 
 
-def test_gain_and_mirror_scale_past_and_future_alike():
+def test_gain_scales_past_and_future_alike():
     windows = Windows([numbered(5)], encode, 3, 2)
     plain, factors = windows[0], []
-    stream = TrainingWindows(windows, seed=2, gain=2.0, mirror=True, highest=6.0)
+    stream = TrainingWindows(windows, seed=2, gain=2.0, highest=6.0)
     for position in range(40):
         item = stream[position]
         factor = item["past_values"][1, 0, 0, 0].item()
         for name in ("past_values", "future_values"):
             torch.testing.assert_close(item[name], (plain[name] * factor).clamp(max=6.0))
         factors.append(factor)
-    assert 0.5 <= min(map(abs, factors)) < 0.7 and 1.4 < max(map(abs, factors)) <= 2
-    assert 10 < sum(factor < 0 for factor in factors) < 30
+    assert 0.5 <= min(factors) < 0.7 and 1.4 < max(factors) <= 2
+
+
+def test_mixing_adds_two_windows_on_a_circle():
+    """Of two orthogonal windows, a mixture of different ones has (cos, sin) as its coordinates."""
+    first, second = np.zeros((5, 2, 2)), np.zeros((5, 2, 2))
+    first[:, 0, 0], second[:, 1, 1] = 1, 1
+    second[4, 0, 1] = 255
+    windows = Windows([{"id": "a", "values": first}, {"id": "b", "values": second}], encode, 3, 2)
+    stream, angles = TrainingWindows(windows, seed=3, mix=True), []
+    for position in range(80):
+        item = stream[position]
+        x, y = item["past_values"][0, 0, 0, 0].item(), item["past_values"][0, 1, 1, 0].item()
+        assert (item["future_values"][:, 0, 0, 0] == x).all() and (item["future_values"][:, 1, 1, 0] == y).all()
+        assert item["future_observed_mask"][1, 0, 1, 0].item() == (y == 0)
+        if x != 0 and y != 0:
+            assert abs(x**2 + y**2 - 1) < 1e-6
+            angles.append(np.arctan2(y, x))
+    assert len(angles) > 20 and set(np.sign(np.cos(angles))) == set(np.sign(np.sin(angles))) == {-1, 1}
+
+
+def test_heavy_windows_are_drawn_more_often():
+    heavy = numbered(5, size=8)
+    heavy["values"] = np.where(np.arange(5)[:, None, None] >= 3, 140.0, 0.0) * np.ones((1, 8, 8))
+    heavy["values"][4, :4] = 255  # not observed: not heavy
+    windows = Windows([numbered(5, size=8), heavy], encode, 3, 2)
+    weights = heavy_share(windows, 133, floor=0.05)
+    np.testing.assert_allclose(weights, [0.05, 0.8])
+    stream = TrainingWindows(windows, seed=4, weights=weights)
+    drawn = [stream[position]["future_values"].max().item() == 140 for position in range(400)]
+    assert abs(np.mean(drawn) - 0.8 / 0.85) < 0.04
 
 
 def test_impossible_windows_are_refused():

@@ -12,6 +12,7 @@ from test_data import write_sst
 from tiny import ROOT
 
 from earthformer_hf.losses import intensity_weighted_mse
+from earthformer_hf.optimization import Muon, orthogonalized
 
 
 def test_intensity_weighted_loss():
@@ -21,6 +22,35 @@ def test_intensity_weighted_loss():
     assert loss == pytest.approx((0.25 * (1 + 2 * 0.5) + 4 * (1 + 2 * 1.0)) / 2)
     plain = intensity_weighted_mse(prediction, future.nan_to_num(), torch.ones(1, 3, dtype=torch.bool), 0.0)
     assert plain == pytest.approx((0.25 + 1 + 4) / 3)
+
+
+def test_orthogonalized_matrices_keep_their_directions():
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 6, 10)
+    left, values, right = torch.linalg.svd(orthogonalized(matrices), full_matrices=False)
+    assert 0.6 < values.min() and values.max() < 1.3
+    expected_left, _, expected_right = torch.linalg.svd(matrices, full_matrices=False)
+    nearest = expected_left @ expected_right  # all singular values 1
+    assert (orthogonalized(matrices) - nearest).norm() < 0.35 * nearest.norm()
+    torch.testing.assert_close(orthogonalized(matrices.mT), orthogonalized(matrices).mT)
+
+
+def test_muon_steps_as_torch_does():
+    torch.manual_seed(0)
+    start, gradients = torch.randn(4, 2, 3), torch.randn(3, 4, 2, 3)  # a convolution's weight, taken as 4 x 6
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.flatten(1).clone())
+    optimizers = [
+        Muon([ours], lr=0.1, weight_decay=0.5),
+        torch.optim.Muon([theirs], lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for gradient in gradients:
+        ours.grad, theirs.grad = gradient, gradient.flatten(1)
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = (theirs - start.flatten(1)).norm()
+    assert (ours.flatten(1) - theirs).norm() < 0.02 * moved  # theirs is in bfloat16
+    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+        Muon([torch.nn.Parameter(torch.zeros(3))])
 
 
 def train(folder, *options):
@@ -43,7 +73,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
             "stem_channels": [8], "stem_strides": [4], "stem_num_convs": 1, "head_num_convs": 1,
         },
         "feature_extractor": {"scale": 1.0, "fill_value": 0},
-        "data": {"source": "open_sst", "file": "sst.nc", "gain": 1.5, "mirror": True, "eval_stride": 20},
+        "data": {"source": "open_sst", "file": "sst.nc", "gain": 1.5, "mix": True, "eval_stride": 20},
         "training": {
             "max_steps": 40, "batch_size": 2, "warmup_steps": 2, "eval_every": 20, "save_every": 5,
             "learning_rate": 5e-3, "ema_decay": 0.9,

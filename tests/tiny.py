@@ -4,8 +4,15 @@ import os
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL, DDIMScheduler
 
-from earthformer_hf import EarthformerConfig, EarthformerForPrediction
+from earthformer_hf import (
+    EarthformerAlignmentModel,
+    EarthformerConfig,
+    EarthformerForPrediction,
+    EarthformerUNetModel,
+    PreDiffPipeline,
+)
 
 
 ROOT = Path(__file__).parents[1]
@@ -44,3 +51,25 @@ def frames(config: EarthformerConfig, batch: int = 2, seed: int = 1) -> torch.Te
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, config.context_length, *config.image_size, config.num_channels)
     return torch.randn(shape, generator=generator)
+
+
+def tiny_pipeline(scheduler=None, alignment: bool = False, **unet) -> PreDiffPipeline:
+    """Frames 3 -> 2 of 12 x 16 pixels, latents of 6 x 8; random weights, also where training starts at 0."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(8, 16), norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        scaling_factor=1.0, sample_size=16,
+    )  # fmt: skip
+    shape = {"sample_size": (6, 8), "prediction_length": 2, "in_channels": 4}
+    shape |= {"block_out_channels": (16, 32), "layers_per_block": 1, "resnet_time_scale_shift": "scale_shift"}
+    networks = [EarthformerUNetModel(context_length=3, **(shape | unet))]
+    if alignment:
+        networks.append(EarthformerAlignmentModel(**shape))
+    for network in networks:
+        for parameter in network.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.05)
+    scheduler = scheduler or DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
+    unet, *rest = (network.eval() for network in networks)
+    return PreDiffPipeline(vae.eval(), unet, scheduler, *rest)

@@ -5,15 +5,23 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelF
 from .configuration_earthformer import EarthformerConfig
 from .cuboid import Cuboid
 from .feature_extraction_earthformer import EarthformerFeatureExtractor
+from .guidance import KnowledgeAlignmentCallback
 from .modeling_earthformer import EarthformerForPrediction, EarthformerModel
+from .pipeline_prediff import PreDiffPipeline, PreDiffPipelineOutput
+from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
 
 
 __all__ = [
     "Cuboid",
+    "EarthformerAlignmentModel",
     "EarthformerConfig",
     "EarthformerFeatureExtractor",
     "EarthformerForPrediction",
     "EarthformerModel",
+    "EarthformerUNetModel",
+    "KnowledgeAlignmentCallback",
+    "PreDiffPipeline",
+    "PreDiffPipelineOutput",
 ]
 
 AutoConfig.register("earthformer", EarthformerConfig)

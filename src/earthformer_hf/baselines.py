@@ -144,7 +144,7 @@ def seasonal_ridge(
     return forecast
 
 
-def linear_maps(record: OceanRecord, lat: np.ndarray, number: int = 5, penalty: float = 3000.0) -> np.ndarray:
+def linear_maps(record: OceanRecord, lat: np.ndarray, number: int = 12, penalty: float = 3000.0) -> np.ndarray:
     """Ridge regression of the leading components of every future month on those of the last year, as maps.
 
     Fitted on the record's own windows, it is what a linear model can explain of them: a target without noise, from

@@ -570,6 +570,35 @@ class CuboidCrossAttention(CuboidAttentionBase):
         return torch.zeros(windows.shape[1:3], dtype=torch.long, device=windows.device)
 
 
+class PositionEmbedding(nn.Module):
+    """Learned embeddings of time and place, to be added to the tokens.
+
+    Args:
+        time, size, hidden_size: frames, height and width, channels.
+        kind: "t+h+w", one embedding per axis, or "t+hw", one per time and one per place.
+    """
+
+    def __init__(self, time: int, size: Sequence[int], hidden_size: int, kind: str = "t+h+w"):
+        super().__init__()
+        self.size = tuple(size)
+        self.time = nn.Embedding(time, hidden_size)
+        self.per_axis = kind == "t+h+w"
+        if self.per_axis:
+            self.height = nn.Embedding(size[0], hidden_size)
+            self.width = nn.Embedding(size[1], hidden_size)
+        else:
+            self.place = nn.Embedding(size[0] * size[1], hidden_size)
+
+    def forward(self, device: torch.device) -> torch.Tensor:
+        """-> (T, H, W, C)."""
+        height, width = self.size
+        time = self.time(torch.arange(self.time.num_embeddings, device=device))[:, None, None]
+        if self.per_axis:
+            rows = self.height(torch.arange(height, device=device))[:, None]
+            return time + rows + self.width(torch.arange(width, device=device))
+        return time + self.place(torch.arange(height * width, device=device)).unflatten(0, self.size)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Blocks
 # ---------------------------------------------------------------------------------------------------------------------

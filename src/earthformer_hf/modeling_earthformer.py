@@ -40,6 +40,7 @@ from .cuboid import (
     CuboidSelfAttention,
     CuboidSelfAttentionBlock,
     PatchMerging,
+    PositionEmbedding,
     Upsample,
 )
 
@@ -79,30 +80,6 @@ class EarthformerPredictionOutput(ModelOutput):
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-class EarthformerPositionEmbedding(nn.Module):
-    """Learned embeddings of time and place, added to the tokens ("t+h+w": per axis; "t+hw": per time and place)."""
-
-    def __init__(self, config: EarthformerConfig, time: int, size: tuple[int, int], hidden_size: int):
-        super().__init__()
-        self.size = size
-        self.time = nn.Embedding(time, hidden_size)
-        self.per_axis = config.position_embedding_type == "t+h+w"
-        if self.per_axis:
-            self.height = nn.Embedding(size[0], hidden_size)
-            self.width = nn.Embedding(size[1], hidden_size)
-        else:
-            self.place = nn.Embedding(size[0] * size[1], hidden_size)
-
-    def forward(self, device: torch.device) -> torch.Tensor:
-        """-> (T, H, W, C), to be added."""
-        height, width = self.size
-        time = self.time(torch.arange(self.time.num_embeddings, device=device))[:, None, None]
-        if self.per_axis:
-            rows = self.height(torch.arange(height, device=device))[:, None]
-            return time + rows + self.width(torch.arange(width, device=device))
-        return time + self.place(torch.arange(height * width, device=device)).unflatten(0, self.size)
 
 
 class EarthformerConvStage(nn.Module):
@@ -186,7 +163,7 @@ class EarthformerPreTrainedModel(PreTrainedModel):
     main_input_name = "past_values"
     input_modalities = ("time",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CuboidSelfAttentionBlock", "CuboidCrossAttentionBlock", "EarthformerPositionEmbedding"]
+    _no_split_modules = ["CuboidSelfAttentionBlock", "CuboidCrossAttentionBlock", "PositionEmbedding"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
@@ -278,8 +255,8 @@ class EarthformerEncoder(EarthformerPreTrainedModel):
         self.gradient_checkpointing = False
         sizes, last = config.hidden_sizes, len(config.hidden_sizes) - 1
         use_global = config.num_global_vectors > 0
-        self.position_embedding = EarthformerPositionEmbedding(
-            config, config.context_length, config.level_sizes[0], sizes[0]
+        self.position_embedding = PositionEmbedding(
+            config.context_length, config.level_sizes[0], sizes[0], config.position_embedding_type
         )
         self.global_vectors = nn.Parameter(torch.zeros(config.num_global_vectors, sizes[0])) if use_global else None
         # The global vectors end with the encoder: its last attention does not update them.
@@ -338,8 +315,8 @@ class EarthformerDecoder(EarthformerPreTrainedModel):
         sizes, last = config.hidden_sizes, len(config.hidden_sizes) - 1
         max_time = config.context_length + config.prediction_length
         self.level_sizes = config.level_sizes
-        self.position_embedding = EarthformerPositionEmbedding(
-            config, config.prediction_length, config.level_sizes[-1], sizes[-1]
+        self.position_embedding = PositionEmbedding(
+            config.prediction_length, config.level_sizes[-1], sizes[-1], config.position_embedding_type
         )
         self.start_proj = nn.Linear(sizes[-1], sizes[-1])
         self.self_blocks = nn.ModuleList(

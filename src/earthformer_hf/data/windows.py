@@ -88,10 +88,12 @@ class TrainingWindows(Dataset):
         seed: of order and variation.
         turn: draw flips and quarter turns, one for all frames of a window (PreDiff, appendix); frames must be square.
         gain: multiply the values by a factor drawn from 1 / gain .. gain (log-uniform), at most to `highest`.
-        mirror: draw the sign of the values, for anomalies.
+        mix: draw cos(a) * window + sin(a) * another window, with an angle `a` from the full circle: for anomalies,
+            whose sums and opposites are about as likely.
         highest: the largest value of the model's range.
         teacher_weight: share of the target taken from the event's `teacher`, an array (windows, T_out, H, W) in stored
             units with what a simpler model forecasts from each start; NaN where it forecasts nothing.
+        weights: draw windows in proportion to these, with replacement, instead of permutations; see `heavy_share`.
 
     Raises:
         ValueError: `turn` is asked for on frames that are not square, or `gain` is below 1.
@@ -103,37 +105,70 @@ class TrainingWindows(Dataset):
         seed: int,
         turn: bool = False,
         gain: float = 1.0,
-        mirror: bool = False,
+        mix: bool = False,
         highest: float = float("inf"),
         teacher_weight: float = 0.0,
+        weights: np.ndarray | None = None,
     ):
         if turn and any(event["values"].shape[1] != event["values"].shape[2] for event in windows.events):
             raise ValueError("TrainingWindows: `turn` needs square frames.")
         if gain < 1:
             raise ValueError(f"TrainingWindows: `gain` must be at least 1, got {gain}.")
         self.windows, self.seed, self.turn = windows, seed, turn
-        self.gain, self.mirror, self.highest = gain, mirror, highest
+        self.gain, self.mix, self.highest = gain, mix, highest
         self.teacher_weight = teacher_weight
+        self.shares = None if weights is None else weights / weights.sum()
         self.order: tuple[int, np.ndarray] | None = None
 
-    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        epoch, place = divmod(position, len(self.windows))
-        if self.order is None or self.order[0] != epoch:  # drawn once an epoch
-            self.order = epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.windows))
-        number, start = self.windows.index[int(self.order[1][place])]
-        item = self.windows[int(self.order[1][place])]
+    def _item(self, number: int) -> dict[str, torch.Tensor]:
+        item = self.windows[number]
         if self.teacher_weight:
-            values, known = self.windows.encode(self.windows.events[number]["teacher"][start])
+            event, start = self.windows.index[number]
+            values, known = self.windows.encode(self.windows.events[event]["teacher"][start])
             mixed = torch.lerp(item["future_values"], torch.from_numpy(values)[..., None], self.teacher_weight)
             item["future_values"] = torch.where(torch.from_numpy(known)[..., None], mixed, item["future_values"])
+        return item
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        size = len(self.windows)
+        epoch, place = divmod(position, size)
+        if self.order is None or self.order[0] != epoch:  # drawn once an epoch
+            random = np.random.default_rng([self.seed, 0, epoch])
+            drawn = random.permutation(size) if self.shares is None else random.choice(size, size, p=self.shares)
+            self.order = epoch, drawn
+        item = self._item(int(self.order[1][place]))
         random = np.random.default_rng([self.seed, 1, position])
-        turns, flip, sign = random.integers(4), random.integers(2), random.integers(2)
-        factor = self.gain ** random.uniform(-1, 1) * (-1 if self.mirror and sign else 1)
+        turns, flip = int(random.integers(4)), random.integers(2)
+        factor = self.gain ** random.uniform(-1, 1)
+        if self.mix:
+            angle, other = random.uniform(0, 2 * np.pi), self._item(int(random.integers(size)))
+            for name in ("past_values", "future_values"):
+                item[name] = np.cos(angle) * item[name] + np.sin(angle) * other[name]
+            item["future_observed_mask"] = item["future_observed_mask"] & other["future_observed_mask"]
         for name, tensor in item.items():
             if self.turn:
-                tensor = torch.rot90(tensor, int(turns), dims=(1, 2))
+                tensor = torch.rot90(tensor, turns, dims=(1, 2))
                 tensor = tensor.flip(2) if flip else tensor
             if tensor.is_floating_point() and factor != 1:
                 tensor = (tensor * factor).clamp(max=self.highest)
             item[name] = tensor
         return item
+
+
+def heavy_share(windows: Windows, threshold: float, floor: float = 0.002) -> np.ndarray:
+    """The share of each window's future at or above a threshold in stored units, plus a floor: weights for drawing.
+
+    Heavy rain covers little of a radar map, and windows that hold it teach most; cf. the importance sampling of
+    Ravuri et al., "Skilful precipitation nowcasting using deep generative models of radar", Nature 2021, methods.
+    Counted on every fourth row and column.
+
+    Returns:
+        (windows,) float64.
+    """
+    shares = []
+    for event in windows.events:
+        values, observed = windows.encode(event["values"][:, ::4, ::4])
+        heavy = observed & (event["values"][:, ::4, ::4] >= threshold)
+        shares.append(heavy.mean(axis=(1, 2)))
+    past, length = windows.context_length, windows.length
+    return np.array([shares[event][start + past : start + length].mean() for event, start in windows.index]) + floor

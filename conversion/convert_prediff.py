@@ -1,0 +1,390 @@
+"""Convert the three checkpoints of the original PreDiff (gaozhihan/PreDiff) to one pipeline folder.
+
+    python conversion/convert_prediff.py --vae_checkpoint_path vae.pt --unet_checkpoint_path unet.pt \\
+        --alignment_checkpoint_path alignment.pt --config_path prediff_sevirlr_v1.yaml --output_dir DIR
+
+Each checkpoint is a plain state dict or a Lightning checkpoint of which only the state dict is read: everything else
+in it becomes an inert placeholder, and a file that asks for anything unusual is refused before it is loaded. Options
+that the configuration leaves out take the original's defaults; what this package does not have is refused by name.
+"""
+
+import argparse
+import re
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import yaml
+from convert_earthformer import NO_EFFECT, WHAT, refuse
+from diffusers import AutoencoderKL, DDPMScheduler
+from yaml import YAMLError
+
+from earthformer_hf import EarthformerAlignmentModel, EarthformerUNetModel, PreDiffPipeline
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading: nothing in a checkpoint is ever run
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Libraries whose objects lie beside the state dict in the original's files; none of them is imported.
+INERT = re.compile(
+    r"(omegaconf|pytorch_lightning|lightning|collections|typing|pathlib)(\.\w+)*\.\w+|argparse\.Namespace"
+    r"|(builtins|__builtin__)\.(dict|list|tuple|str|int|float|bool|NoneType)"
+)
+
+
+class Inert:
+    """Stands for a class of another library: calling it makes an empty dict that takes items and attributes."""
+
+    def __new__(cls, *args, **kwargs):
+        return OrderedDict()
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint.
+
+    Raises:
+        ValueError: the file asks for a global that is neither a tensor's nor of a known library, or holds no tensors.
+    """
+    try:
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # a file of before 2020, no zip archive: only plain state dicts are loaded
+        unknown = []
+    except UnpicklingError as reason:
+        raise ValueError(f"{path}: refused, {reason}; nothing was executed.") from None
+    for name in unknown:
+        if not INERT.fullmatch(name):
+            raise ValueError(f"{path}: refused, it asks for {name!r}; nothing was executed.")
+    placeholders = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in unknown]
+    try:
+        with torch.serialization.safe_globals(placeholders):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as reason:
+        named = re.search(r"GLOBAL (\S+)", str(reason))
+        what = f"it asks for {named[1]!r}" if named else " ".join(str(reason).split())
+        raise ValueError(f"{path}: refused, {what}; nothing was executed.") from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    tensors = {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)} if isinstance(loaded, dict) else {}
+    if not tensors:
+        raise ValueError(f"{path}: holds no state dict (name -> tensor).")
+    return tensors
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tensors: regular expression -> name, None = dropped. The first rule that matches is applied.
+# ---------------------------------------------------------------------------------------------------------------------
+
+NETWORK = [
+    (r"^first_proj\.", r"down.in_block."),
+    (r"^time_embed\.layer\.0\.", r"down.time_embedding.linear_1."),
+    (r"^time_embed\.layer\.2\.", r"down.time_embedding.linear_2."),
+    (r"^pos_embed\.", r"down.position_embedding."),
+    (r"^init_global_vectors$", r"down.global_vectors"),
+    (r"^down_time_embed_blocks\.", r"down.residuals."),
+    (r"^down_self_blocks\.", r"down.levels."),
+    (r"^downsample_layers\.", r"down.merges."),
+    (r"^down_layer_global_proj\.", r"down.global_projections."),
+    (r"^up_time_embed_blocks\.", r"residuals."),
+    (r"^up_self_blocks\.", r"levels."),
+    (r"^upsample_layers\.", r"upsamples."),
+    (r"^up_layer_global_proj\.", r"global_projections."),
+    (r"^final_proj\.", r"out_proj."),
+    (r"^out\.0\.", r"norm_out."),
+    (r"^out\.2\.positional_embedding$", r"pool.position_embedding"),
+    (r"^out\.2\.qkv_proj\.", r"pool.qkv."),
+    (r"^out\.2\.c_proj\.", r"pool.out_proj."),
+]
+RESIDUAL = [
+    (r"\.in_layers\.0\.", r".norm1."),
+    (r"\.in_layers\.2\.", r".conv1."),
+    (r"\.emb_layers\.1\.", r".time_proj."),
+    (r"\.out_layers\.0\.", r".norm2."),
+    (r"\.out_layers\.3\.", r".conv2."),
+    (r"\.skip_connection\.", r".shortcut."),
+]
+VAE = [
+    (r"\.attentions\.0\.query\.", r".attentions.0.to_q."),
+    (r"\.attentions\.0\.key\.", r".attentions.0.to_k."),
+    (r"\.attentions\.0\.value\.", r".attentions.0.to_v."),
+    (r"\.attentions\.0\.proj_attn\.", r".attentions.0.to_out.0."),
+]
+# Where a network lies in a Lightning checkpoint; a plain state dict has no prefix.
+PREFIXES = {
+    "vae": ("first_stage_model.", "torch_nn_module."),
+    "unet": ("torch_nn_module.",),
+    "alignment": ("torch_nn_module.", "alignment_model.", "model."),
+}
+# What lies beside the network there: the VAE (twice), the schedule, averaged weights, the discriminator.
+BESIDE = re.compile(
+    r"(first_stage_model|cond_stage_model|alignment_model|torch_nn_module|\w*ema|loss|logger)\b.*|logvar|betas|\w*alphas_cumprod\w*"
+    r"|posterior_\w+|lvlb_weights|log_one_minus_\w+|sqrt_\w+"
+)
+DEAD = re.compile(r"levels\.0\.\d+\.attentions\.\d+\.(update_\w+|global_out_proj)\.(weight|bias)")
+
+
+def select(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    """The tensors of one network, without their prefix.
+
+    Raises:
+        ValueError: a tensor that is neither of the network nor known to lie beside it.
+    """
+    for prefix in PREFIXES[part]:
+        chosen = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if chosen:
+            others = [name for name in tensors if not name.startswith(prefix) and not BESIDE.fullmatch(name)]
+            if others:
+                raise ValueError(f"{part} checkpoint: unknown tensor {others[0]!r} beside {prefix}*.")
+            return chosen
+    averaged = re.compile(r"\w*ema\..*")
+    return {name: tensor for name, tensor in tensors.items() if not averaged.fullmatch(name)}
+
+
+def rename(name: str, part: str) -> str | None:
+    """The name here of a tensor of the original; None where it is dropped."""
+    for rules in (VAE,) if part == "vae" else (NETWORK, RESIDUAL + WHAT):
+        for pattern, replacement in rules:
+            if re.search(pattern, name):
+                if replacement is None:
+                    return None
+                name = re.sub(pattern, replacement, name)
+                break
+    return name
+
+
+def convert_state_dict(tensors: dict[str, torch.Tensor], model: torch.nn.Module, part: str) -> dict[str, torch.Tensor]:
+    """The original's tensors under our names and in our shapes.
+
+    Raises:
+        ValueError: a tensor is unknown, missing, or of another shape than the configuration says.
+    """
+    expected, converted = model.state_dict(), {}
+    for name, tensor in tensors.items():
+        target = rename(name, part)
+        if target is None or (target not in expected and DEAD.fullmatch(target)):
+            continue
+        if target not in expected:
+            raise ValueError(f"{part} checkpoint: tensor {name!r} has no place in this configuration ({target}).")
+        if target == "pool.position_embedding":
+            tensor = tensor.T  # channels first there
+        elif target.startswith("pool."):
+            tensor = tensor.flatten(1) if tensor.ndim == 3 else tensor  # a convolution of width 1 there
+        if tensor.shape != expected[target].shape:
+            raise ValueError(
+                f"{part} checkpoint: tensor {name!r} must have shape {tuple(expected[target].shape)} in this "
+                f"configuration, got {tuple(tensor.shape)}."
+            )
+        converted[target] = tensor.contiguous()
+    missing = sorted(set(expected) - set(converted))
+    if missing:
+        raise ValueError(f"{part} checkpoint: {len(missing)} tensors are missing, the first is {missing[0]!r} (ours).")
+    return converted
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options
+# ---------------------------------------------------------------------------------------------------------------------
+
+# The networks' options: the value that is built in where there is only one, None where any is converted.
+BUILT_IN = {
+    "downsample": 2, "downsample_type": "patch_merge", "upsample_type": "upsample", "upsample_kernel_size": 3,
+    "ffn_activation": "gelu", "gated_ffn": False, "norm_layer": "layer_norm", "use_inter_ffn": True,
+    "hierarchical_pos_embed": False, "pos_embed_type": "t+h+w", "use_relative_pos": True,
+    "self_attn_use_final_proj": True, "time_embed_channels_mult": 4, "time_embed_dropout": 0.0,
+    "unet_res_connect": True, "pool": "attention", "readout_seq": True,
+}  # fmt: skip
+BUILT_IN_WITH_GLOBAL_VECTORS = {
+    "use_global_vector_ffn": False, "use_global_self_attn": True, "separate_global_qkv": True, "global_dim_ratio": 1,
+}  # fmt: skip
+CONVERTED = {
+    "input_shape", "target_shape", "base_units", "block_units", "scale_alpha", "depth", "num_heads", "attn_drop",
+    "proj_drop", "ffn_drop", "block_attn_patterns", "padding_type", "num_global_vectors", "out_channels", "out_len",
+    "time_embed_use_scale_shift_norm",
+}  # fmt: skip
+# Read only where no pattern is named, or of a decoder that this network does not have.
+WITHOUT_EFFECT = NO_EFFECT | {
+    "block_cuboid_size", "block_cuboid_strategy", "block_cuboid_shift_size", "use_dec_self_global",
+    "use_dec_cross_global", "ffn2_linear_init_mode", "attn_proj_linear_init_mode", "down_linear_init_mode",
+    "up_linear_init_mode", "global_proj_linear_init_mode",
+}  # fmt: skip
+PATTERNS = {"spatial_lg_v1": "spatial_lg_4", "video_swin": "video_swin_2x4"}
+
+
+def convert_network(options: dict, part: str) -> dict:
+    """Our arguments for the denoiser or the alignment network.
+
+    Raises:
+        ValueError: an option is unknown, or has a value that this package does not have; the message names it.
+    """
+    options = {"block_attn_patterns" if key == "self_pattern" else key: value for key, value in options.items()}
+    number = options.get("num_global_vectors", 0)
+    built_in = BUILT_IN | (BUILT_IN_WITH_GLOBAL_VECTORS if number else {})
+    for key, value in options.items():
+        if key in built_in and value not in (built_in[key], [1, built_in[key], built_in[key]]):
+            refuse(f"{part}.{key}", value, f"only {built_in[key]!r}")
+        if key not in {*built_in, *BUILT_IN_WITH_GLOBAL_VECTORS, *CONVERTED, *WITHOUT_EFFECT}:
+            refuse(f"{part}.{key}", value, "it is no option of the original network")
+    if number and part == "align":
+        refuse("align.num_global_vectors", number, "only 0")
+    if options.get("padding_type", "ignore") not in ("zeros", "ignore"):
+        refuse(f"{part}.padding_type", options["padding_type"], "only 'zeros' and 'ignore'")
+    drops = {options.get(name, 0.0) for name in ("attn_drop", "proj_drop", "ffn_drop")}
+    if len(drops) != 1:
+        refuse(f"{part}.attn_drop / proj_drop / ffn_drop", sorted(drops), "only one value for all")
+    if len(options.get("input_shape") or ()) != 4:
+        refuse(f"{part}.input_shape", options.get("input_shape"), "it must be [time, height, width, channels]")
+    time, *size, channels = options["input_shape"]
+    depth, patterns = options.get("depth", [4, 4, 4]), options.get("block_attn_patterns")
+    if patterns is None:
+        refuse(f"{part}.block_attn_patterns (self_pattern)", patterns, "only named patterns")
+    patterns = [patterns] * len(depth) if isinstance(patterns, str) else patterns
+    growth, base = 2 ** options.get("scale_alpha", 1.0), options.get("base_units", 128)
+    arguments = {
+        "sample_size": size,
+        "in_channels": channels,
+        "block_out_channels": options.get("block_units") or [base * int(growth**i) for i in range(len(depth))],
+        "layers_per_block": depth,
+        "num_attention_heads": options.get("num_heads", 4),
+        "attention_pattern": [PATTERNS.get(name, name) for name in patterns],
+        "mask_padding": options.get("padding_type", "ignore") == "ignore",
+        "resnet_time_scale_shift": "scale_shift" if options.get("time_embed_use_scale_shift_norm") else "default",
+        "dropout": drops.pop(),
+    }
+    if part == "align":
+        if options.get("out_len", time) not in (None, time):
+            refuse("align.out_len", options["out_len"], f"only all frames, {time}")
+        return arguments | {"prediction_length": time, "out_channels": options.get("out_channels", 1)}
+    target = options.get("target_shape") or []
+    if list(target[1:]) != [*size, channels]:
+        refuse(f"{part}.target_shape", target, f"it must end like input_shape, {[*size, channels]}")
+    return arguments | {"context_length": time, "prediction_length": target[0], "num_global_vectors": number}
+
+
+def convert_vae(options: dict) -> dict:
+    """Arguments of diffusers' AutoencoderKL."""
+    known = {
+        "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block",
+        "act_fn", "latent_channels", "norm_num_groups",
+    }  # fmt: skip
+    for key, value in options.items():
+        if key not in known | {"pretrained_ckpt_path", "data_channels", "sample_size", "scaling_factor"}:
+            refuse(f"vae.{key}", value, "it is no option of the original network")
+    return {key: value for key, value in options.items() if key in known}
+
+
+def convert_scheduler(options: dict) -> dict:
+    """Arguments of diffusers' DDPMScheduler: the original's chain.
+
+    Raises:
+        ValueError: an option has a value that this package does not have.
+    """
+    names = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "squaredcos_cap_v2"}
+    kinds = {"eps": "epsilon", "x0": "sample"}
+    schedule = options.get("beta_schedule", "linear")
+    if schedule not in names:
+        refuse("diffusion.beta_schedule", schedule, f"only {list(names)}")
+    if options.get("parameterization", "eps") not in kinds:
+        refuse("diffusion.parameterization", options["parameterization"], f"only {list(kinds)}")
+    for key, value in {
+        "given_betas": None, "v_posterior": 0.0, "scale_by_std": False, "clip_denoised": False, "cosine_s": 8e-3,
+        "cond_stage_model": "__is_first_stage__", "cond_stage_forward": None,
+    }.items():  # fmt: skip
+        given = options.get(key, value)
+        if (float(given) if isinstance(value, float) else given) != value:
+            refuse(f"diffusion.{key}", given, f"only {value!r}")
+    return {
+        "num_train_timesteps": options.get("timesteps", 1000),
+        "beta_start": float(options.get("linear_start", 1e-4)),
+        "beta_end": float(options.get("linear_end", 2e-2)),
+        "beta_schedule": names[schedule],
+        "variance_type": "fixed_small",
+        "clip_sample": False,
+        "prediction_type": kinds[options.get("parameterization", "eps")],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def convert(
+    vae_checkpoint_path: Path,
+    unet_checkpoint_path: Path,
+    alignment_checkpoint_path: Path | None,
+    config_path: Path,
+    output_dir: Path,
+) -> float:
+    """Convert, save, reload and compare; returns the largest difference between the outputs before and after.
+
+    Raises:
+        ValueError: anything of the configuration or a checkpoint has no place here.
+    """
+    document = yaml.safe_load(Path(config_path).read_text())
+    blocks = document.get("model") if isinstance(document, dict) else None
+    for name in ("vae", "latent_model", "diffusion"):
+        if not isinstance(blocks, dict) or not isinstance(blocks.get(name), dict):
+            raise ValueError(f"config_path: {config_path} has no block `model: {name}:`.")
+    scale = float(blocks["diffusion"].get("scale_factor", 1.0))
+    if scale != 1.0:
+        refuse("diffusion.scale_factor", scale, "only 1.0, since the original scales the context by nothing else")
+    models = {
+        "vae": AutoencoderKL(**convert_vae(blocks["vae"]), scaling_factor=1.0),
+        "unet": EarthformerUNetModel(**convert_network(blocks["latent_model"], "latent_model")),
+    }
+    paths = {"vae": vae_checkpoint_path, "unet": unet_checkpoint_path}
+    if alignment_checkpoint_path is not None:
+        align = blocks.get("align") or {}
+        if align.get("alignment_type") != "avg_x" or align.get("model_type", "cuboid") != "cuboid":
+            kinds = align.get("alignment_type"), align.get("model_type")
+            refuse("align.alignment_type / model_type", kinds, "only 'avg_x' and 'cuboid'")
+        models["alignment"] = EarthformerAlignmentModel(**convert_network(align.get("model_args") or {}, "align"))
+        paths["alignment"] = alignment_checkpoint_path
+    for part, model in models.items():
+        model.load_state_dict(convert_state_dict(select(load_tensors(paths[part]), part), model, part))
+        model.eval()
+    scheduler = DDPMScheduler(**convert_scheduler(blocks["diffusion"]))
+    pipeline = PreDiffPipeline(scheduler=scheduler, **models)
+    pipeline.save_pretrained(output_dir)
+
+    reloaded = PreDiffPipeline.from_pretrained(output_dir)
+    before, after = outputs(pipeline), outputs(reloaded)
+    return max(float((one - other).abs().max()) for one, other in zip(before, after))
+
+
+@torch.no_grad()
+def outputs(pipeline: PreDiffPipeline) -> list[torch.Tensor]:
+    """What every network makes of a fixed input."""
+    config, channels = pipeline.unet.config, pipeline.vae.config.in_channels
+    random = torch.Generator().manual_seed(0)
+    shape = (*config.sample_size, config.in_channels)
+    noisy = torch.randn(1, config.prediction_length, *shape, generator=random)
+    context = torch.randn(1, config.context_length, *shape, generator=random)
+    size = [n * 2 ** (len(pipeline.vae.config.block_out_channels) - 1) for n in config.sample_size]
+    frame = torch.randn(1, channels, *size, generator=random)
+    mode = pipeline.vae.encode(frame).latent_dist.mode()
+    results = [mode, pipeline.vae.decode(mode).sample, pipeline.unet(noisy, 500, context).sample]
+    if pipeline.alignment is not None:
+        results.append(pipeline.alignment(noisy, 500).prediction)
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae_checkpoint_path", type=Path, required=True)
+    parser.add_argument("--unet_checkpoint_path", type=Path, required=True)
+    parser.add_argument("--alignment_checkpoint_path", type=Path, help="without it the pipeline has no `alignment`")
+    parser.add_argument("--config_path", type=Path, required=True, help="configuration of the original (.yaml)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
+    arguments = parser.parse_args()
+    try:
+        difference = convert(**vars(arguments))
+    except (ValueError, TypeError, IndexError, OSError, RuntimeError, YAMLError, UnpicklingError) as reason:
+        print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
+        return 1
+    print(f"{arguments.output_dir}: reloaded; the largest difference of any network's output is {difference:g}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Knowledge alignment: forecasts that obey a constraint, without training anew.
+
+Each denoising step is shifted towards lower *energy*, the distance between what a member will hold and a target:
+
+    U(z_t, t) = || quantity(z_t, t) - target ||,      z_(t-1) <- z_(t-1) - guidance_scale * sigma_t * grad U(z_t, t)
+
+`quantity` is read from the noisy latents by an alignment network, or from the decoded frames of the clean latents that
+the denoiser sees behind them. Source: Gao et al., "PreDiff", NeurIPS 2023, https://arxiv.org/abs/2307.10422,
+section 3.3, equation 6.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.callbacks import PipelineCallback
+from diffusers.models.modeling_utils import ModelMixin
+
+from .schedules import noise_levels, posterior_deviation
+
+
+Target = float | torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
+
+
+class KnowledgeAlignmentCallback(PipelineCallback):
+    r"""
+    Shifts every step of a [`PreDiffPipeline`] towards a target; pass it as `callback_on_step_end`. Several work
+    together in a [`~diffusers.callbacks.MultiPipelineCallbacks`].
+
+    The rule for all schedulers: a sample alpha * clean + sigma * noise is brought to unit variance by dividing by
+    sqrt(alpha^2 + sigma^2), and shifted there by guidance_scale * sigma_t * gradient, where sigma_t is the standard
+    deviation of the DDPM step between the same two noise levels. Under DDPM that is the paper's step exactly. The
+    energy is one norm per member: a forecast does not depend on its neighbours. The shifts of few long steps add up to
+    less than those of many short ones; raise `guidance_scale` with shorter schedules.
+
+    Args:
+        target: what `quantity` should be: a number, a tensor (B,) or (B, E), or a function of the context frames
+            (B, T_in, H, W, C) that returns one; see [`intensity_change`] and [`mean_intensity`].
+        quantity (`callable`, *optional*): a differentiable function of decoded frames (N, T_out, H, W, C) that returns
+            one number per member, (N,). If omitted, an alignment network tells the mean over frames of what it was
+            trained on, from the noisy latents.
+        guidance_scale (`float`): how hard to pull.
+        alignment ([`EarthformerAlignmentModel`], *optional*): the network; the pipeline's own if omitted.
+        future_values (`torch.Tensor`, *optional*): observed frames (B, T_out, H, W, C) whose mean intensity, or
+            `quantity`, becomes the target. That is no forecast, so it needs `oracle=True`.
+        oracle (`bool`): allows `future_values`.
+
+    Raises:
+        ValueError: not exactly one of `target` and `future_values`, or `future_values` without `oracle=True`.
+    """
+
+    def __init__(
+        self,
+        target: Target | None = None,
+        quantity: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        guidance_scale: float = 50.0,
+        alignment: ModelMixin | None = None,
+        future_values: torch.Tensor | None = None,
+        oracle: bool = False,
+    ):
+        super().__init__()
+        if (target is None) == (future_values is None):
+            raise ValueError("KnowledgeAlignmentCallback: give exactly one of `target` and `future_values`.")
+        if future_values is not None and not oracle:
+            raise ValueError(
+                "KnowledgeAlignmentCallback: `future_values` guides with what was observed later, which no forecast "
+                "has; pass `oracle=True` if that is meant."
+            )
+        if future_values is not None:
+            target = (quantity or frame_mean)(future_values)
+        self.target, self.quantity = target, quantity
+        self.guidance_scale, self.alignment = guidance_scale, alignment
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, subfolder: str = "alignment", *, target: Target, **kwargs
+    ) -> "KnowledgeAlignmentCallback":
+        """A callback with the alignment network of a pipeline's folder or hub id.
+
+        Args:
+            subfolder: where the network lies.
+            target: as for the class.
+            kwargs: `guidance_scale`; the rest goes to [`EarthformerAlignmentModel`]'s `from_pretrained`.
+        """
+        from .unet_earthformer import EarthformerAlignmentModel
+
+        options = {name: kwargs.pop(name) for name in ("guidance_scale",) if name in kwargs}
+        network = EarthformerAlignmentModel.from_pretrained(
+            pretrained_model_name_or_path, subfolder=subfolder, **kwargs
+        )
+        return cls(target, alignment=network.eval(), **options)
+
+    @property
+    def tensor_inputs(self) -> list[str]:
+        basis = "noisy_latents" if self.quantity is None else "denoised_latents"
+        return ["latents", basis, "past_values"]
+
+    def check_inputs(self, pipeline, past_values: torch.Tensor, ensemble_size: int):
+        """Called by the pipeline before any computation.
+
+        Raises:
+            ValueError: no alignment network where one is needed, one that does not fit the latents, a scheduler
+                without noise levels, or a target of the wrong shape.
+        """
+        network = self.alignment or getattr(pipeline, "alignment", None)
+        unet = pipeline.unet.config
+        if self.quantity is None:
+            if network is None:
+                raise ValueError(
+                    "KnowledgeAlignmentCallback: without `quantity` the pipeline needs an `alignment` network, or the "
+                    "callback one."
+                )
+            for name in ("sample_size", "prediction_length", "in_channels"):
+                ours, theirs = network.config[name], unet[name]
+                if list(ours) != list(theirs) if name == "sample_size" else ours != theirs:
+                    raise ValueError(f"`alignment`: its {name} is {ours}, that of the latents is {theirs}.")
+            if hasattr(pipeline.scheduler, "sigmas") and not hasattr(pipeline.scheduler, "alphas_cumprod"):
+                raise ValueError(
+                    "`scheduler`: an alignment network is trained on the noise of DDPM, which "
+                    f"{type(pipeline.scheduler).__name__} does not make; give a `quantity` of decoded frames."
+                )
+        if not hasattr(pipeline.scheduler, "set_timesteps"):
+            raise ValueError(f"`scheduler`: {type(pipeline.scheduler).__name__} has no `set_timesteps`.")
+        noise_levels(_with_steps(pipeline.scheduler))
+        self._target(past_values, ensemble_size)
+
+    def callback_fn(self, pipeline, step_index: int, timesteps: torch.Tensor, callback_kwargs: dict) -> dict[str, Any]:
+        latents = callback_kwargs["latents"]  # (B, E, T_out, h, w, c)
+        batch, ensemble_size = latents.shape[:2]
+        levels = noise_levels(pipeline.scheduler)
+        before, after = levels[step_index], levels[step_index + 1]
+        shift = self.guidance_scale * posterior_deviation(before, after) * float(after.square().sum().sqrt())
+        target = self._target(callback_kwargs["past_values"], ensemble_size).flatten()  # (B * E,)
+        target = target.to(latents.device, torch.float32)
+
+        if self.quantity is None:
+            network = (self.alignment or pipeline.alignment).to(latents.device, latents.dtype)
+            basis = callback_kwargs["noisy_latents"].flatten(0, 1) / float(before.square().sum().sqrt())
+
+            def quantity(part):
+                return network(part, timesteps, return_dict=False)[0].flatten(1).mean(1)
+        else:
+            basis = callback_kwargs["denoised_latents"].flatten(0, 1)
+
+            def quantity(part):
+                values = self.quantity(pipeline.decode(part))
+                if values.shape != (len(part),):
+                    raise ValueError(f"`quantity` must return {len(part)} numbers, got shape {tuple(values.shape)}.")
+                return values
+
+        gradients = []
+        for part, aim in zip(*(x.split(pipeline.max_batch_size or len(basis)) for x in (basis, target))):
+            gradients.append(energy_gradient(quantity, part, aim))
+        gradient = torch.cat(gradients).view_as(latents)
+        callback_kwargs["latents"] = latents - (shift * gradient).to(latents.dtype)
+        return callback_kwargs
+
+    def _target(self, past_values: torch.Tensor, ensemble_size: int) -> torch.Tensor:
+        """The target of every member, (B, E)."""
+        batch = len(past_values)
+        target = self.target(past_values) if callable(self.target) else self.target
+        target = torch.as_tensor(target, dtype=torch.float32)
+        if target.ndim == 0:
+            return target.expand(batch, ensemble_size)
+        if target.shape == (batch,):
+            return target[:, None].expand(batch, ensemble_size)
+        if target.shape == (batch, ensemble_size):
+            return target
+        raise ValueError(
+            f"`target` must be one number, or of shape (B,) = ({batch},) or (B, E) = ({batch}, {ensemble_size}), got "
+            f"{tuple(target.shape)}."
+        )
+
+
+def energy_gradient(quantity: Callable, latents: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The gradient of | quantity(latents) - target | of each member: latents (N, ...), target (N,) -> as latents.
+
+    The parameters of networks inside `quantity` get no gradient.
+    """
+    with torch.enable_grad():
+        latents = latents.detach().requires_grad_()
+        energy = (quantity(latents).float() - target).abs().sum()
+        return torch.autograd.grad(energy, latents)[0]
+
+
+def _with_steps(scheduler):
+    """A copy of a scheduler that has timesteps."""
+    copy = type(scheduler).from_config(scheduler.config)
+    copy.set_timesteps(2)
+    return copy
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Quantities of frames, and targets that follow from the context
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def frame_mean(frames: torch.Tensor) -> torch.Tensor:
+    """The mean intensity of each member: frames (N, T, H, W, C) -> (N,)."""
+    return frames.flatten(1).mean(1)
+
+
+def intensity_change(mean: float, deviation: float, n: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Target: the mean intensity of the last context frame + mean + n deviations, not below 0.
+
+    Args:
+        mean, deviation: of the change of mean intensity, mean of the future minus last context frame, over the
+            training set, in the model's range.
+        n: how unusual a change is asked for: -2 strong decay, 0 the usual, +2 strong growth.
+    """
+
+    def target(past_values: torch.Tensor) -> torch.Tensor:
+        return (frame_mean(past_values[:, -1:]) + mean + n * deviation).clamp(min=0)
+
+    return target
+
+
+def mean_intensity(mean: float, deviation: float, n: float) -> float:
+    """Target: mean + n deviations of the future's mean intensity over the training set, whatever the context.
+
+    The control of the paper, section 4.2. It asks a drizzle and a squall line for the same amount of rain; mostly
+    [`intensity_change`] is what is meant.
+    """
+    return mean + n * deviation
+
+
+def conserved(quantity: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Target: what `quantity` is in the last context frame, such as the energy of moving bodies (N-body MNIST).
+
+    Args:
+        quantity: frames (N, T, H, W, C) -> (N,).
+    """
+
+    def target(past_values: torch.Tensor) -> torch.Tensor:
+        return quantity(past_values[:, -1:])
+
+    return target
+
+
+__all__ = ["KnowledgeAlignmentCallback", "conserved", "frame_mean", "intensity_change", "mean_intensity"]

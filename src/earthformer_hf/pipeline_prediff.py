@@ -1,0 +1,421 @@
+"""PreDiff: an ensemble of forecasts by latent diffusion.
+
+```
+past_values (B, T_in, H, W, C) -> vae.encode -> context_latents (B, T_in, h, w, c), once per sample
+                                                       |
+noise (B, E, T_out, h, w, c) ----> unet, scheduler, callback: step by step ----> vae.decode -> predictions
+```
+
+Source: Gao et al., "PreDiff: Precipitation Nowcasting with Latent Diffusion Models", NeurIPS 2023,
+https://arxiv.org/abs/2307.10422.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from huggingface_hub import snapshot_download
+from transformers import FeatureExtractionMixin
+
+from .schedules import denoised, noise_levels, use_float64_tables
+
+
+@dataclass
+class PreDiffPipelineOutput(BaseOutput):
+    """
+    Output of [`PreDiffPipeline`].
+
+    Args:
+        predictions (`np.ndarray` or `torch.Tensor`): (B, E, T_out, H, W, C) in the model's range; the latents where
+            `output_type="latent"`.
+        latents (`torch.Tensor`): (B, E, T_out, h, w, c).
+    """
+
+    predictions: np.ndarray | torch.Tensor
+    latents: torch.Tensor
+
+
+class PreDiffPipeline(DiffusionPipeline):
+    r"""
+    Draws an ensemble of forecasts from the frames before.
+
+    Args:
+        vae ([`~diffusers.AutoencoderKL`]): between frames and latents, frame by frame.
+        unet ([`EarthformerUNetModel`]): denoises the latents of a forecast, given those of its context.
+        scheduler ([`~diffusers.SchedulerMixin`]): DDPM, DDIM, DPM-Solver++, UniPC, Euler, or FlowMatchEuler for a
+            network trained by flow matching.
+        alignment ([`EarthformerAlignmentModel`], *optional*): for [`KnowledgeAlignmentCallback`].
+        feature_extractor ([`EarthformerFeatureExtractor`], *optional*): carried along for the caller; the pipeline
+            takes and returns the model's range.
+    """
+
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["alignment", "feature_extractor"]
+    _exclude_from_cpu_offload = ["alignment"]
+    _callback_tensor_inputs = ["latents", "noisy_latents", "denoised_latents", "context_latents", "past_values"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        alignment: ModelMixin | None = None,
+        feature_extractor: FeatureExtractionMixin | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae, unet=unet, scheduler=scheduler, alignment=alignment, feature_extractor=feature_extractor
+        )
+
+    # -- loading ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "PreDiffPipeline":
+        r"""
+        Load a pipeline from a folder or a hub id, always with the classes of this package: code that lies beside the
+        weights is never run.
+
+        Args:
+            cache_dir, force_download, local_files_only, token, revision: of the download, as in diffusers.
+            variant (`str`, *optional*): such as "fp16".
+            torch_dtype or dtype (`torch.dtype` or `dict`, *optional*): one for all networks, or per component with
+                "default" for the rest; float32 if omitted.
+            vae, unet, scheduler, alignment, feature_extractor: components to use instead of the stored ones.
+
+        Raises:
+            ValueError: an unknown argument, or a folder that is no such pipeline.
+        """
+        from .feature_extraction_earthformer import EarthformerFeatureExtractor
+        from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
+
+        classes: dict[str, Any] = {
+            "vae": AutoencoderKL,
+            "unet": EarthformerUNetModel,
+            "scheduler": None,
+            "alignment": EarthformerAlignmentModel,
+            "feature_extractor": EarthformerFeatureExtractor,
+        }
+        given = {name: kwargs.pop(name) for name in classes if name in kwargs}
+        wanted = {name: kwargs.pop(name) for name in _DOWNLOAD_ARGUMENTS if name in kwargs}
+        variant, dtype = kwargs.pop("variant", None), kwargs.pop("torch_dtype", None)
+        dtype = kwargs.pop("dtype", dtype)
+        ignored = {"trust_remote_code", "use_safetensors", "low_cpu_mem_usage"}  # always no, yes, yes
+        if set(kwargs) - ignored:
+            raise ValueError(f"PreDiffPipeline.from_pretrained: unknown arguments {sorted(set(kwargs) - ignored)}.")
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(str(folder), allow_patterns=_FILES, **wanted))
+        index = cls.load_config(folder)
+        if not {"vae", "unet", "scheduler"} <= set(index) | set(given):
+            raise ValueError(f"{folder}: model_index.json must name vae, unet and scheduler, it has {sorted(index)}.")
+
+        components: dict[str, Any] = {}
+        for name, kind in classes.items():
+            stored = index.get(name) or [None, None]
+            if name in given:
+                components[name] = given[name]
+            elif stored[1] is None:
+                components[name] = None
+            elif name == "scheduler":
+                scheduler: Any = getattr(diffusers, str(stored[1]), None)
+                if not (inspect.isclass(scheduler) and issubclass(scheduler, SchedulerMixin)):
+                    raise ValueError(f"{folder}: {stored[1]!r} is no scheduler of diffusers.")
+                components[name] = scheduler.from_pretrained(folder, subfolder=name)
+            elif name == "feature_extractor":
+                components[name] = kind.from_pretrained(folder / name)
+            else:
+                if not (folder / name).is_dir():
+                    raise ValueError(f"{folder}: the component {name!r} is missing.")
+                asked = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
+                components[name] = kind.from_pretrained(
+                    folder, subfolder=name, variant=variant, torch_dtype=asked or torch.float32, use_safetensors=True
+                ).eval()
+        pipeline = cls(**components)
+        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipeline
+
+    # -- forecasting --------------------------------------------------------------------------------------------------
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` in a callback to leave out the remaining steps."""
+        return self._interrupt
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the call in progress."""
+        return self._num_timesteps
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """The bound of the call in progress on the members of one network call."""
+        return self._max_batch_size
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        past_values: torch.Tensor | np.ndarray | list,
+        ensemble_size: int = 8,
+        num_inference_steps: int = 20,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        eta: float = 0.0,
+        output_type: str = "np",
+        return_dict: bool = True,
+        max_batch_size: int | None = None,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+    ) -> PreDiffPipelineOutput | tuple:
+        r"""
+        Args:
+            past_values: context frames (B, T_in, H, W, C) in the model's range, or a list of B arrays of shape
+                (T_in, H, W, C) or (1, T_in, H, W, C).
+            ensemble_size (`int`): members E per sample.
+            num_inference_steps (`int`): denoising steps.
+            generator: from one generator (or, by default, from torch's) a base seed is drawn; member k of every sample
+                has its own generator that follows from (base, k), so that it is the same whatever the batch, the
+                ensemble size or `max_batch_size`. A list of B * E generators gives each member the noise that member 0
+                would have with that generator alone.
+            latents (`torch.Tensor`, *optional*): initial noise, (B, E, T_out, h, w, c).
+            eta (`float`): for DDIM: 0 deterministic, 1 as noisy as DDPM.
+            output_type (`str`): "np" or "pt" for frames, "latent" for latents.
+            return_dict (`bool`): else a tuple (predictions, latents).
+            max_batch_size (`int`, *optional*): members in one call of the networks; all at once if omitted.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step, returns a
+                dict with the `latents` to go on with; or a [`~diffusers.callbacks.PipelineCallback`].
+            callback_on_step_end_tensor_inputs (`list[str]`): what a function is given: "latents" after the step and
+                "noisy_latents" before it, "denoised_latents" (the clean latents that the network saw behind them), all
+                (B, E, T_out, h, w, c); "context_latents" (B, T_in, h, w, c); "past_values" (B, T_in, H, W, C).
+
+        Returns:
+            [`PreDiffPipelineOutput`] or a tuple.
+
+        Raises:
+            ValueError: an argument that cannot work, before any computation.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from earthformer_hf import PreDiffPipeline
+
+        >>> pipeline = PreDiffPipeline.from_pretrained("model_cards/prediff-radar-tiny")
+        >>> ensemble = pipeline(past_values, ensemble_size=10, generator=torch.Generator().manual_seed(0)).predictions
+        >>> chance = (ensemble[..., 0] > 0.6).mean(axis=1)  # of exceeding a threshold, (B, T_out, H, W)
+        ```
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = list(dict.fromkeys(callback_on_step_end.tensor_inputs))
+        past_values = self._stack(past_values)
+        self.check_inputs(
+            past_values,
+            ensemble_size,
+            num_inference_steps,
+            generator,
+            latents,
+            output_type,
+            max_batch_size,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        device, batch, members = self._execution_device, len(past_values), len(past_values) * ensemble_size
+        self._interrupt, self._max_batch_size = False, max_batch_size
+        past_values = past_values.to(device)
+        context_latents = self._encode(past_values)  # (B, T_in, h, w, c)
+        generators = self._member_generators(generator, batch, ensemble_size)
+
+        use_float64_tables(self.scheduler)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        wanted = set(callback_on_step_end_tensor_inputs) if callback_on_step_end is not None else set()
+        levels = noise_levels(self.scheduler) if "denoised_latents" in wanted else None
+        config = self.unet.config
+        shape = (config.prediction_length, *config.sample_size, config.in_channels)
+        if latents is None:
+            noise = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
+            latents = torch.stack(noise)
+        latents = latents.reshape(members, *shape).to(device, self.unet.dtype)  # (B * E, T_out, h, w, c)
+        latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        accepted = set(inspect.signature(self.scheduler.step).parameters)
+        options = {name: value for name, value in (("eta", eta), ("generator", generators)) if name in accepted}
+
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for step, timestep in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                noisy_latents = latents
+                model_output = self._predict(noisy_latents, timestep, context_latents, ensemble_size)
+                latents = self.scheduler.step(model_output, timestep, noisy_latents, **options).prev_sample
+                latents = latents.to(noisy_latents.dtype)
+                if callback_on_step_end is not None:
+                    tensors = {
+                        "latents": latents,
+                        "noisy_latents": noisy_latents,
+                        "context_latents": context_latents,
+                        "past_values": past_values,
+                    }
+                    if levels is not None:
+                        clean = denoised(self.scheduler, levels[step], model_output, noisy_latents)
+                        tensors["denoised_latents"] = clean.to(noisy_latents.dtype)
+                    for name, tensor in tensors.items():
+                        if name.endswith("latents") and name != "context_latents":
+                            tensors[name] = tensor.unflatten(0, (batch, ensemble_size))
+                    asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    answer = callback_on_step_end(self, step, timestep, asked)
+                    latents = answer.pop("latents", tensors["latents"]).flatten(0, 1)
+                    context_latents = answer.pop("context_latents", context_latents)
+                progress_bar.update()
+
+        ensemble = latents.unflatten(0, (batch, ensemble_size))
+        if output_type == "latent":
+            predictions = ensemble
+        else:
+            predictions = self.decode(latents).unflatten(0, (batch, ensemble_size))
+            if output_type == "np":
+                predictions = predictions.float().cpu().numpy()
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return predictions, ensemble
+        return PreDiffPipelineOutput(predictions=predictions, latents=ensemble)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (N, T, h, w, c) -> frames (N, T, H, W, C) in the model's range; differentiable."""
+        config, frames = self.vae.config, []
+        for part in latents.split(self._max_batch_size or len(latents)):
+            images = part.flatten(0, 1).permute(0, 3, 1, 2).to(self.vae.dtype)  # (N * T, c, h, w)
+            images = images / config.scaling_factor + (config.shift_factor or 0.0)
+            images = self.vae.decode(images.contiguous()).sample
+            frames.append(images.permute(0, 2, 3, 1).unflatten(0, part.shape[:2]))
+        return torch.cat(frames)
+
+    def _encode(self, past_values: torch.Tensor) -> torch.Tensor:
+        """Frames (B, T, H, W, C) -> the mode of their latents (B, T, h, w, c)."""
+        config, latents = self.vae.config, []
+        for part in past_values.split(self._max_batch_size or len(past_values)):
+            images = part.flatten(0, 1).permute(0, 3, 1, 2).to(self.vae.dtype)  # (B * T, C, H, W)
+            mode = self.vae.encode(images.contiguous()).latent_dist.mode()
+            mode = (mode - (config.shift_factor or 0.0)) * config.scaling_factor
+            latents.append(mode.permute(0, 2, 3, 1).unflatten(0, part.shape[:2]))
+        return torch.cat(latents).to(self.unet.dtype)
+
+    def _predict(self, latents, timestep, context_latents, ensemble_size) -> torch.Tensor:
+        """The network's output for all members, (B * E, T_out, h, w, c), a bounded number of them at a time."""
+        if hasattr(self.scheduler, "scale_model_input"):
+            latents = self.scheduler.scale_model_input(latents, timestep)
+        latents = latents.to(self.unet.dtype)
+        outputs = []
+        for part in torch.arange(len(latents), device=latents.device).split(self._max_batch_size or len(latents)):
+            context = context_latents[part // ensemble_size]
+            outputs.append(self.unet(latents[part], timestep, context, return_dict=False)[0])
+        return torch.cat(outputs).to(latents.dtype)
+
+    @staticmethod
+    def _member_generators(generator, batch: int, ensemble_size: int) -> list[torch.Generator]:
+        """One generator per member, on the CPU: the same noise on every device."""
+        if isinstance(generator, list):
+            seeds = [(_draw(g), 0) for g in generator]
+        else:
+            base = _draw(generator)
+            seeds = [(base, member) for _ in range(batch) for member in range(ensemble_size)]
+        states = [np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] for seed in seeds]
+        return [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
+
+    @staticmethod
+    def _stack(past_values) -> torch.Tensor:
+        """A batch (B, T, H, W, C) from what `__call__` accepts."""
+        if not isinstance(past_values, (list, tuple)):
+            return torch.as_tensor(past_values)
+        items = [torch.as_tensor(item) for item in past_values]
+        items = [item[0] if item.ndim == 5 and len(item) == 1 else item for item in items]
+        if not items or any(item.ndim != 4 or item.shape != items[0].shape for item in items):
+            shapes = [tuple(item.shape) for item in items]
+            raise ValueError(
+                "`past_values` as a list must hold arrays of one shape (time, height, width, channels), with or "
+                f"without a leading 1, got {shapes}."
+            )
+        return torch.stack(items)
+
+    def check_inputs(
+        self,
+        past_values,
+        ensemble_size,
+        num_inference_steps,
+        generator,
+        latents,
+        output_type,
+        max_batch_size,
+        callback_on_step_end,
+        callback_on_step_end_tensor_inputs,
+    ):
+        """Refuse what cannot work, before any computation.
+
+        Raises:
+            ValueError: names the argument, what was expected and what came.
+        """
+        unet, vae = self.unet.config, self.vae.config
+        if vae.latent_channels != unet.in_channels:
+            raise ValueError(
+                f"`unet` takes latents of {unet.in_channels} channels, `vae` gives {vae.latent_channels}."
+            )
+        factor = 2 ** (len(vae.block_out_channels) - 1)
+        size = [factor * n for n in unet.sample_size]
+        expected = (unet.context_length, *size, vae.in_channels)
+        if past_values.ndim != 5 or tuple(past_values.shape[1:]) != expected or len(past_values) == 0:
+            raise ValueError(
+                "`past_values` must have shape (batch, time, height, width, channels) = (at least 1, "
+                f"{', '.join(map(str, expected))}), got {tuple(past_values.shape)}."
+            )
+        if not past_values.is_floating_point():
+            raise ValueError(f"`past_values` must be floating point, got {past_values.dtype}.")
+        if not torch.isfinite(past_values).all():
+            raise ValueError("`past_values` must be finite: fill missing values first, as the feature extractor does.")
+        numbers = {"ensemble_size": ensemble_size, "num_inference_steps": num_inference_steps}
+        if max_batch_size is not None:
+            numbers["max_batch_size"] = max_batch_size
+        for name, number in numbers.items():
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {number!r}.")
+        members = len(past_values) * ensemble_size
+        if isinstance(generator, list) and len(generator) != members:
+            raise ValueError(
+                f"`generator` as a list must have one entry per member, {len(past_values)} samples x {ensemble_size} "
+                f"members = {members}, got {len(generator)}."
+            )
+        shape = (len(past_values), ensemble_size, unet.prediction_length, *unet.sample_size, unet.in_channels)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(
+                f"`latents` must have shape (B, E, T_out, h, w, c) = {shape}, got {tuple(latents.shape)}."
+            )
+        if output_type not in ("np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'np', 'pt' or 'latent', got {output_type!r}.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got "
+                f"{sorted(unknown)}."
+            )
+        for callback in getattr(callback_on_step_end, "callbacks", [callback_on_step_end]):
+            if hasattr(callback, "check_inputs"):
+                callback.check_inputs(self, past_values, ensemble_size)
+
+
+_DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+_FILES = ["model_index.json", "*/*.json", "*/*.safetensors"]
+
+
+def _draw(generator: torch.Generator | None) -> int:
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**63 - 1, (1,), generator=generator, device=device))
+
+
+__all__ = ["PreDiffPipeline", "PreDiffPipelineOutput"]

@@ -1,0 +1,458 @@
+"""The networks of PreDiff: an Earthformer-shaped denoiser, and the network that tells what a noisy forecast will hold.
+
+```
+context (B, T_in, h, w, c)  sample (B, T_out, h, w, c)  + a channel that marks the context
+                 \\        /
+        level 0: residual block + cuboid attention ------ + ------ residual block + cuboid attention -> T_out frames
+                 | merge 2x2                                                              ^ upsample
+        level 1: residual block + cuboid attention ------------- residual block + cuboid attention
+```
+
+Every residual block takes the time embedding of the denoising step. The alignment network is the left half, read out
+frame by frame through attention pooling.
+
+Source: Gao et al., "PreDiff: Precipitation Nowcasting with Latent Diffusion Models", NeurIPS 2023,
+https://arxiv.org/abs/2307.10422, section 3 and appendix. The attention itself is in `cuboid.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from .cuboid import (
+    SELF_ATTENTION_PATTERNS,
+    CuboidAttentionBase,
+    CuboidSelfAttentionBlock,
+    FeedForward,
+    PatchMerging,
+    PositionEmbedding,
+    Upsample,
+    pattern_cuboids,
+    reduced_size,
+)
+
+
+@dataclass
+class EarthformerUNetOutput(BaseOutput):
+    """
+    Output of [`EarthformerUNetModel`].
+
+    Args:
+        sample (`torch.Tensor`): (B, T_out, h, w, c), what the training objective asks for: noise, sample or velocity.
+    """
+
+    sample: torch.Tensor
+
+
+@dataclass
+class EarthformerAlignmentOutput(BaseOutput):
+    """
+    Output of [`EarthformerAlignmentModel`].
+
+    Args:
+        prediction (`torch.Tensor`): (B, T_out, out_channels), a number per frame of the noise-free forecast.
+    """
+
+    prediction: torch.Tensor
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups where they divide the channels, else one group per channel (which cancels an added embedding)."""
+    return nn.GroupNorm(32 if channels % 32 == 0 else channels, channels)
+
+
+class TimeResidualBlock(nn.Module):
+    """Two 3x3x3 convolutions over time, height and width, between which the time embedding enters.
+
+    Args:
+        in_channels, out_channels: where they differ, a 1x1x1 convolution is the residual.
+        embedding_channels: of the time embedding; None for a block without one.
+        scale_shift: whether the embedding scales and shifts the second norm's output, or is added before it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int | None,
+        dropout: float,
+        scale_shift: bool = False,
+    ):
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.time_proj = None
+        if embedding_channels is not None:
+            self.time_proj = nn.Linear(embedding_channels, (2 if scale_shift else 1) * out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, kernel_size=3, padding=1)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, hidden_states: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
+        """hidden_states (B, T, H, W, C_in), embedding (B, E) -> (B, T, H, W, C_out)."""
+        # Contiguous: the CPU's backward of GroupNorm crashes on a permuted input that needs no gradient.
+        volume = hidden_states.permute(0, 4, 1, 2, 3).contiguous()  # (B, C, T, H, W)
+        hidden = self.conv1(F.silu(self.norm1(volume)))
+        if self.time_proj is None or embedding is None:
+            hidden = self.norm2(hidden)
+        else:
+            embedding = self.time_proj(F.silu(embedding))[:, :, None, None, None]
+            if self.scale_shift:
+                scale, shift = embedding.chunk(2, dim=1)
+                hidden = self.norm2(hidden) * (1 + scale) + shift
+            else:
+                hidden = self.norm2(hidden + embedding)
+        hidden = self.shortcut(volume) + self.conv2(self.dropout(F.silu(hidden)))
+        return hidden.permute(0, 2, 3, 4, 1)
+
+
+class AttentionPooling(nn.Module):
+    """One vector per frame: its mean asks every place of the frame.
+
+    The read-out of Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+    """
+
+    def __init__(self, channels: int, places: int, num_heads: int, out_channels: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.position_embedding = nn.Parameter(torch.randn(places + 1, channels) / channels**0.5)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out_proj = nn.Linear(channels, out_channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(N, places, C) -> (N, out_channels)."""
+        tokens = torch.cat([hidden_states.mean(1, keepdim=True), hidden_states], dim=1) + self.position_embedding
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mean = F.scaled_dot_product_attention(query[:, :, :1], key, value)  # (N, heads, 1, C / heads)
+        return self.out_proj(mean.flatten(1))
+
+
+class DownPath(nn.Module):
+    """From frames and a denoising step to the tokens of every level: what both networks begin with.
+
+    Args:
+        config: `block_out_channels`, `layers_per_block`, `attention_pattern`, `num_global_vectors` and what the layers
+            of `cuboid.py` ask for.
+        frames, size, in_channels: of the input.
+        update_last: whether the last attention updates the global vectors.
+    """
+
+    def __init__(self, config: SimpleNamespace, frames: int, size: Sequence[int], in_channels: int, update_last: bool):
+        super().__init__()
+        widths = config.block_out_channels
+        self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+        self.in_block = TimeResidualBlock(in_channels, widths[0], None, config.dropout)
+        self.position_embedding = PositionEmbedding(frames, size, widths[0])
+        number = config.num_global_vectors
+        self.global_vectors = nn.Parameter(torch.zeros(number, widths[0])) if number else None
+        self.residuals = nn.ModuleList(time_residual_block(config, width) for width in widths)
+        self.levels = attention_levels(config, frames, size, {len(widths) - 1} if not update_last else set())
+        self.merges = nn.ModuleList(
+            PatchMerging(before, after, (2, 2), config.layer_norm_eps) for before, after in zip(widths, widths[1:])
+        )
+        self.global_projections = nn.ModuleList(
+            nn.Linear(before, after) for before, after in zip(widths, widths[1:]) if number
+        )
+
+    def forward(
+        self, hidden_states: torch.Tensor, timestep: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
+        """hidden_states (B, T, h, w, C), timestep (B,) -> tokens of every level, time embedding, global vectors."""
+        embedding = self.time_embedding(self.time_proj(timestep).to(hidden_states.dtype))  # (B, 4 * widths[0])
+        hidden_states = self.in_block(hidden_states)
+        hidden_states = hidden_states + self.position_embedding(hidden_states.device)
+        global_vectors = None
+        if self.global_vectors is not None:
+            global_vectors = self.global_vectors.expand(len(hidden_states), -1, -1)
+        states = []
+        for i, blocks in enumerate(self.levels):
+            if i > 0:
+                hidden_states = self.merges[i - 1](hidden_states)
+                if global_vectors is not None:
+                    global_vectors = self.global_projections[i - 1](global_vectors)
+            for block in blocks:  # one residual block per level, before each of its attention blocks
+                hidden_states, global_vectors = block(self.residuals[i](hidden_states, embedding), global_vectors)
+            states.append(hidden_states)
+        return states, embedding, global_vectors
+
+
+def time_residual_block(config: SimpleNamespace, width: int) -> TimeResidualBlock:
+    scale_shift = config.resnet_time_scale_shift == "scale_shift"
+    return TimeResidualBlock(width, width, 4 * config.block_out_channels[0], 0.0, scale_shift)
+
+
+def attention_levels(config: SimpleNamespace, frames: int, size: Sequence[int], ends: set[int]) -> nn.ModuleList:
+    """The attention blocks of every level; at the levels `ends` the last attention leaves the global vectors alone."""
+    levels = nn.ModuleList()
+    for i, width in enumerate(config.block_out_channels):
+        cuboids = pattern_cuboids(config.attention_pattern[i], (frames, *size), SELF_ATTENTION_PATTERNS)
+        depth, use_global = config.layers_per_block[i], config.num_global_vectors > 0
+        levels.append(
+            nn.ModuleList(
+                CuboidSelfAttentionBlock(
+                    config, width, cuboids, use_global, update_last=i not in ends or block < depth - 1
+                )
+                for block in range(depth)
+            )
+        )
+        size = reduced_size(size, (2, 2))
+    return levels
+
+
+def initialize(module: nn.Module):
+    """As the originals: normal linear maps with variance 1 / fan-in, and zeros at the end of every residual branch."""
+    if isinstance(module, FeedForward):
+        nn.init.kaiming_normal_(module.up.weight, nonlinearity="linear")
+        nn.init.zeros_(module.up.bias)
+        nn.init.zeros_(module.down.weight)
+        nn.init.zeros_(module.down.bias)
+    elif isinstance(module, CuboidAttentionBase):
+        nn.init.trunc_normal_(module.relative_position_bias, std=0.02)
+        for name, layer in module.named_children():
+            if isinstance(layer, nn.Linear) and name != "global_out_proj":  # which keeps PyTorch's default
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+        nn.init.zeros_(module.out_proj.weight)
+        nn.init.zeros_(module.out_proj.bias)
+    elif isinstance(module, TimeResidualBlock):
+        nn.init.zeros_(module.conv2.weight)
+        nn.init.zeros_(module.conv2.bias)
+    elif isinstance(module, PatchMerging):
+        nn.init.kaiming_normal_(module.reduction.weight, nonlinearity="linear")
+    elif isinstance(module, nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, DownPath) and module.global_vectors is not None:
+        nn.init.trunc_normal_(module.global_vectors, std=0.02)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class EarthformerNoisyModel(ModelMixin, ConfigMixin):
+    """What [`EarthformerUNetModel`] and [`EarthformerAlignmentModel`] share: checks, and what the layers ask for."""
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["CuboidSelfAttentionBlock", "TimeResidualBlock", "PositionEmbedding"]
+    _repeated_blocks = ["CuboidSelfAttentionBlock"]
+
+    def _layer_config(self) -> SimpleNamespace:
+        """The configuration, one value per level, beside what is the same in all published settings.
+
+        Raises:
+            ValueError: a field that cannot work.
+        """
+        fields = SimpleNamespace(**{name: value for name, value in self.config.items() if name[0] != "_"})
+        levels = len(fields.block_out_channels)
+        for name in ("layers_per_block", "attention_pattern"):
+            value = getattr(fields, name)
+            setattr(fields, name, list(value) if isinstance(value, (list, tuple)) else [value] * levels)
+            if len(getattr(fields, name)) != levels:
+                raise ValueError(f"`{name}` must have one value, or one per level ({levels}), got {value}.")
+        heads = fields.num_attention_heads
+        if levels == 0 or any(width < 1 or width % heads for width in fields.block_out_channels):
+            raise ValueError(
+                f"`block_out_channels` must be multiples of num_attention_heads={heads}, got "
+                f"{fields.block_out_channels}."
+            )
+        if min(fields.layers_per_block) < 1:
+            raise ValueError(f"`layers_per_block` must be at least 1, got {self.config.layers_per_block}.")
+        if len(fields.sample_size) != 2 or min(fields.sample_size) < 1:
+            raise ValueError(f"`sample_size` must be a positive height and width, got {fields.sample_size}.")
+        if fields.prediction_length < 1 or getattr(fields, "context_length", 1) < 1 or fields.in_channels < 1:
+            raise ValueError("`context_length`, `prediction_length` and `in_channels` must be at least 1.")
+        kind = fields.resnet_time_scale_shift
+        if kind not in ("default", "scale_shift"):
+            raise ValueError(f"`resnet_time_scale_shift` must be 'default' or 'scale_shift', got {kind!r}.")
+        fields.__dict__.setdefault("num_global_vectors", 0)
+        fields.attention_dropout, fields.separate_global_qkv = fields.dropout, True
+        fields.hidden_act, fields.layer_norm_eps, fields._attn_implementation = "gelu", 1e-5, "sdpa"
+        return fields
+
+    def _check(self, name: str, frames: torch.Tensor, length: int):
+        expected = (length, *self.config.sample_size, self.config.in_channels)
+        if frames.ndim != 5 or tuple(frames.shape[1:]) != expected or len(frames) == 0:
+            raise ValueError(
+                f"`{name}` must have shape (batch, time, height, width, channels) = (at least 1, "
+                f"{', '.join(map(str, expected))}), got {tuple(frames.shape)}."
+            )
+
+    @staticmethod
+    def _timesteps(timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:
+        """One number for all, or one per sample -> (B,)."""
+        timestep = torch.as_tensor(timestep, device=sample.device)
+        if timestep.ndim > 1 or timestep.numel() not in (1, len(sample)):
+            raise ValueError(f"`timestep` must be one number or {len(sample)}, got shape {tuple(timestep.shape)}.")
+        return timestep.reshape(-1).expand(len(sample))
+
+
+class EarthformerUNetModel(EarthformerNoisyModel):
+    r"""
+    A U-shaped cuboid transformer that denoises the latents of a forecast, given the latents of its context.
+
+    Args:
+        sample_size (`tuple[int, int]`): height and width of the latents.
+        context_length, prediction_length (`int`): frames.
+        in_channels (`int`): channels of the latents.
+        block_out_channels (`tuple[int]`): channels of each level, the finest first; the grid halves between levels.
+        layers_per_block (`int` or `tuple[int]`): attention blocks of each level, on the way down and on the way up.
+        num_attention_heads (`int`): heads of every attention.
+        attention_pattern (`str` or `tuple[str]`): how attention cuts its grid, as in [`EarthformerConfig`].
+        num_global_vectors (`int`): global vectors; 0 for none.
+        mask_padding (`bool`): whether tokens added to fill the last cuboid are hidden. The published model lets them
+            take part (false).
+        resnet_time_scale_shift (`str`): "default" adds the time embedding before a group norm, which cancels it where
+            a group has one channel (widths below 64, or no multiples of 32); "scale_shift" applies it after the norm.
+        dropout (`float`): probability, also of attention weights.
+
+    Raises:
+        ValueError: a value that cannot work.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: Sequence[int] = (16, 16),
+        context_length: int = 7,
+        prediction_length: int = 6,
+        in_channels: int = 64,
+        block_out_channels: Sequence[int] = (256, 512),
+        layers_per_block: int | Sequence[int] = 4,
+        num_attention_heads: int = 4,
+        attention_pattern: str | Sequence[str] = "axial",
+        num_global_vectors: int = 0,
+        mask_padding: bool = True,
+        resnet_time_scale_shift: str = "default",
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.gradient_checkpointing = False
+        config = self._layer_config()
+        widths, frames = config.block_out_channels, context_length + prediction_length
+        self.down = DownPath(config, frames, sample_size, in_channels + 1, update_last=True)
+        self.residuals = nn.ModuleList(time_residual_block(config, width) for width in widths)
+        self.levels = attention_levels(config, frames, sample_size, ends={0})
+        self.upsamples = nn.ModuleList(Upsample(after, before) for before, after in zip(widths, widths[1:]))
+        self.global_projections = nn.ModuleList(
+            nn.Linear(after, before) for before, after in zip(widths, widths[1:]) if num_global_vectors
+        )
+        self.out_proj = nn.Linear(widths[0], in_channels)
+        self.apply(initialize)
+        nn.init.zeros_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        context: torch.Tensor,
+        return_dict: bool = True,
+    ) -> EarthformerUNetOutput | tuple[torch.Tensor]:
+        r"""
+        Args:
+            sample (`torch.Tensor`): noisy latents of the forecast, (B, T_out, h, w, c).
+            timestep (`torch.Tensor`, `float` or `int`): denoising step, one number or one per sample (B,).
+            context (`torch.Tensor`): latents of the context, (B, T_in, h, w, c).
+
+        Raises:
+            ValueError: an argument has another shape.
+        """
+        self._check("sample", sample, self.config.prediction_length)
+        self._check("context", context, self.config.context_length)
+        if len(context) != len(sample):
+            raise ValueError(f"`context` must have the batch size of `sample`, {len(sample)}, got {len(context)}.")
+        hidden_states = torch.cat([context, sample], dim=1)
+        observed = torch.zeros_like(hidden_states[..., :1])
+        observed[:, : context.shape[1]] = 1
+        hidden_states = torch.cat([hidden_states, observed], dim=-1)  # (B, T_in + T_out, h, w, c + 1)
+        states, embedding, global_vectors = self.down(hidden_states, self._timesteps(timestep, sample))
+        hidden_states = states[-1]
+        for i in range(len(states) - 1, -1, -1):
+            if i < len(states) - 1:
+                hidden_states = self.upsamples[i](hidden_states, states[i].shape[2:4]) + states[i]
+                if global_vectors is not None:
+                    global_vectors = self.global_projections[i](global_vectors)
+            for block in self.levels[i]:
+                hidden_states, global_vectors = block(self.residuals[i](hidden_states, embedding), global_vectors)
+        prediction = self.out_proj(hidden_states[:, context.shape[1] :])
+        return EarthformerUNetOutput(sample=prediction) if return_dict else (prediction,)
+
+
+class EarthformerAlignmentModel(EarthformerNoisyModel):
+    r"""
+    What a noisy forecast will hold, such as the mean intensity of each frame: the network of knowledge alignment
+    (PreDiff, section 3.3).
+
+    Args:
+        sample_size, prediction_length, in_channels: of the latents.
+        out_channels (`int`): numbers per frame.
+        block_out_channels, layers_per_block, num_attention_heads, attention_pattern, mask_padding,
+        resnet_time_scale_shift, dropout: as in [`EarthformerUNetModel`].
+
+    Raises:
+        ValueError: a value that cannot work.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: Sequence[int] = (16, 16),
+        prediction_length: int = 6,
+        in_channels: int = 64,
+        out_channels: int = 1,
+        block_out_channels: Sequence[int] = (128, 256),
+        layers_per_block: int | Sequence[int] = 1,
+        num_attention_heads: int = 4,
+        attention_pattern: str | Sequence[str] = "axial",
+        mask_padding: bool = True,
+        resnet_time_scale_shift: str = "default",
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.gradient_checkpointing = False
+        config = self._layer_config()
+        self.down = DownPath(config, prediction_length, sample_size, in_channels, update_last=False)
+        for _ in block_out_channels[1:]:
+            sample_size = reduced_size(sample_size, (2, 2))
+        width = block_out_channels[-1]
+        self.norm_out = group_norm(width)
+        self.pool = AttentionPooling(width, sample_size[0] * sample_size[1], num_attention_heads, out_channels)
+        self.apply(initialize)
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor | float | int, return_dict: bool = True
+    ) -> EarthformerAlignmentOutput | tuple[torch.Tensor]:
+        r"""
+        Args:
+            sample (`torch.Tensor`): noisy latents of the forecast, (B, T_out, h, w, c).
+            timestep (`torch.Tensor`, `float` or `int`): denoising step, one number or one per sample (B,).
+
+        Raises:
+            ValueError: an argument has another shape.
+        """
+        self._check("sample", sample, self.config.prediction_length)
+        states, _, _ = self.down(sample, self._timesteps(timestep, sample))
+        frames = states[-1].flatten(0, 1).flatten(1, 2)  # (B * T, places, C)
+        frames = F.silu(self.norm_out(frames.transpose(1, 2).contiguous())).transpose(1, 2)
+        prediction = self.pool(frames).unflatten(0, sample.shape[:2])
+        return EarthformerAlignmentOutput(prediction=prediction) if return_dict else (prediction,)
+
+
+__all__ = ["EarthformerAlignmentModel", "EarthformerUNetModel"]

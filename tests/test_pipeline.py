@@ -1,0 +1,402 @@
+"""The pipeline: members that never change with their company, every scheduler, saving and loading, refusals."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.callbacks import MultiPipelineCallbacks
+from tiny import tiny_pipeline
+
+from earthformer_hf import EarthformerAlignmentModel, EarthformerUNetModel, KnowledgeAlignmentCallback, PreDiffPipeline
+from earthformer_hf.guidance import conserved, energy_gradient, frame_mean, intensity_change, mean_intensity
+from earthformer_hf.schedules import denoised, noise_levels, posterior_deviation, use_float64_tables
+
+
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 1e-4, "beta_end": 2e-2}
+SCHEDULERS = {
+    "ddpm": DDPMScheduler(clip_sample=False, **SCALED),
+    "ddim": DDIMScheduler(clip_sample=False, **SCALED),
+    "dpm-solver++": DPMSolverMultistepScheduler(**SCALED),
+    "unipc": UniPCMultistepScheduler(**SCALED),
+    "euler": EulerDiscreteScheduler(**SCALED),
+    "flow": FlowMatchEulerDiscreteScheduler(),
+}
+
+
+def past(batch=2, seed=0):
+    return torch.rand(batch, 3, 12, 16, 1, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def run(pipeline, past_values, **options):
+    options = {"generator": seeded(), "num_inference_steps": 3, "output_type": "pt"} | options
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(past_values, **options)
+
+
+# -- shapes and members -----------------------------------------------------------------------------------------------
+
+
+def test_output_types_and_shapes():
+    pipeline, x = tiny_pipeline(), past()
+    output = run(pipeline, x, ensemble_size=3, output_type="np")
+    assert isinstance(output.predictions, np.ndarray) and output.predictions.shape == (2, 3, 2, 12, 16, 1)
+    assert output.latents.shape == (2, 3, 2, 6, 8, 4)
+    as_torch = run(pipeline, x, ensemble_size=3)
+    np.testing.assert_array_equal(output.predictions, as_torch.predictions.numpy())
+    first, second = run(pipeline, x, ensemble_size=3, output_type="latent", return_dict=False)
+    assert torch.equal(first, second) and torch.equal(first, output.latents)
+    torch.testing.assert_close(pipeline.decode(first.flatten(0, 1)), as_torch.predictions.flatten(0, 1))
+
+
+def test_a_list_of_contexts_is_a_batch():
+    pipeline, x = tiny_pipeline(), past()
+    expected = run(pipeline, x, ensemble_size=2).predictions
+    for items in ([x[0], x[1]], [x[:1], x[1:]], [x[0].numpy(), x[1].numpy()]):
+        assert torch.equal(run(pipeline, items, ensemble_size=2).predictions, expected)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_member_is_the_same_in_any_company(name):
+    """Whatever the batch, the ensemble size and the bound on network calls."""
+    pipeline, x = tiny_pipeline(SCHEDULERS[name]), past(3)
+    whole = run(pipeline, x, ensemble_size=4).predictions
+    assert whole.std(dim=1).mean() > 1e-3  # members differ
+    scale = whole.abs().max()
+    for options in ({"ensemble_size": 2}, {"ensemble_size": 4, "max_batch_size": 3}):
+        part = run(pipeline, x, **options).predictions
+        assert (part - whole[:, : part.shape[1]]).abs().max() <= 1e-4 * scale
+    alone = run(pipeline, x[1:2], ensemble_size=3).predictions
+    assert (alone - whole[1:2, :3]).abs().max() <= 1e-4 * scale
+
+
+def test_a_list_of_generators_gives_each_member_its_own():
+    pipeline, x = tiny_pipeline(SCHEDULERS["ddpm"]), past(2)
+    together = run(pipeline, x, ensemble_size=2, generator=[seeded(i) for i in range(4)]).predictions
+    for b in range(2):
+        for k in range(2):
+            alone = run(pipeline, x[b : b + 1], ensemble_size=1, generator=seeded(2 * b + k)).predictions
+            torch.testing.assert_close(together[b, k], alone[0, 0], rtol=1e-4, atol=1e-5)
+    as_list = run(pipeline, x[:1], ensemble_size=1, generator=[seeded(7)]).predictions
+    assert torch.equal(as_list, run(pipeline, x[:1], ensemble_size=1, generator=seeded(7)).predictions)
+
+
+def test_without_a_generator_torchs_own_seed_counts():
+    pipeline, x = tiny_pipeline(), past(1)
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(run(pipeline, x, ensemble_size=1, generator=None).latents)
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+def test_given_latents_are_the_initial_noise():
+    pipeline, x = tiny_pipeline(), past(1)
+    noise = torch.randn(1, 2, 2, 6, 8, 4, generator=seeded(3))
+    first = run(pipeline, x, ensemble_size=2, latents=noise, generator=seeded(1)).latents
+    assert torch.equal(first, run(pipeline, x, ensemble_size=2, latents=noise, generator=seeded(2)).latents)
+    swapped = run(pipeline, x, ensemble_size=2, latents=noise.flip(1)).latents
+    torch.testing.assert_close(swapped, first.flip(1), rtol=1e-4, atol=1e-5)
+
+
+def test_eta_adds_noise_to_ddim():
+    pipeline, x = tiny_pipeline(), past(1)
+    plain, noisy = (run(pipeline, x, ensemble_size=1, eta=eta).latents for eta in (0.0, 1.0))
+    assert not torch.allclose(plain, noisy)
+
+
+def test_the_context_is_encoded_once():
+    pipeline, calls = tiny_pipeline(), []
+    encode = pipeline.vae.encode
+    pipeline.vae.encode = lambda images: calls.append(len(images)) or encode(images)
+    run(pipeline, past(2), ensemble_size=5, num_inference_steps=4)
+    assert calls == [2 * 3]  # one call, one image per context frame
+
+
+def test_no_network_call_exceeds_the_bound():
+    pipeline, sizes = tiny_pipeline(), []
+    pipeline.unet.register_forward_hook(lambda module, inputs, output: sizes.append(len(output[0])))
+    run(pipeline, past(2), ensemble_size=4, num_inference_steps=2, max_batch_size=3)
+    assert sizes == [3, 3, 2] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_and_autocast(dtype):
+    pipeline, x = tiny_pipeline(), past(1)
+    exact = run(pipeline, x, ensemble_size=1).predictions
+    with torch.autocast("cpu", dtype=dtype):
+        torch.testing.assert_close(run(pipeline, x, ensemble_size=1).predictions.float(), exact, rtol=0.1, atol=0.1)
+    output = run(pipeline.to(dtype), x, ensemble_size=1)
+    assert output.latents.dtype == dtype
+    torch.testing.assert_close(output.predictions.float(), exact, rtol=0.1, atol=0.1)
+
+
+# -- callbacks --------------------------------------------------------------------------------------------------------
+
+
+def test_a_callback_sees_and_changes_the_step():
+    pipeline, seen = tiny_pipeline(), []
+    names = ["latents", "noisy_latents", "denoised_latents", "context_latents", "past_values"]
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append({name: tensors[name].clone() for name in names} | {"timestep": timestep})
+        return {"latents": tensors["latents"] + 1}
+
+    x = past(2)
+    options = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names}
+    output = run(pipeline, x, ensemble_size=2, **options)
+    assert torch.equal(output.latents, seen[-1]["latents"] + 1)
+    assert torch.equal(seen[1]["noisy_latents"], seen[0]["latents"] + 1)
+    assert seen[0]["latents"].shape == (2, 2, 2, 6, 8, 4) and seen[0]["context_latents"].shape == (2, 3, 6, 8, 4)
+    assert torch.equal(seen[0]["past_values"], x)
+    # DDIM's last step lands on what the network takes for the clean sample
+    torch.testing.assert_close(seen[-1]["denoised_latents"], seen[-1]["latents"], rtol=1e-3, atol=1e-3)
+
+
+def test_interrupt_leaves_out_the_rest():
+    pipeline, steps = tiny_pipeline(), []
+
+    def callback(pipe, step, timestep, tensors):
+        steps.append(step)
+        pipe._interrupt = step == 1
+        return tensors
+
+    run(pipeline, past(1), ensemble_size=1, num_inference_steps=5, callback_on_step_end=callback)
+    assert steps == [0, 1]
+
+
+# -- schedules --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_noise_levels_are_those_of_the_scheduler(name):
+    """A clean sample noised to a level comes back from the true model output, and one exact step ends on it."""
+    scheduler = type(SCHEDULERS[name]).from_config(SCHEDULERS[name].config)
+    use_float64_tables(scheduler)
+    scheduler.set_timesteps(1)
+    levels = noise_levels(scheduler)
+    clean, noise = torch.randn(2, 4, 3, generator=seeded())
+    alpha, sigma = levels[0]
+    noisy = (alpha * clean + sigma * noise).float()
+    truth = noise - clean if name == "flow" else noise
+    torch.testing.assert_close(denoised(scheduler, levels[0], truth, noisy), clean, rtol=1e-3, atol=2e-3)
+    if hasattr(scheduler, "scale_model_input"):
+        scaled = scheduler.scale_model_input(noisy, scheduler.timesteps[0])
+        torch.testing.assert_close(scaled, noisy / levels[0].norm().float(), rtol=1e-4, atol=1e-4) if (
+            name == "euler"
+        ) else None
+    after = scheduler.step(truth, scheduler.timesteps[0], noisy).prev_sample
+    assert levels[1].tolist() == [1.0, 0.0]
+    if name != "ddpm":  # which stops short of its end on a shortened schedule
+        torch.testing.assert_close(after, clean, rtol=1e-3, atol=2e-3)
+
+
+def test_posterior_deviation_is_that_of_ddpm():
+    scheduler = DDPMScheduler(clip_sample=False, **SCALED)
+    use_float64_tables(scheduler)
+    scheduler.set_timesteps(1000)
+    levels = noise_levels(scheduler)
+    for step in (0, 1, 500, 998, 999):
+        variance = scheduler._get_variance(scheduler.timesteps[step])
+        assert posterior_deviation(levels[step], levels[step + 1]) == pytest.approx(float(variance**0.5), rel=1e-6)
+
+
+# -- guidance ---------------------------------------------------------------------------------------------------------
+
+
+def test_energy_gradient_is_per_member():
+    weight = torch.randn(5, generator=seeded())
+    gradient = energy_gradient(
+        lambda x: x @ weight, torch.randn(3, 5, generator=seeded(1)), torch.tensor([9.0, -9, 9])
+    )
+    torch.testing.assert_close(gradient, torch.stack([-weight, weight, -weight]))
+
+
+def gaussian(name, **options):
+    """A pipeline that knows its latents exactly: of unit Gaussian data, the expected v is 0."""
+    scheduler = SCHEDULERS[name]
+    if name != "flow":
+        scheduler = type(scheduler).from_config(scheduler.config, prediction_type="v_prediction")
+    pipeline = tiny_pipeline(scheduler, **options)
+    for parameter in pipeline.unet.out_proj.parameters():
+        torch.nn.init.zeros_(parameter)
+    return pipeline
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_constraint_on_decoded_frames_is_met_better(name):
+    pipeline, x = gaussian(name), past(2)
+    free = run(pipeline, x, ensemble_size=3, num_inference_steps=8).predictions
+    for change in (-0.5, 0.5):
+        target = frame_mean(free.flatten(0, 1)).view(2, 3) + change
+        guide = KnowledgeAlignmentCallback(target, frame_mean, guidance_scale=150.0)
+        guided = run(pipeline, x, ensemble_size=3, num_inference_steps=8, callback_on_step_end=guide).predictions
+        moved = frame_mean(guided.flatten(0, 1)).view(2, 3)
+        assert ((moved - target).abs() < abs(change) * 0.97).all(), (moved - target).abs().max()
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "flow"])
+def test_the_alignment_networks_reading_follows_the_target(name):
+    pipeline, x = gaussian(name, alignment=True), past(2)
+
+    def reading(output):
+        latents = output.latents.flatten(0, 1)
+        return pipeline.alignment(latents, 0).prediction.mean((1, 2)).view(2, 2)
+
+    free = reading(run(pipeline, x, ensemble_size=2, num_inference_steps=8))
+    target = free.detach() + 0.3
+    guide = KnowledgeAlignmentCallback(target, guidance_scale=2.0)
+    guided = reading(run(pipeline, x, ensemble_size=2, num_inference_steps=8, callback_on_step_end=guide))
+    assert ((guided - target).abs() < (free - target).abs()).all()
+    bounded = run(pipeline, x, ensemble_size=2, num_inference_steps=8, callback_on_step_end=guide, max_batch_size=3)
+    torch.testing.assert_close(reading(bounded), guided, rtol=1e-4, atol=1e-4)
+
+
+def test_several_constraints_add_their_shifts():
+    pipeline, x = tiny_pipeline(SCHEDULERS["ddpm"], alignment=True), past(1)
+    mean = KnowledgeAlignmentCallback(5.0, frame_mean, guidance_scale=20.0)
+    network = KnowledgeAlignmentCallback(intensity_change(0.1, 0.2, 2), guidance_scale=1.0)
+    options = {"ensemble_size": 1, "num_inference_steps": 1}
+    free, first, second, both = (
+        run(pipeline, x, **options, callback_on_step_end=callback).latents
+        for callback in (None, mean, network, MultiPipelineCallbacks([mean, network]))
+    )
+    torch.testing.assert_close(both - free, (first - free) + (second - free), rtol=1e-3, atol=1e-6)
+
+
+def test_targets_from_the_context():
+    x = past(2)
+    last = x[:, -1].mean((1, 2, 3))
+    torch.testing.assert_close(intensity_change(0.1, 0.2, -1)(x), last - 0.1)
+    assert (intensity_change(0.0, 0.3, -2)(x * 0.1) >= 0).all()
+    assert mean_intensity(0.1, 0.2, 2) == 0.5
+    torch.testing.assert_close(conserved(frame_mean)(x), last)
+
+
+def test_the_observed_future_only_as_an_oracle():
+    future = past(2)[:, :2]
+    with pytest.raises(ValueError, match="oracle=True"):
+        KnowledgeAlignmentCallback(future_values=future)
+    guide = KnowledgeAlignmentCallback(future_values=future, oracle=True)
+    torch.testing.assert_close(guide.target, future.mean((1, 2, 3, 4)))
+    with pytest.raises(ValueError, match="exactly one"):
+        KnowledgeAlignmentCallback()
+
+
+@pytest.mark.parametrize(
+    ("callback", "scheduler", "message"),
+    [
+        (KnowledgeAlignmentCallback(torch.zeros(3)), "ddpm", r"\(B, E\) = \(2, 4\), got \(3,\)"),
+        (KnowledgeAlignmentCallback(torch.zeros(4)), "ddpm", r"got \(4,\)"),
+        (KnowledgeAlignmentCallback(torch.zeros(2, 1)), "ddpm", r"got \(2, 1\)"),
+        (KnowledgeAlignmentCallback(1.0), "flow", "trained on the noise of DDPM"),
+        (MultiPipelineCallbacks([KnowledgeAlignmentCallback(torch.zeros(5))]), "ddpm", r"got \(5,\)"),
+    ],
+)
+def test_guidance_that_cannot_work_is_refused_before_any_computation(callback, scheduler, message):
+    pipeline = tiny_pipeline(SCHEDULERS[scheduler], alignment=True)
+    pipeline.vae.encode = None  # would fail
+    with pytest.raises(ValueError, match=message):
+        run(pipeline, past(2), ensemble_size=4, callback_on_step_end=callback)
+
+
+def test_guidance_needs_its_network():
+    with pytest.raises(ValueError, match="alignment"):
+        run(tiny_pipeline(), past(1), callback_on_step_end=KnowledgeAlignmentCallback(1.0))
+    shape = {"sample_size": (6, 8), "prediction_length": 5, "in_channels": 4, "block_out_channels": (16,)}
+    guide = KnowledgeAlignmentCallback(1.0, alignment=EarthformerAlignmentModel(**shape))
+    with pytest.raises(ValueError, match="prediction_length is 5, that of the latents is 2"):
+        run(tiny_pipeline(), past(1), callback_on_step_end=guide)
+
+
+# -- saving and loading -----------------------------------------------------------------------------------------------
+
+
+def test_a_saved_pipeline_forecasts_the_same(tmp_path):
+    pipeline, x = tiny_pipeline(alignment=True), past(1)
+    pipeline.save_pretrained(tmp_path)
+    loaded = PreDiffPipeline.from_pretrained(tmp_path)
+    assert type(loaded.unet) is EarthformerUNetModel and type(loaded.alignment) is EarthformerAlignmentModel
+    assert torch.equal(run(loaded, x).predictions, run(pipeline, x).predictions)
+    assert not loaded.unet.training
+    guide = KnowledgeAlignmentCallback.from_pretrained(tmp_path, target=1.0, guidance_scale=3.0)
+    assert guide.guidance_scale == 3.0 and type(guide.alignment) is EarthformerAlignmentModel
+
+
+def test_float64_tables_are_not_saved(tmp_path):
+    pipeline = tiny_pipeline(SCHEDULERS["ddpm"])
+    run(pipeline, past(1), ensemble_size=1)
+    assert pipeline.scheduler.alphas_cumprod.dtype == torch.float64
+    pipeline.save_pretrained(tmp_path)
+    fresh = DDPMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    assert fresh.alphas_cumprod.dtype == torch.float32
+
+
+def test_variants_dtypes_and_given_components(tmp_path):
+    pipeline = tiny_pipeline()
+    pipeline.to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    loaded = PreDiffPipeline.from_pretrained(tmp_path, variant="fp16", torch_dtype={"unet": torch.bfloat16})
+    assert loaded.unet.dtype == torch.bfloat16 and loaded.vae.dtype == torch.float32
+    assert run(loaded, past(1)).predictions.isfinite().all()
+    scheduler = SCHEDULERS["unipc"]
+    assert PreDiffPipeline.from_pretrained(tmp_path, variant="fp16", scheduler=scheduler).scheduler is scheduler
+    with pytest.raises(ValueError, match="tyop"):
+        PreDiffPipeline.from_pretrained(tmp_path, tyop=1)
+
+
+def test_code_beside_the_weights_is_never_run(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    for name in ("pipeline_prediff.py", "unet/unet_earthformer.py", "unet/evil.py"):
+        (tmp_path / name).write_text("raise SystemExit('this ran')")
+    index = (tmp_path / "model_index.json").read_text()
+    (tmp_path / "model_index.json").write_text(index.replace("earthformer_hf.unet_earthformer", "evil"))
+    loaded = PreDiffPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    assert type(loaded) is PreDiffPipeline and type(loaded.unet) is EarthformerUNetModel
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+NOISE = torch.zeros(2, 8, 2, 6, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("past_values", "options", "message"),
+    [
+        (past()[:, :2], {}, r"\(at least 1, 3, 12, 16, 1\), got \(2, 2, 12, 16, 1\)"),
+        (past()[:, :, :8], {}, r"got \(2, 3, 8, 16, 1\)"),
+        (past()[0], {}, r"got \(3, 12, 16, 1\)"),
+        (past()[:0], {}, r"got \(0, 3, 12, 16, 1\)"),
+        (past().long(), {}, "floating point"),
+        (past() * float("nan"), {}, "finite"),
+        ([past()[0], past()[0, :2]], {}, "arrays of one shape"),
+        ([], {}, "arrays of one shape"),
+        (past(), {"ensemble_size": 0}, "`ensemble_size`"),
+        (past(), {"num_inference_steps": 0}, "`num_inference_steps`"),
+        (past(), {"max_batch_size": 0}, "`max_batch_size`"),
+        (past(), {"generator": [seeded()] * 3}, "2 samples x 8 members = 16, got 3"),
+        (past(), {"latents": NOISE[:, :4]}, r"\(2, 8, 2, 6, 8, 4\), got \(2, 4, 2, 6, 8, 4\)"),
+        (past(), {"output_type": "pil"}, "`output_type`"),
+        (past(), {"callback_on_step_end_tensor_inputs": ["unet"]}, "unet"),
+    ],
+)
+def test_bad_input_is_refused_before_any_computation(past_values, options, message):
+    pipeline = tiny_pipeline()
+    pipeline.vae.encode = None  # would fail
+    with pytest.raises(ValueError, match=message):
+        run(pipeline, past_values, **options)
+
+
+def test_networks_that_do_not_fit_are_refused():
+    pipeline = tiny_pipeline(in_channels=5)
+    with pytest.raises(ValueError, match="5 channels, `vae` gives 4"):
+        run(pipeline, past())
