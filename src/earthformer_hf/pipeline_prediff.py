@@ -126,10 +126,7 @@ class PreDiffPipeline(DiffusionPipeline):
             elif stored[1] is None:
                 components[name] = None
             elif name == "scheduler":
-                scheduler: Any = getattr(diffusers, str(stored[1]), None)
-                if not (inspect.isclass(scheduler) and issubclass(scheduler, SchedulerMixin)):
-                    raise ValueError(f"{folder}: {stored[1]!r} is no scheduler of diffusers.")
-                components[name] = scheduler.from_pretrained(folder, subfolder=name)
+                components[name] = _scheduler_class(stored[1]).from_pretrained(folder, subfolder=name)
             elif name == "feature_extractor":
                 components[name] = kind.from_pretrained(folder / name)
             else:
@@ -411,6 +408,13 @@ class PreDiffPipeline(DiffusionPipeline):
 
 _DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 _FILES = ["model_index.json", "*/*.json", "*/*.safetensors"]
+
+
+def _scheduler_class(name: str) -> Any:
+    found: Any = getattr(diffusers, str(name), None)
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ValueError(f"model_index.json: {name!r} is no scheduler of diffusers.")
+    return found
 
 
 def _draw(generator: torch.Generator | None) -> int:
