@@ -35,6 +35,7 @@ class DataArguments:
         default=None, metadata={"help": "draw windows by how much of their future reaches this stored value"}
     )
     teacher_weight: float = field(default=0.0, metadata={"help": "share of the target taken from a linear forecast"})
+    frame_stride: int = field(default=1, metadata={"help": "2 takes every other frame"})
     eval_stride: int = field(default=4, metadata={"help": "frames between validation windows"})
 
 
@@ -42,15 +43,14 @@ class DataArguments:
 class ForecastArguments(TrainingArguments):
     pretrained: str | None = field(default=None, metadata={"help": "start from this model instead of random weights"})
     intensity_weight: float = field(default=0.0, metadata={"help": "weight of intense values in the loss"})
+    intensity_power: float = field(default=1.0, metadata={"help": "how steeply that weight grows with the value"})
 
 
-def main():
-    recipe, data, arguments = parse_recipe(data=DataArguments, training=ForecastArguments)
-    set_seed(arguments.seed)
-    config = EarthformerConfig(**recipe["model"])
-    extractor = EarthformerFeatureExtractor(**recipe["feature_extractor"])
+def load_windows(
+    data: DataArguments, extractor: EarthformerFeatureExtractor, lengths: tuple[int, int], seed: int
+) -> tuple[TrainingWindows, Windows]:
+    """The varied windows of the training split and the plain ones of the validation split."""
     path = Path(os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")) / data.file
-    lengths = config.context_length, config.prediction_length
     if data.source not in SOURCES:
         raise SystemExit(f"--source must be one of {sorted(SOURCES)}, got {data.source!r}.")
     events = SOURCES[data.source](path, "train", **data.train_options)
@@ -62,10 +62,10 @@ def main():
             raise SystemExit(f"--teacher_weight needs the source open_sst, got {data.source!r}.")
         for event in events:
             event["teacher"] = linear_maps(OceanRecord(event, open_sst.nino34, *lengths), event["geo"]["lat"])
-    windows = Windows(events, extractor.encode, *lengths)
+    windows = Windows(events, extractor.encode, *lengths, frame_stride=data.frame_stride)
     train_set = TrainingWindows(
         windows,
-        arguments.seed,
+        seed,
         data.turn,
         data.gain,
         data.mix,
@@ -73,27 +73,39 @@ def main():
         data.teacher_weight,
         None if data.heavy_threshold is None else heavy_share(windows, data.heavy_threshold),
     )
-    eval_set = Windows(SOURCES[data.source](path, "val"), extractor.encode, *lengths, stride=data.eval_stride)
+    val = SOURCES[data.source](path, "val")
+    return train_set, Windows(val, extractor.encode, *lengths, data.eval_stride, data.frame_stride)
+
+
+def main():
+    recipe, data, arguments = parse_recipe(data=DataArguments, training=ForecastArguments)
+    set_seed(arguments.seed)
+    config = EarthformerConfig(**recipe["model"])
+    extractor = EarthformerFeatureExtractor(**recipe["feature_extractor"])
+    lengths = config.context_length, config.prediction_length
+    train_set, eval_set = load_windows(data, extractor, lengths, arguments.seed)
     if arguments.pretrained:
         model = EarthformerForPrediction.from_pretrained(arguments.pretrained, config=config)
     else:
         model = EarthformerForPrediction(config)
 
     def loss_of(model, batch):
-        predictions = model(batch["past_values"]).predictions
         return intensity_weighted_mse(
-            predictions, batch["future_values"], batch["future_observed_mask"], arguments.intensity_weight
+            model(batch["past_values"]).predictions,
+            batch["future_values"],
+            batch["future_observed_mask"],
+            arguments.intensity_weight,
+            arguments.intensity_power,
         )
 
     def score_of(model, accelerator) -> float:
-        """Mean squared error over the observed values of the validation split."""
+        """The same loss over the observed values of the validation split."""
 
-        def errors(batch):
-            predictions = model(batch["past_values"]).predictions
-            observed = batch["future_observed_mask"].expand_as(predictions)
-            return (predictions - batch["future_values"])[observed].double().square().sum(), observed.sum()
+        def total_and_count(batch):
+            count = batch["future_observed_mask"].expand_as(batch["future_values"]).sum()
+            return loss_of(model, batch).double() * count, count
 
-        return mean_over(eval_set, arguments.batch_size, errors, accelerator)
+        return mean_over(eval_set, arguments.batch_size, total_and_count, accelerator)
 
     def save_best(model):
         model.save_pretrained(arguments.output_dir)

@@ -127,6 +127,14 @@ def test_every_recorded_case_is_covered_or_refused_by_name():
     known_oddity = {"ef_swin_ignore_global"}  # its global-to-local mask is not in cuboid order
     cases = {path.stem for path in GOLDENS.glob("ef_*.safetensors")}
     assert cases == set(COVERED) | set(REFUSED) | known_oddity
+    layers = {path.stem for kind in ("self", "cross") for path in GOLDENS.glob(f"layer_{kind}_*.safetensors")}
+    assert layers == {"layer_cross_shift_pad"} | {
+        "layer_cross_global",  # global vectors in cross-attention
+        "layer_self_dilated_pad",  # qkv_bias
+        "layer_self_qkscale_bias",  # qk_scale, qkv_bias
+        "layer_self_shift_pad_global",  # its global-to-local mask is not in cuboid order
+        "layer_self_shrunk_cuboid",  # its relative offsets are wrong
+    }
     for case, option in REFUSED.items():
         with pytest.raises(ValueError, match=option):
             convert.convert_config(recorded(GOLDENS, case)[0])

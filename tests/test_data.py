@@ -29,6 +29,15 @@ def test_windows_cut_past_and_future():
     assert item["future_values"][:, 0, 0, 0].tolist() == [5, 6]
 
 
+def test_every_other_frame():
+    windows = Windows([numbered(10)], encode, 3, 2, frame_stride=2)
+    assert [windows[i]["past_values"][:, 0, 0, 0].tolist() for i in range(len(windows))] == [[0, 2, 4], [1, 3, 5]]
+    assert windows[1]["future_values"][:, 0, 0, 0].tolist() == [7, 9]
+    assert windows.raw(1)[:, 0, 0].tolist() == [1, 3, 5, 7, 9]
+    with pytest.raises(ValueError, match="9 frames or more, the longest has 8"):
+        Windows([numbered(8)], encode, 3, 2, frame_stride=2)
+
+
 def test_missing_values_become_a_mask():
     event = numbered(5)
     event["values"][4, 1, 0] = 255

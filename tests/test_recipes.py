@@ -3,10 +3,16 @@
 import pytest
 import torch
 import yaml
+from diffusers import AutoencoderKL
 from tiny import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-from earthformer_hf import EarthformerConfig, EarthformerForPrediction
+from earthformer_hf import (
+    EarthformerAlignmentModel,
+    EarthformerConfig,
+    EarthformerForPrediction,
+    EarthformerUNetModel,
+)
 
 
 # name -> parameters of the original, those of them that never receive a gradient, multiply-adds in units of 1e9
@@ -51,3 +57,25 @@ def test_defaults_are_the_released_sevir_setting_with_masked_padding():
     changed = recipe_config("earthformer_sevir").to_diff_dict()
     default = EarthformerConfig().to_diff_dict()
     assert {name for name in changed if changed[name] != default.get(name)} == {"mask_padding"}
+
+
+def test_published_sizes_of_prediff():
+    recipe = yaml.safe_load((ROOT / "examples/configs/prediff_sevir_lr.yaml").read_text())
+    with torch.device("meta"):
+        vae = AutoencoderKL(**recipe["vae"])
+        channels = recipe["vae"]["latent_channels"]
+        unet = EarthformerUNetModel(in_channels=channels, **recipe["unet"]).eval()
+        shape = {"sample_size": unet.config.sample_size, "prediction_length": unet.config.prediction_length}
+        alignment = EarthformerAlignmentModel(in_channels=channels, **shape, **recipe["alignment_network"]).eval()
+        sample, context = (torch.empty(1, length, 16, 16, channels) for length in (6, 7))
+        frame = torch.empty(1, 1, 128, 128)
+    calls = {
+        (84_499_393, 111.6): (vae, lambda: vae(frame)),
+        (136_817_538, 326.7): (unet, lambda: unet(sample, 1, context)),
+        (8_937_033, 5.7): (alignment, lambda: alignment(sample, 1)),
+    }
+    for (parameters, multiply_adds), (network, call) in calls.items():
+        assert sum(p.numel() for p in network.parameters()) == parameters
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            call()
+        assert counter.get_total_flops() / 2 == pytest.approx(multiply_adds * 1e9, rel=0.01)

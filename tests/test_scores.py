@@ -11,6 +11,7 @@ from earthformer_hf.metrics import (
     contingency_counts,
     correlation_by_lead,
     critical_success_index,
+    fair_crps,
     rmse_by_lead,
     three_month_means,
 )
@@ -53,6 +54,35 @@ def test_correlation_and_rmse():
     noisy = target + random.normal(size=target.shape)
     expected = [np.corrcoef(noisy[:, i], target[:, i])[0, 1] for i in range(3)]
     np.testing.assert_allclose(correlation_by_lead(noisy, target), expected)
+
+
+def test_fair_crps_against_a_loop():
+    random = np.random.default_rng(0)
+    ensemble, target = random.gamma(1.0, 2.0, (5, 3, 4)).astype("float32"), random.gamma(1.0, 2.0, (3, 4))
+    expected = np.abs(ensemble - target).mean(0)
+    for i in range(5):
+        for j in range(5):
+            expected = expected - np.abs(ensemble[i].astype("float64") - ensemble[j]) / (2 * 5 * 4)
+    np.testing.assert_allclose(fair_crps(ensemble, target), expected, rtol=1e-6)
+
+
+def test_fair_crps_does_not_depend_on_the_ensembles_size():
+    """Of a unit Gaussian that forecasts itself it is 1 / sqrt(pi) on average, with 2 members as with 40."""
+    random = np.random.default_rng(1)
+    for members in (2, 40):
+        score = fair_crps(random.normal(size=(members, 40_000)), random.normal(size=40_000)).mean()
+        assert abs(score - np.pi**-0.5) < 0.015
+    with pytest.raises(ValueError, match="at least 2"):
+        fair_crps(np.zeros((1, 3)), np.zeros(3))
+    with pytest.raises(ValueError, match="ensemble"):
+        fair_crps(np.zeros((4, 3)), np.zeros(4))
+
+
+def test_dressed_persistence_keeps_the_errors_and_the_sign():
+    past = np.full((3, 2, 2), 0.5)
+    errors = np.stack([np.full((4, 2, 2), 0.2), np.full((4, 2, 2), -0.7)])
+    ensemble = baselines.dressed_persistence(past, errors)
+    assert ensemble.shape == (2, 4, 2, 2) and np.allclose(ensemble[0], 0.7) and (ensemble[1] == 0).all()
 
 
 def test_three_month_means():

@@ -3,14 +3,16 @@
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from test_data import write_sst
+from test_data import write_radar, write_sst
 from tiny import ROOT
 
+from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
 from earthformer_hf.losses import intensity_weighted_mse
 from earthformer_hf.optimization import Muon, orthogonalized
 
@@ -20,6 +22,8 @@ def test_intensity_weighted_loss():
     observed = torch.tensor([[True, False, True]])
     loss = intensity_weighted_mse(prediction, future, observed, 2.0)
     assert loss == pytest.approx((0.25 * (1 + 2 * 0.5) + 4 * (1 + 2 * 1.0)) / 2)
+    cubed = intensity_weighted_mse(prediction, future, observed, 2.0, 3.0)
+    assert cubed == pytest.approx((0.25 * (1 + 2 * 0.125) + 4 * (1 + 2 * 1.0)) / 2)
     plain = intensity_weighted_mse(prediction, future.nan_to_num(), torch.ones(1, 3, dtype=torch.bool), 0.0)
     assert plain == pytest.approx((0.25 + 1 + 4) / 3)
 
@@ -53,10 +57,8 @@ def test_muon_steps_as_torch_does():
         Muon([torch.nn.Parameter(torch.zeros(3))])
 
 
-def train(folder, *options):
-    command = [
-        sys.executable, str(ROOT / "examples/train_earthformer.py"), "--recipe", str(folder / "recipe.yaml"), *options
-    ]  # fmt: skip
+def train(folder, *options, script="train_earthformer"):
+    command = [sys.executable, str(ROOT / f"examples/{script}.py"), "--recipe", str(folder / "recipe.yaml"), *options]
     environment = {"EARTHFORMER_HF_DATA": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -86,13 +88,65 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     train(tmp_path, "--output_dir", str(parts), "--stop_at", "13")
     train(tmp_path, "--output_dir", str(parts), "--stop_at", "27")
     train(tmp_path, "--output_dir", str(parts))
-    for file in (
-        "checkpoints/last/model.safetensors",
-        "model.safetensors",
-    ):  # the last weights, the best averaged ones
+    assert_same(whole, parts, "checkpoints/last/model.safetensors", "model.safetensors")  # the last, the best averaged
+
+
+def assert_same(whole, parts, *files):
+    """Two output folders hold the same weights, bit for bit, and the same progress."""
+    for file in files:
         one, other = (load_file(folder / file) for folder in (whole, parts))
         assert one.keys() == other.keys()
         for name in one:
             torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
     one, other = ((folder / "checkpoints/last/progress.json").read_text() for folder in (whole, parts))
     assert one == other
+
+
+@pytest.mark.slow
+def test_a_diffusion_pipeline_is_trained_in_three_steps_that_resume(tmp_path):
+    write_radar(tmp_path / "radar.h5", [(0, 0), (4, 6)])
+    with h5py.File(tmp_path / "radar.h5", "a") as file:
+        file["mrms_test/tiles_val"] = np.array([(8, 8)], "int32")
+    steps = {"max_steps": 12, "batch_size": 2, "warmup_steps": 2, "eval_every": 6, "save_every": 3, "ema_decay": 0.9}
+    recipe = {
+        "vae": {
+            "in_channels": 1, "out_channels": 1, "block_out_channels": [4, 8], "norm_num_groups": 2,
+            "latent_channels": 3, "down_block_types": ["DownEncoderBlock2D"] * 2,
+            "up_block_types": ["UpDecoderBlock2D"] * 2,
+        },
+        "unet": {
+            "sample_size": [4, 4], "context_length": 2, "prediction_length": 1, "block_out_channels": [8],
+            "layers_per_block": 1, "num_attention_heads": 2, "dropout": 0.1,
+        },
+        "alignment_network": {"block_out_channels": [8], "num_attention_heads": 2},
+        "scheduler": {"class": "DDIMScheduler", "prediction_type": "v_prediction", "clip_sample": False},
+        "feature_extractor": {"scale": 1 / 255, "missing_value": 255, "fill_value": 0},
+        "data": {
+            "source": "open_radar", "file": "radar.h5", "turn": True, "frame_stride": 2, "eval_stride": 1,
+            "heavy_threshold": 100,
+        },
+        "autoencoder": steps,
+        "denoiser": steps | {"vae": str(tmp_path / "vae-parts")},
+        "alignment": steps,
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for kind, stage, files in (
+        ("vae", "train_autoencoder", ["diffusion_pytorch_model.safetensors"]),
+        ("unet", "train_unet", ["unet/diffusion_pytorch_model.safetensors"]),
+        ("alignment", "train_alignment", []),
+    ):
+        whole, parts = tmp_path / f"{kind}-whole", tmp_path / f"{kind}-parts"
+        options = ["--pipeline", str(tmp_path / "unet-parts")] if kind == "alignment" else []
+        train(tmp_path, "--output_dir", str(whole), *options, script=stage)
+        train(tmp_path, "--output_dir", str(parts), *options, "--stop_at", "7", script=stage)
+        train(tmp_path, "--output_dir", str(parts), *options, script=stage)
+        assert_same(whole, parts, "checkpoints/last/model.safetensors", *files)
+    pipeline = PreDiffPipeline.from_pretrained(tmp_path / "unet-parts")
+    past_values = torch.rand(2, 2, 8, 8, 1)
+    free = pipeline(past_values, ensemble_size=2, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    assert free.predictions.shape == (2, 2, 1, 8, 8, 1) and np.isfinite(free.predictions).all()
+    latents = pipeline.vae.encode(torch.rand(64, 1, 8, 8)).latent_dist.mode() * pipeline.vae.config.scaling_factor
+    assert pipeline.vae.config.scaling_factor != 0.18215 and 0.1 < latents.std() < 10
+    guide = KnowledgeAlignmentCallback(0.9)
+    guided = pipeline(past_values, ensemble_size=2, num_inference_steps=2, callback_on_step_end=guide)
+    assert np.isfinite(guided.predictions).all()

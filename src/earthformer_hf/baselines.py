@@ -12,6 +12,19 @@ def persistence(past: np.ndarray, prediction_length: int) -> np.ndarray:
     return np.repeat(past[-1:], prediction_length, axis=0)
 
 
+def dressed_persistence(past: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """An ensemble: the last frame repeated, plus errors that persistence made on other days, not below 0.
+
+    Args:
+        past: (T_in, H, W).
+        errors: (E, T_out, H, W), observed minus persisted frames drawn from the training set.
+
+    Returns:
+        (E, T_out, H, W).
+    """
+    return np.maximum(past[-1] + errors, 0)
+
+
 def has_extrapolation() -> bool:
     """Whether pysteps and OpenCV, which `extrapolation` needs, are installed (the extra `eval`)."""
     from importlib.util import find_spec

@@ -8,8 +8,9 @@ def intensity_weighted_mse(
     future_values: torch.Tensor,
     observed: torch.Tensor,
     intensity_weight: float,
+    intensity_power: float = 1.0,
 ) -> torch.Tensor:
-    """Mean over observed values of (1 + intensity_weight * max(future, 0)) * (prediction - future)^2.
+    """Mean over observed values of (1 + intensity_weight * max(future, 0)^intensity_power) * (prediction - future)^2.
 
     Heavy rain is rare, and a plain mean squared error forgets it; cf. the balanced loss of Shi et al., "Deep Learning
     for Precipitation Nowcasting", NeurIPS 2017, https://arxiv.org/abs/1706.03458, section 3.4. With weight 0 it is the
@@ -21,7 +22,7 @@ def intensity_weighted_mse(
     """
     observed = observed.expand_as(predictions)
     error = torch.where(observed, predictions - future_values, 0.0)
-    weight = 1 + intensity_weight * torch.where(observed, future_values, 0.0).clamp(min=0)
+    weight = 1 + intensity_weight * torch.where(observed, future_values, 0.0).clamp(min=0) ** intensity_power
     return (weight * error.square()).sum() / observed.sum()
 
 

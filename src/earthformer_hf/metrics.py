@@ -79,6 +79,34 @@ class RainScores:
         return float(self.csi().mean())
 
 
+def fair_crps(ensemble: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Continuous ranked probability score of an ensemble, lower is better, in the unit of the values.
+
+    mean |x_i - y| - mean over pairs i < j of |x_i - x_j| / 2: what an infinite ensemble of the same distribution would
+    score, on average, so that ensembles of different size compare. Ferro, "Fair scores for ensemble forecasts",
+    Q. J. R. Meteorol. Soc. 140, 2014, equation 3.
+
+    Args:
+        ensemble: (E, ...), two members or more.
+        targets: (...).
+
+    Returns:
+        (...) float64.
+
+    Raises:
+        ValueError: fewer than two members, or shapes that do not belong together.
+    """
+    members = len(ensemble)
+    if members < 2 or ensemble.shape[1:] != targets.shape:
+        raise ValueError(
+            f"fair_crps: `ensemble` must be (at least 2, *{targets.shape}) for `targets`, got {ensemble.shape}."
+        )
+    error = np.abs(ensemble.astype("float64") - targets).mean(0)
+    ranks = 2 * np.arange(members) - members + 1  # of sorted members: how often each is the larger of a pair, net
+    spread = np.tensordot(ranks, np.sort(ensemble.astype("float64"), axis=0), 1) / (members * (members - 1))
+    return error - spread
+
+
 def three_month_means(index: np.ndarray) -> np.ndarray:
     """Moving means of months k, k+1, k+2 along the last axis: (..., T) -> (..., T - 2)."""
     return (index[..., :-2] + index[..., 1:-1] + index[..., 2:]) / 3

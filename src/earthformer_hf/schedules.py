@@ -80,3 +80,28 @@ def denoised(scheduler, level: torch.Tensor, model_output: torch.Tensor, noisy: 
         scale = (alpha**2 + sigma**2) ** 0.5
         return (alpha / scale * noisy - sigma * model_output) / scale
     raise ValueError(f"`scheduler`: prediction_type must be epsilon, sample or v_prediction, got {kind!r}.")
+
+
+def noise_for_training(
+    scheduler, clean: torch.Tensor, noise: torch.Tensor, share: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noisy samples, their timesteps, and what the network should say of them.
+
+    Args:
+        scheduler: DDPM and its kin, or flow matching.
+        clean, noise: (B, ...).
+        share: (B,) in [0, 1): how far along the way to pure noise.
+
+    Returns:
+        noisy (B, ...), timestep (B,), target (B, ...).
+    """
+    number = scheduler.config.num_train_timesteps
+    if is_flow(scheduler):
+        sigma = share.view(-1, *[1] * (clean.ndim - 1)).to(clean.dtype)
+        return (1 - sigma) * clean + sigma * noise, share * number, noise - clean
+    timestep = (share * number).long()
+    noisy = scheduler.add_noise(clean, noise, timestep)
+    kind = scheduler.config.prediction_type
+    if kind == "v_prediction":
+        return noisy, timestep, scheduler.get_velocity(clean, noise, timestep)
+    return noisy, timestep, noise if kind == "epsilon" else clean

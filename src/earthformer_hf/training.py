@@ -5,6 +5,7 @@ and the seeds of every step follow from the step's number alone.
 """
 
 import argparse
+import difflib
 import json
 import os
 import shutil
@@ -65,10 +66,12 @@ def parse_recipe(**parts: Any) -> tuple[dict, ...]:
     recipe = yaml.safe_load(known.recipe.read_text())
     parser = HfArgumentParser(tuple(parts.values()))
     for name, kind in parts.items():
-        unknown = set(recipe[name]) - {f.name for f in fields(kind)}
-        if unknown:
-            sys.exit(f"{known.recipe}: unknown entries of `{name}`: {sorted(unknown)}.")
-        parser.set_defaults(**recipe[name])
+        names = {f.name for f in fields(kind)}
+        for entry in recipe.get(name) or {}:
+            if entry not in names:
+                near = difflib.get_close_matches(entry, names, n=1, cutoff=0.0)[0]
+                sys.exit(f"{known.recipe}: unknown entry {entry!r} of `{name}`; did you mean {near!r}?")
+        parser.set_defaults(**(recipe.get(name) or {}))
     return recipe, *parser.parse_args_into_dataclasses(others)
 
 

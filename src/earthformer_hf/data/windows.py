@@ -23,6 +23,7 @@ class Windows(Dataset):
             true where observed. Usually `EarthformerFeatureExtractor.encode`.
         context_length, prediction_length: frames of past and future.
         stride: frames between the starts of two windows of an event.
+        frame_stride: of the event's frames between two frames of a window: 2 takes every other one.
 
     Each item is a dict of tensors: `past_values` (T_in, H, W, 1) and `future_values` (T_out, H, W, 1) float32,
     `future_observed_mask` (T_out, H, W, 1) bool. Missing values hold the model's fill value.
@@ -39,19 +40,22 @@ class Windows(Dataset):
         context_length: int,
         prediction_length: int,
         stride: int = 1,
+        frame_stride: int = 1,
     ):
-        if stride < 1:
-            raise ValueError(f"Windows: `stride` must be at least 1, got {stride}.")
+        for name, value in (("stride", stride), ("frame_stride", frame_stride)):
+            if value < 1:
+                raise ValueError(f"Windows: `{name}` must be at least 1, got {value}.")
         self.events, self.encode = events, encode
         self.context_length, self.length = context_length, context_length + prediction_length
+        self.frame_stride, span = frame_stride, frame_stride * (self.length - 1) + 1  # of the event's frames
         self.index = [
             (number, start)
             for number, event in enumerate(events)
-            for start in range(0, len(event["values"]) - self.length + 1, stride)
+            for start in range(0, len(event["values"]) - span + 1, stride)
         ]
         if not self.index:
             longest = max((len(event["values"]) for event in events), default=0)
-            raise ValueError(f"Windows: `events` must hold {self.length} frames or more, the longest has {longest}.")
+            raise ValueError(f"Windows: `events` must hold {span} frames or more, the longest has {longest}.")
 
     def __len__(self) -> int:
         return len(self.index)
@@ -59,15 +63,16 @@ class Windows(Dataset):
     def raw(self, item: int) -> np.ndarray:
         """The stored values of a window, (T_in + T_out, H, W)."""
         number, start = self.index[item]
-        return self.events[number]["values"][start : start + self.length]
+        return self.events[number]["values"][start :: self.frame_stride][: self.length]
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         values, observed = self.encode(self.raw(item))
         if not observed[self.context_length :].any():
             number, start = self.index[item]
+            first, last = (start + self.frame_stride * n for n in (self.context_length, self.length - 1))
             raise ValueError(
                 f"Windows: nothing was observed in the future of event {self.events[number].get('id')!r}, frames "
-                f"{start + self.context_length} to {start + self.length - 1}: leave it out, or choose another stride."
+                f"{first} to {last}: leave it out, or choose another stride."
             )
         frames, mask = torch.from_numpy(values)[..., None], torch.from_numpy(observed)[..., None]  # (T, H, W, 1)
         return {
@@ -170,5 +175,5 @@ def heavy_share(windows: Windows, threshold: float, floor: float = 0.002) -> np.
         values, observed = windows.encode(event["values"][:, ::4, ::4])
         heavy = observed & (event["values"][:, ::4, ::4] >= threshold)
         shares.append(heavy.mean(axis=(1, 2)))
-    past, length = windows.context_length, windows.length
-    return np.array([shares[event][start + past : start + length].mean() for event, start in windows.index]) + floor
+    future = windows.frame_stride * np.arange(windows.context_length, windows.length)
+    return np.array([shares[event][start + future].mean() for event, start in windows.index]) + floor

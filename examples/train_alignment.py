@@ -1,0 +1,71 @@
+"""Train the alignment network of a PreDiff pipeline: what noisy latents will hold. The same command resumes.
+
+    python examples/train_alignment.py --recipe examples/configs/prediff_radar_tiny.yaml --pipeline runs/unet \\
+        --output_dir runs/alignment
+
+The best network is written into the pipeline's folder, as `alignment/`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from train_earthformer import DataArguments, load_windows
+from train_unet import encode
+
+from earthformer_hf import EarthformerAlignmentModel, PreDiffPipeline
+from earthformer_hf.schedules import noise_for_training
+from earthformer_hf.training import TrainingArguments, mean_over, parse_recipe, train
+
+
+@dataclass
+class AlignmentArguments(TrainingArguments):
+    pipeline: str = field(default="runs/unet", metadata={"help": "folder of the pipeline"})
+
+
+def main():
+    recipe, data, arguments = parse_recipe(data=DataArguments, alignment=AlignmentArguments)
+    pipeline = PreDiffPipeline.from_pretrained(arguments.pipeline)
+    set_seed(arguments.seed)  # after loading, which draws weights before it fills them
+    vae, scheduler, config = pipeline.vae.requires_grad_(False), pipeline.scheduler, pipeline.unet.config
+    lengths = config.context_length, config.prediction_length
+    train_set, eval_set = load_windows(data, pipeline.feature_extractor, lengths, arguments.seed)
+    shape = {name: config[name] for name in ("sample_size", "prediction_length", "in_channels")}
+    model = EarthformerAlignmentModel(**shape, **recipe["alignment_network"])
+
+    def errors(model, batch, noise, share):
+        """Squared error of each frame's mean intensity, (B, T_out)."""
+        vae.to(batch["future_values"].device)
+        clean = encode(vae, batch["future_values"], True)
+        noisy, timestep, _ = noise_for_training(scheduler, clean, noise.to(clean), share.to(clean.device))
+        intensity = batch["future_values"].mean((2, 3, 4))
+        return (model(noisy, timestep).prediction[..., 0] - intensity).square()
+
+    def draw(batch, random=None):
+        size = (len(batch["future_values"]), lengths[1], *config.sample_size, config.in_channels)
+        return torch.randn(size, generator=random), torch.rand(size[0], generator=random)
+
+    def loss_of(model, batch):
+        return errors(model, batch, *draw(batch)).mean()
+
+    def score_of(model, accelerator) -> float:
+        """Mean squared error of the validation split, at noise and timesteps that are always the same."""
+        random = torch.Generator().manual_seed(0)
+
+        def total_and_count(batch):
+            error = errors(model, batch, *draw(batch, random))
+            return error.double().sum(), torch.tensor(error.numel(), device=error.device)
+
+        return mean_over(eval_set, arguments.batch_size, total_and_count, accelerator)
+
+    def save_best(model):
+        model.save_pretrained(Path(arguments.pipeline) / "alignment")
+        pipeline.register_modules(alignment=model)
+        pipeline.save_config(arguments.pipeline)
+
+    train(model, loss_of, train_set, score_of, save_best, arguments)
+
+
+if __name__ == "__main__":
+    main()
