@@ -52,8 +52,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # a file of before 2020, no zip archive: only plain state dicts are loaded
         unknown = []
-    except UnpicklingError as reason:
-        raise ValueError(f"{path}: refused, {reason}; nothing was executed.") from None
+    except Exception as reason:
+        raise ValueError(f"{path}: refused, it cannot be inspected ({reason}); nothing was executed.") from None
     for name in unknown:
         if not INERT.fullmatch(name):
             raise ValueError(f"{path}: refused, it asks for {name!r}; nothing was executed.")
@@ -61,9 +61,9 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with torch.serialization.safe_globals(placeholders):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as reason:
+    except (UnpicklingError, EOFError, KeyError, RuntimeError) as reason:
         named = re.search(r"GLOBAL (\S+)", str(reason))
-        what = f"it asks for {named[1]!r}" if named else " ".join(str(reason).split())
+        what = f"it asks for {named[1]!r}" if named else "it is no checkpoint of tensors"
         raise ValueError(f"{path}: refused, {what}; nothing was executed.") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
@@ -167,6 +167,8 @@ def convert_state_dict(tensors: dict[str, torch.Tensor], model: torch.nn.Module,
             continue
         if target not in expected:
             raise ValueError(f"{part} checkpoint: tensor {name!r} has no place in this configuration ({target}).")
+        if target in converted:
+            raise ValueError(f"{part} checkpoint: two tensors become {target!r}, the second is {name!r}.")
         if target == "pool.position_embedding":
             tensor = tensor.T  # channels first there
         elif target.startswith("pool."):
@@ -228,7 +230,7 @@ def convert_network(options: dict, part: str) -> dict:
             refuse(f"{part}.{key}", value, "it is no option of the original network")
     if number and part == "align":
         refuse("align.num_global_vectors", number, "only 0")
-    if options.get("padding_type", "ignore") not in ("zeros", "ignore"):
+    if options.get("padding_type", "zeros") not in ("zeros", "ignore"):
         refuse(f"{part}.padding_type", options["padding_type"], "only 'zeros' and 'ignore'")
     drops = {options.get(name, 0.0) for name in ("attn_drop", "proj_drop", "ffn_drop")}
     if len(drops) != 1:
@@ -236,19 +238,22 @@ def convert_network(options: dict, part: str) -> dict:
     if len(options.get("input_shape") or ()) != 4:
         refuse(f"{part}.input_shape", options.get("input_shape"), "it must be [time, height, width, channels]")
     time, *size, channels = options["input_shape"]
-    depth, patterns = options.get("depth", [4, 4, 4]), options.get("block_attn_patterns")
+    for name in ("base_units", "depth", "num_heads"):
+        if name not in options:
+            refuse(f"{part}.{name}", None, "it must be given")
+    depth, patterns = options["depth"], options.get("block_attn_patterns")
     if patterns is None:
         refuse(f"{part}.block_attn_patterns (self_pattern)", patterns, "only named patterns")
     patterns = [patterns] * len(depth) if isinstance(patterns, str) else patterns
-    growth, base = 2 ** options.get("scale_alpha", 1.0), options.get("base_units", 128)
+    growth, base = 2 ** options.get("scale_alpha", 1.0), options["base_units"]
     arguments = {
         "sample_size": size,
         "in_channels": channels,
         "block_out_channels": options.get("block_units") or [base * int(growth**i) for i in range(len(depth))],
         "layers_per_block": depth,
-        "num_attention_heads": options.get("num_heads", 4),
+        "num_attention_heads": options["num_heads"],
         "attention_pattern": [PATTERNS.get(name, name) for name in patterns],
-        "mask_padding": options.get("padding_type", "ignore") == "ignore",
+        "mask_padding": options.get("padding_type", "zeros") == "ignore",
         "resnet_time_scale_shift": "scale_shift" if options.get("time_embed_use_scale_shift_norm") else "default",
         "dropout": drops.pop(),
     }
@@ -274,6 +279,16 @@ def convert_vae(options: dict) -> dict:
     return {key: value for key, value in options.items() if key in known}
 
 
+# Options of the original's diffusion; those that nothing here looks at concern training or follow from others.
+DIFFUSION = {
+    "data_shape", "layout", "timesteps", "beta_schedule", "loss_type", "monitor", "use_ema", "log_every_t",
+    "clip_denoised", "linear_start", "linear_end", "cosine_s", "given_betas", "original_elbo_weight", "v_posterior",
+    "l_simple_weight", "parameterization", "learn_logvar", "logvar_init", "latent_shape", "cond_stage_model",
+    "num_timesteps_cond", "cond_stage_trainable", "cond_stage_forward", "scale_by_std", "scale_factor",
+    "latent_cond_shape",
+}  # fmt: skip
+
+
 def convert_scheduler(options: dict) -> dict:
     """Arguments of diffusers' DDPMScheduler: the original's chain.
 
@@ -282,6 +297,9 @@ def convert_scheduler(options: dict) -> dict:
     """
     names = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "squaredcos_cap_v2"}
     kinds = {"eps": "epsilon", "x0": "sample"}
+    for key, value in options.items():
+        if key not in DIFFUSION:
+            refuse(f"diffusion.{key}", value, "it is no option of the original")
     schedule = options.get("beta_schedule", "linear")
     if schedule not in names:
         refuse("diffusion.beta_schedule", schedule, f"only {list(names)}")
@@ -343,6 +361,9 @@ def convert(
     for part, model in models.items():
         model.load_state_dict(convert_state_dict(select(load_tensors(paths[part]), part), model, part))
         model.eval()
+    channels = models["vae"].config.latent_channels, models["unet"].config.in_channels
+    if channels[0] != channels[1]:
+        refuse("vae.latent_channels", channels[0], f"the denoiser takes {channels[1]}")
     scheduler = DDPMScheduler(**convert_scheduler(blocks["diffusion"]))
     pipeline = PreDiffPipeline(scheduler=scheduler, **models)
     pipeline.save_pretrained(output_dir)

@@ -34,13 +34,15 @@ def main():
     shape = {name: config[name] for name in ("sample_size", "prediction_length", "in_channels")}
     model = EarthformerAlignmentModel(**shape, **recipe["alignment_network"])
 
-    def errors(model, batch, noise, share):
-        """Squared error of each frame's mean intensity, (B, T_out)."""
+    def errors(model, batch, noise, share, sample=True):
+        """Squared errors of the mean intensity, over observed values, of every frame that was observed: (N,)."""
         vae.to(batch["future_values"].device)
-        clean = encode(vae, batch["future_values"], True)
+        clean = encode(vae, batch["future_values"], sample)
         noisy, timestep, _ = noise_for_training(scheduler, clean, noise.to(clean), share.to(clean.device))
-        intensity = batch["future_values"].mean((2, 3, 4))
-        return (model(noisy, timestep).prediction[..., 0] - intensity).square()
+        observed = batch["future_observed_mask"].expand_as(batch["future_values"])
+        count = observed.sum((2, 3, 4))
+        intensity = (batch["future_values"] * observed).sum((2, 3, 4)) / count.clamp(min=1)
+        return (model(noisy, timestep).prediction[..., 0] - intensity)[count > 0].square()
 
     def draw(batch, random=None):
         size = (len(batch["future_values"]), lengths[1], *config.sample_size, config.in_channels)
@@ -54,7 +56,7 @@ def main():
         random = torch.Generator().manual_seed(0)
 
         def total_and_count(batch):
-            error = errors(model, batch, *draw(batch, random))
+            error = errors(model, batch, *draw(batch, random), sample=False)
             return error.double().sum(), torch.tensor(error.numel(), device=error.device)
 
         return mean_over(eval_set, arguments.batch_size, total_and_count, accelerator)

@@ -58,11 +58,9 @@ def main():
     scheduler = getattr(diffusers, options.pop("class"))(**options)
     model = Denoiser(unet, scheduler.config.num_train_timesteps)
 
-    def predict(model, batch, noise, share):
+    def predict(model, batch, noise, share, sample=True):
         vae.to(batch["past_values"].device)
-        clean, context = (
-            encode(vae, batch[name], name == "future_values") for name in ("future_values", "past_values")
-        )
+        clean, context = encode(vae, batch["future_values"], sample), encode(vae, batch["past_values"], False)
         noisy, timestep, target = noise_for_training(scheduler, clean, noise.to(clean), share.to(clean.device))
         output, log_variance = model(noisy, timestep, context)
         return output, target, log_variance if arguments.learn_log_variance else None
@@ -78,7 +76,7 @@ def main():
         def errors(batch):
             shape = (len(batch["future_values"]), lengths[1], *unet.config.sample_size, unet.config.in_channels)
             noise, share = torch.randn(shape, generator=random), torch.rand(shape[0], generator=random)
-            output, target, _ = predict(model, batch, noise, share)
+            output, target, _ = predict(model, batch, noise, share, sample=False)
             return (output - target).double().square().sum(), torch.tensor(output.numel(), device=output.device)
 
         return mean_over(eval_set, arguments.batch_size, errors, accelerator)

@@ -463,6 +463,7 @@ def test_the_command_makes_a_pipeline(originals):
         ("diffusion", {"beta_schedule": "sqrt"}, "beta_schedule"),
         ("diffusion", {"v_posterior": 0.3}, "v_posterior"),
         ("diffusion", {"clip_denoised": True}, "clip_denoised"),
+        ("diffusion", {"beta_schedul": "cosine"}, "beta_schedul"),
         ("vae", {"attention": 1}, "vae.attention"),
     ],
 )
@@ -524,6 +525,13 @@ def test_a_malicious_file_is_refused_and_named(tmp_path, protocol, legacy):
         convert.load_tensors(tmp_path / "x.pt")
     assert protocol == 4 or "posix.system" in str(reason.value)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04broken"])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="nothing was executed"):
+        convert.load_tensors(tmp_path / "x.pt")
 
 
 def test_a_checkpoint_of_another_model_is_refused(originals):

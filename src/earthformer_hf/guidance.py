@@ -16,7 +16,7 @@ import torch
 from diffusers.callbacks import PipelineCallback
 from diffusers.models.modeling_utils import ModelMixin
 
-from .schedules import noise_levels, posterior_deviation
+from .schedules import noise_levels, posterior_deviation, with_steps
 
 
 Target = float | torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
@@ -34,8 +34,8 @@ class KnowledgeAlignmentCallback(PipelineCallback):
     less than those of many short ones; raise `guidance_scale` with shorter schedules.
 
     Args:
-        target: what `quantity` should be: a number, a tensor (B,) or (B, E), or a function of the context frames
-            (B, T_in, H, W, C) that returns one; see [`intensity_change`] and [`mean_intensity`].
+        target: what `quantity` should be, also to be set later: a number, a tensor (B,) or (B, E), or a function of
+            the context frames (B, T_in, H, W, C) that returns one; see [`intensity_change`], [`mean_intensity`].
         quantity (`callable`, *optional*): a differentiable function of decoded frames (N, T_out, H, W, C) that returns
             one number per member, (N,). If omitted, an alignment network tells the mean over frames of what it was
             trained on, from the noisy latents.
@@ -46,7 +46,7 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         oracle (`bool`): allows `future_values`.
 
     Raises:
-        ValueError: not exactly one of `target` and `future_values`, or `future_values` without `oracle=True`.
+        ValueError: both `target` and `future_values`, or `future_values` without `oracle=True`.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         oracle: bool = False,
     ):
         super().__init__()
-        if (target is None) == (future_values is None):
-            raise ValueError("KnowledgeAlignmentCallback: give exactly one of `target` and `future_values`.")
+        if target is not None and future_values is not None:
+            raise ValueError("KnowledgeAlignmentCallback: give one of `target` and `future_values`, not both.")
         if future_values is not None and not oracle:
             raise ValueError(
                 "KnowledgeAlignmentCallback: `future_values` guides with what was observed later, which no forecast "
@@ -73,22 +73,34 @@ class KnowledgeAlignmentCallback(PipelineCallback):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path, subfolder: str = "alignment", *, target: Target, **kwargs
+        cls,
+        pretrained_model_name_or_path,
+        subfolder: str = "alignment",
+        target: Target | None = None,
+        guidance_scale: float = 50.0,
+        **kwargs,
     ) -> "KnowledgeAlignmentCallback":
         """A callback with the alignment network of a pipeline's folder or hub id.
 
         Args:
             subfolder: where the network lies.
-            target: as for the class.
-            kwargs: `guidance_scale`; the rest goes to [`EarthformerAlignmentModel`]'s `from_pretrained`.
+            target, guidance_scale: as for the class.
+            kwargs: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, `variant`, `torch_dtype`.
+
+        Raises:
+            ValueError: another keyword.
         """
         from .unet_earthformer import EarthformerAlignmentModel
 
-        options = {name: kwargs.pop(name) for name in ("guidance_scale",) if name in kwargs}
+        known = ("revision", "token", "cache_dir", "force_download", "local_files_only", "variant", "torch_dtype")
+        if set(kwargs) - set(known):
+            raise ValueError(
+                f"KnowledgeAlignmentCallback.from_pretrained: unknown arguments {sorted(set(kwargs) - set(known))}."
+            )
         network = EarthformerAlignmentModel.from_pretrained(
-            pretrained_model_name_or_path, subfolder=subfolder, **kwargs
+            pretrained_model_name_or_path, subfolder=subfolder, use_safetensors=True, **kwargs
         )
-        return cls(target, alignment=network.eval(), **options)
+        return cls(target, alignment=network.eval(), guidance_scale=guidance_scale)
 
     @property
     def tensor_inputs(self) -> list[str]:
@@ -121,7 +133,7 @@ class KnowledgeAlignmentCallback(PipelineCallback):
                 )
         if not hasattr(pipeline.scheduler, "set_timesteps"):
             raise ValueError(f"`scheduler`: {type(pipeline.scheduler).__name__} has no `set_timesteps`.")
-        noise_levels(_with_steps(pipeline.scheduler))
+        noise_levels(with_steps(pipeline.scheduler))
         self._target(past_values, ensemble_size)
 
     def callback_fn(self, pipeline, step_index: int, timesteps: torch.Tensor, callback_kwargs: dict) -> dict[str, Any]:
@@ -134,11 +146,13 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         target = target.to(latents.device, torch.float32)
 
         if self.quantity is None:
-            network = (self.alignment or pipeline.alignment).to(latents.device, latents.dtype)
+            network = self.alignment or pipeline.alignment
+            if network.device != latents.device:
+                network.to(latents.device)
             basis = callback_kwargs["noisy_latents"].flatten(0, 1) / float(before.square().sum().sqrt())
 
             def quantity(part):
-                return network(part, timesteps, return_dict=False)[0].flatten(1).mean(1)
+                return network(part.to(network.dtype), timesteps, return_dict=False)[0].flatten(1).mean(1)
         else:
             basis = callback_kwargs["denoised_latents"].flatten(0, 1)
 
@@ -152,14 +166,22 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         for part, aim in zip(*(x.split(pipeline.max_batch_size or len(basis)) for x in (basis, target))):
             gradients.append(energy_gradient(quantity, part, aim))
         gradient = torch.cat(gradients).view_as(latents)
-        callback_kwargs["latents"] = latents - (shift * gradient).to(latents.dtype)
+        callback_kwargs["latents"] = (latents.float() - shift * gradient).to(latents.dtype)
+        if getattr(pipeline.scheduler, "last_sample", None) is not None:
+            # UniPC's corrector would compute the sample anew from before the shift; without a sample it waits.
+            pipeline.scheduler.last_sample = None
         return callback_kwargs
 
     def _target(self, past_values: torch.Tensor, ensemble_size: int) -> torch.Tensor:
         """The target of every member, (B, E)."""
         batch = len(past_values)
         target = self.target(past_values) if callable(self.target) else self.target
-        target = torch.as_tensor(target, dtype=torch.float32)
+        try:
+            target = torch.as_tensor(target, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"`target` must be a number, a tensor or a function, got {target!r}.") from None
+        if not torch.isfinite(target).all():
+            raise ValueError(f"`target` must be finite, got {target}.")
         if target.ndim == 0:
             return target.expand(batch, ensemble_size)
         if target.shape == (batch,):
@@ -175,19 +197,13 @@ class KnowledgeAlignmentCallback(PipelineCallback):
 def energy_gradient(quantity: Callable, latents: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The gradient of | quantity(latents) - target | of each member: latents (N, ...), target (N,) -> as latents.
 
-    The parameters of networks inside `quantity` get no gradient.
+    float32, whatever the dtype of the latents. The parameters of networks inside `quantity` get no gradient.
     """
-    with torch.enable_grad():
-        latents = latents.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        latents, target = latents.detach().clone().requires_grad_(), target.clone()
+        scale = latents[0].numel()  # the gradient of a mean over many pixels would vanish in half precision
         energy = (quantity(latents).float() - target).abs().sum()
-        return torch.autograd.grad(energy, latents)[0]
-
-
-def _with_steps(scheduler):
-    """A copy of a scheduler that has timesteps."""
-    copy = type(scheduler).from_config(scheduler.config)
-    copy.set_timesteps(2)
-    return copy
+        return torch.autograd.grad(energy * scale, latents)[0].float() / scale
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,14 +241,14 @@ def mean_intensity(mean: float, deviation: float, n: float) -> float:
 
 
 def conserved(quantity: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Target: what `quantity` is in the last context frame, such as the energy of moving bodies (N-body MNIST).
+    """Target: what `quantity` is in the context, such as the energy of moving bodies (N-body MNIST).
 
     Args:
-        quantity: frames (N, T, H, W, C) -> (N,).
+        quantity: frames (N, T, H, W, C) -> (N,), a mean over frames, so that context and forecast compare.
     """
 
     def target(past_values: torch.Tensor) -> torch.Tensor:
-        return quantity(past_values[:, -1:])
+        return quantity(past_values)
 
     return target
 

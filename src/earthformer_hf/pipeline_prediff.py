@@ -22,11 +22,14 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from huggingface_hub import snapshot_download
 from transformers import FeatureExtractionMixin
 
-from .schedules import denoised, noise_levels, use_float64_tables
+from .schedules import denoised, noise_levels, use_float64_tables, with_steps
+
+
+logger = logging.get_logger("diffusers.pipelines.pipeline_utils")  # where users of diffusers look for loading
 
 
 @dataclass
@@ -75,6 +78,8 @@ class PreDiffPipeline(DiffusionPipeline):
         self.register_modules(
             vae=vae, unet=unet, scheduler=scheduler, alignment=alignment, feature_extractor=feature_extractor
         )
+        self._interrupt, self._num_timesteps = False, 0
+        self._max_batch_size: int | None = None
 
     # -- loading ------------------------------------------------------------------------------------------------------
 
@@ -92,7 +97,7 @@ class PreDiffPipeline(DiffusionPipeline):
             vae, unet, scheduler, alignment, feature_extractor: components to use instead of the stored ones.
 
         Raises:
-            ValueError: an unknown argument, or a folder that is no such pipeline.
+            ValueError: an unknown argument, a folder that is no such pipeline, or weights that do not fit it.
         """
         from .feature_extraction_earthformer import EarthformerFeatureExtractor
         from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
@@ -114,6 +119,8 @@ class PreDiffPipeline(DiffusionPipeline):
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             folder = Path(snapshot_download(str(folder), allow_patterns=_FILES, **wanted))
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{folder}: no pipeline, it holds no model_index.json.")
         index = cls.load_config(folder)
         if not {"vae", "unet", "scheduler"} <= set(index) | set(given):
             raise ValueError(f"{folder}: model_index.json must name vae, unet and scheduler, it has {sorted(index)}.")
@@ -127,15 +134,12 @@ class PreDiffPipeline(DiffusionPipeline):
                 components[name] = None
             elif name == "scheduler":
                 components[name] = _scheduler_class(stored[1]).from_pretrained(folder, subfolder=name)
+                logger.info(f"Loaded {name} as {stored[1]} from `{name}` subfolder of {folder}.")
             elif name == "feature_extractor":
                 components[name] = kind.from_pretrained(folder / name)
             else:
-                if not (folder / name).is_dir():
-                    raise ValueError(f"{folder}: the component {name!r} is missing.")
                 asked = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
-                components[name] = kind.from_pretrained(
-                    folder, subfolder=name, variant=variant, torch_dtype=asked or torch.float32, use_safetensors=True
-                ).eval()
+                components[name] = _load_network(kind, folder, name, variant, asked or torch.float32)
         pipeline = cls(**components)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
@@ -280,6 +284,7 @@ class PreDiffPipeline(DiffusionPipeline):
             predictions = self.decode(latents).unflatten(0, (batch, ensemble_size))
             if output_type == "np":
                 predictions = predictions.float().cpu().numpy()
+        self._max_batch_size = None
         self.maybe_free_model_hooks()
         if not return_dict:
             return predictions, ensemble
@@ -330,9 +335,12 @@ class PreDiffPipeline(DiffusionPipeline):
     @staticmethod
     def _stack(past_values) -> torch.Tensor:
         """A batch (B, T, H, W, C) from what `__call__` accepts."""
-        if not isinstance(past_values, (list, tuple)):
-            return torch.as_tensor(past_values)
-        items = [torch.as_tensor(item) for item in past_values]
+        try:
+            if not isinstance(past_values, (list, tuple)):
+                return torch.as_tensor(past_values)
+            items = [torch.as_tensor(item) for item in past_values]
+        except (TypeError, ValueError, RuntimeError) as reason:
+            raise ValueError(f"`past_values` must be a tensor, an array or a list of them: {reason}") from None
         items = [item[0] if item.ndim == 5 and len(item) == 1 else item for item in items]
         if not items or any(item.ndim != 4 or item.shape != items[0].shape for item in items):
             shapes = [tuple(item.shape) for item in items]
@@ -383,12 +391,17 @@ class PreDiffPipeline(DiffusionPipeline):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {number!r}.")
         members = len(past_values) * ensemble_size
+        generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
+        if not all(isinstance(g, torch.Generator) for g in generators):
+            raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
         if isinstance(generator, list) and len(generator) != members:
             raise ValueError(
                 f"`generator` as a list must have one entry per member, {len(past_values)} samples x {ensemble_size} "
                 f"members = {members}, got {len(generator)}."
             )
         shape = (len(past_values), ensemble_size, unet.prediction_length, *unet.sample_size, unet.in_channels)
+        if latents is not None and not (isinstance(latents, torch.Tensor) and torch.isfinite(latents).all()):
+            raise ValueError("`latents` must be a tensor of finite values.")
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(
                 f"`latents` must have shape (B, E, T_out, h, w, c) = {shape}, got {tuple(latents.shape)}."
@@ -401,6 +414,8 @@ class PreDiffPipeline(DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got "
                 f"{sorted(unknown)}."
             )
+        if callback_on_step_end is not None and "denoised_latents" in callback_on_step_end_tensor_inputs:
+            noise_levels(with_steps(self.scheduler))  # refuses a scheduler without them
         for callback in getattr(callback_on_step_end, "callbacks", [callback_on_step_end]):
             if hasattr(callback, "check_inputs"):
                 callback.check_inputs(self, past_values, ensemble_size)
@@ -408,6 +423,30 @@ class PreDiffPipeline(DiffusionPipeline):
 
 _DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 _FILES = ["model_index.json", "*/*.json", "*/*.safetensors"]
+
+
+def _load_network(kind: Any, folder: Path, name: str, variant: str | None, dtype: torch.dtype) -> Any:
+    """A network of the pipeline, with all its weights and no others."""
+    if not (folder / name).is_dir():
+        raise ValueError(f"{folder}: the component {name!r} is missing.")
+    try:
+        network, info = kind.from_pretrained(
+            folder, subfolder=name, variant=variant, torch_dtype=dtype, output_loading_info=True
+        )
+    except OSError as reason:
+        if variant is None:
+            raise
+        raise ValueError(
+            f"You are trying to load the model files of the `variant={variant}`, but {folder / name} has none."
+        ) from reason
+    if info["missing_keys"] or info["unexpected_keys"]:
+        missing, unknown = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        raise ValueError(
+            f"{folder / name}: the weights do not fit {kind.__name__} as configured: {len(missing)} tensors are "
+            f"missing {missing[:3]}, {len(unknown)} are unknown {unknown[:3]}."
+        )
+    logger.info(f"Loaded {name} as {kind.__name__} from `{name}` subfolder of {folder}.")
+    return network.eval()
 
 
 def _scheduler_class(name: str) -> Any:

@@ -46,6 +46,13 @@ def noise_levels(scheduler) -> torch.Tensor:
     return torch.stack([torch.ones_like(sigmas), sigmas], dim=1)  # Euler lets it explode
 
 
+def with_steps(scheduler):
+    """A copy of a scheduler that has timesteps."""
+    copy = type(scheduler).from_config(scheduler.config)
+    copy.set_timesteps(2)
+    return copy
+
+
 def is_flow(scheduler) -> bool:
     """Whether samples go straight from noise to data: x = (1 - sigma) * clean + sigma * noise."""
     config = scheduler.config

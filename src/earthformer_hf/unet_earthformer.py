@@ -106,8 +106,9 @@ class TimeResidualBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
         """hidden_states (B, T, H, W, C_in), embedding (B, E) -> (B, T, H, W, C_out)."""
-        # Contiguous: the CPU's backward of GroupNorm crashes on a permuted input that needs no gradient.
-        volume = hidden_states.permute(0, 4, 1, 2, 3).contiguous()  # (B, C, T, H, W)
+        # A copy with dense strides (B, C, T, H, W): the CPU's backward of GroupNorm crashes on a permuted input that
+        # needs no gradient, and `contiguous` leaves the strides of axes of length 1 as they are.
+        volume = hidden_states.permute(0, 4, 1, 2, 3).clone(memory_format=torch.contiguous_format)
         hidden = self.conv1(F.silu(self.norm1(volume)))
         if self.time_proj is None or embedding is None:
             hidden = self.norm2(hidden)
