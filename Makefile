@@ -8,8 +8,8 @@ STAMP := .venv/.installed
 .PHONY: forecast test test-slow quality style bench
 
 forecast: $(STAMP)
-	@$(BIN)/python examples/forecast_radar.py $(if $(filter-out %.nc,$(INPUT)),--input $(INPUT))
-	@$(BIN)/python examples/forecast_enso.py $(if $(filter %.nc,$(INPUT)),--input $(INPUT))
+	@$(if $(filter %.nc,$(INPUT)),true,$(BIN)/python examples/forecast_radar.py $(addprefix --input ,$(INPUT)))
+	@$(if $(filter-out %.nc,$(INPUT)),true,$(BIN)/python examples/forecast_enso.py $(addprefix --input ,$(INPUT)))
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -54,6 +54,8 @@ def main():
     past, future = model.config.context_length, model.config.prediction_length
     systems, targets = score_index(model, extractor, event, train_event)
     print(index_table(systems, targets, f"Nino3.4 correlation skill, {label}"))
+    if path is None:
+        print("The model learnt the real ocean, the others this one: these scores only show that all of it runs.")
 
     # The picture: forecasts through the two years of the largest event, or of 1997-98.
     months, index = event["time"], open_sst.nino34(event["values"])

@@ -90,6 +90,8 @@ def main():
     if longest >= past + future:
         windows = Windows(events, extractor.encode, past, future, stride=4)
         print(rain_table(score_rain(model, extractor, windows), extractor, f"CSI-M, {label}", minutes))
+        if path is None:
+            print("The model learnt from real radar: these scores only show that all of it runs.")
 
     # The picture: the wettest event, its first window.
     event = max(events, key=lambda e: (len(e["values"]) >= past + future, extractor.encode(e["values"])[0].mean()))

@@ -73,6 +73,8 @@ def rain_table(systems: dict[str, dict[str, RainScores]], extractor, score_name:
         score = scores["code"]
         csi = "".join(f"{value:9.4f}" for value in score.csi())
         lines.append(f"{system:32s}{score.csi_mean:8.4f}{score.mse:10.6f}{csi}{score.pixels:11d}{score.windows:9d}")
+    if any(np.isnan(scores["code"].csi()).any() for scores in systems.values()):
+        lines.append("nan: rain that heavy was neither observed nor forecast; its CSI, and so the mean, is undefined")
     lines += ["", "CSI at rain rates, by lead in minutes"]
     leads = next(iter(systems.values()))["physical"].csi(by_lead=True).shape[1]
     lines.append(" " * 43 + "".join(f"{minutes * (i + 1):6d}" for i in range(leads)))
