@@ -9,6 +9,7 @@ defaults of the original constructor. Every option and every tensor is translate
 import argparse
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -97,26 +98,45 @@ def convert_state_dict(original: dict[str, torch.Tensor], model: EarthformerForP
     Raises:
         ValueError: a tensor is unknown, missing, used twice or of another shape than the configuration says.
     """
-    expected, config = model.state_dict(), model.config
+    config = model.config
     dead = re.compile(DEAD.format(level=len(config.hidden_sizes) - 1, block=config.encoder_depths[-1] - 1))
-    converted = {}
-    for name, tensor in original.items():
-        target = rename(name)
+    return fitted(((name, rename(name), tensor) for name, tensor in original.items()), model.state_dict(), dead)
+
+
+def fitted(
+    triples: Iterable[tuple[str, str | None, torch.Tensor]],
+    expected: dict[str, torch.Tensor],
+    dead: re.Pattern,
+    where: str = "checkpoint",
+) -> dict[str, torch.Tensor]:
+    """Tensors under our names, each exactly once and of the expected shape.
+
+    Args:
+        triples: name there, name here (None = dropped), tensor.
+        expected: our state dict.
+        dead: names here of tensors that never received a gradient; dropped where we do not have them.
+        where: begins every message.
+
+    Raises:
+        ValueError: a tensor is unknown, missing, used twice or of another shape.
+    """
+    converted: dict[str, torch.Tensor] = {}
+    for name, target, tensor in triples:
         if target is None or (target not in expected and dead.match(target)):
             continue
         if target not in expected:
-            raise ValueError(f"checkpoint: tensor {name!r} has no place in a model of this configuration ({target}).")
+            raise ValueError(f"{where}: tensor {name!r} has no place in a model of this configuration ({target}).")
         if target in converted:
-            raise ValueError(f"checkpoint: two tensors become {target!r}, the second is {name!r}.")
+            raise ValueError(f"{where}: two tensors become {target!r}, the second is {name!r}.")
         if tensor.shape != expected[target].shape:
             raise ValueError(
-                f"checkpoint: tensor {name!r} must have shape {tuple(expected[target].shape)} in this configuration, "
+                f"{where}: tensor {name!r} must have shape {tuple(expected[target].shape)} in this configuration, "
                 f"got {tuple(tensor.shape)}."
             )
         converted[target] = tensor
     missing = sorted(set(expected) - set(converted))
     if missing:
-        raise ValueError(f"checkpoint: {len(missing)} tensors are missing, the first is {missing[0]!r} (our name).")
+        raise ValueError(f"{where}: {len(missing)} tensors are missing, the first is {missing[0]!r} (our name).")
     return converted
 
 

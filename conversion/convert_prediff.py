@@ -17,7 +17,7 @@ from pickle import UnpicklingError
 
 import torch
 import yaml
-from convert_earthformer import NO_EFFECT, WHAT, refuse
+from convert_earthformer import NO_EFFECT, WHAT, fitted, refuse
 from diffusers import AutoencoderKL, DDPMScheduler
 from yaml import YAMLError
 
@@ -122,7 +122,7 @@ BESIDE = re.compile(
     r"(first_stage_model|cond_stage_model|alignment_model|torch_nn_module|\w*ema|loss|logger)\b.*|logvar|betas|\w*alphas_cumprod\w*"
     r"|posterior_\w+|lvlb_weights|log_one_minus_\w+|sqrt_\w+"
 )
-DEAD = re.compile(r"levels\.0\.\d+\.attentions\.\d+\.(update_\w+|global_out_proj)\.(weight|bias)")
+DEAD = re.compile(r"^levels\.0\.\d+\.attentions\.\d+\.(update_\w+|global_out_proj)\.(weight|bias)$")
 
 
 def select(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
@@ -160,29 +160,17 @@ def convert_state_dict(tensors: dict[str, torch.Tensor], model: torch.nn.Module,
     Raises:
         ValueError: a tensor is unknown, missing, or of another shape than the configuration says.
     """
-    expected, converted = model.state_dict(), {}
-    for name, tensor in tensors.items():
-        target = rename(name, part)
-        if target is None or (target not in expected and DEAD.fullmatch(target)):
-            continue
-        if target not in expected:
-            raise ValueError(f"{part} checkpoint: tensor {name!r} has no place in this configuration ({target}).")
-        if target in converted:
-            raise ValueError(f"{part} checkpoint: two tensors become {target!r}, the second is {name!r}.")
-        if target == "pool.position_embedding":
-            tensor = tensor.T  # channels first there
-        elif target.startswith("pool."):
-            tensor = tensor.flatten(1) if tensor.ndim == 3 else tensor  # a convolution of width 1 there
-        if tensor.shape != expected[target].shape:
-            raise ValueError(
-                f"{part} checkpoint: tensor {name!r} must have shape {tuple(expected[target].shape)} in this "
-                f"configuration, got {tuple(tensor.shape)}."
-            )
-        converted[target] = tensor.contiguous()
-    missing = sorted(set(expected) - set(converted))
-    if missing:
-        raise ValueError(f"{part} checkpoint: {len(missing)} tensors are missing, the first is {missing[0]!r} (ours).")
-    return converted
+
+    def triples():
+        for name, tensor in tensors.items():
+            target = rename(name, part)
+            if target == "pool.position_embedding":
+                tensor = tensor.T.contiguous()  # channels first there
+            elif target is not None and target.startswith("pool.") and tensor.ndim == 3:
+                tensor = tensor.flatten(1)  # a convolution of width 1 there
+            yield name, target, tensor
+
+    return fitted(triples(), model.state_dict(), DEAD, f"{part} checkpoint")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

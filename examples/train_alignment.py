@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 from train_earthformer import DataArguments, load_windows
-from train_unet import encode
+from train_unet import noisy_future
 
 from earthformer_hf import EarthformerAlignmentModel, PreDiffPipeline
-from earthformer_hf.schedules import noise_for_training
 from earthformer_hf.training import TrainingArguments, mean_over, parse_recipe, train
 
 
@@ -34,29 +33,23 @@ def main():
     shape = {name: config[name] for name in ("sample_size", "prediction_length", "in_channels")}
     model = EarthformerAlignmentModel(**shape, **recipe["alignment_network"])
 
-    def errors(model, batch, noise, share, sample=True):
+    def errors(model, batch, random=None):
         """Squared errors of the mean intensity, over observed values, of every frame that was observed: (N,)."""
-        vae.to(batch["future_values"].device)
-        clean = encode(vae, batch["future_values"], sample)
-        noisy, timestep, _ = noise_for_training(scheduler, clean, noise.to(clean), share.to(clean.device))
+        noisy, timestep, _ = noisy_future(vae, scheduler, batch, random)
         observed = batch["future_observed_mask"].expand_as(batch["future_values"])
         count = observed.sum((2, 3, 4))
         intensity = (batch["future_values"] * observed).sum((2, 3, 4)) / count.clamp(min=1)
         return (model(noisy, timestep).prediction[..., 0] - intensity)[count > 0].square()
 
-    def draw(batch, random=None):
-        size = (len(batch["future_values"]), lengths[1], *config.sample_size, config.in_channels)
-        return torch.randn(size, generator=random), torch.rand(size[0], generator=random)
-
     def loss_of(model, batch):
-        return errors(model, batch, *draw(batch)).mean()
+        return errors(model, batch).mean()
 
     def score_of(model, accelerator) -> float:
         """Mean squared error of the validation split, at noise and timesteps that are always the same."""
         random = torch.Generator().manual_seed(0)
 
         def total_and_count(batch):
-            error = errors(model, batch, *draw(batch, random), sample=False)
+            error = errors(model, batch, random)
             return error.double().sum(), torch.tensor(error.numel(), device=error.device)
 
         return mean_over(eval_set, arguments.batch_size, total_and_count, accelerator)

@@ -15,6 +15,7 @@ from train_earthformer import DataArguments, load_windows
 
 from earthformer_hf import EarthformerFeatureExtractor
 from earthformer_hf.losses import intensity_weighted_mse
+from earthformer_hf.pipeline_prediff import encode_frames
 from earthformer_hf.training import TrainingArguments, mean_over, parse_recipe, train
 
 
@@ -58,12 +59,15 @@ def main():
             frames, observed = batch["future_values"], batch["future_observed_mask"]
             return (model(frames)[0] - frames)[observed].double().square().sum(), observed.sum()
 
+        vae = accelerator.unwrap_model(model).vae
+        vae.register_to_config(scaling_factor=1.0)
+
         def squares(batch):
-            latents = model(batch["future_values"])[1].mode().double()
+            latents = encode_frames(vae, batch["future_values"]).double()
             return latents.square().sum(), torch.tensor(latents.numel(), device=latents.device)
 
         variance = mean_over(eval_set, arguments.batch_size, squares, accelerator)
-        accelerator.unwrap_model(model).vae.register_to_config(scaling_factor=variance**-0.5)
+        vae.register_to_config(scaling_factor=variance**-0.5)
         return mean_over(eval_set, arguments.batch_size, errors, accelerator)
 
     train(model, loss_of, train_set, score_of, lambda best: best.vae.save_pretrained(arguments.output_dir), arguments)

@@ -16,6 +16,7 @@ from train_earthformer import DataArguments, load_windows
 
 from earthformer_hf import EarthformerFeatureExtractor, EarthformerUNetModel, PreDiffPipeline
 from earthformer_hf.losses import denoising_loss
+from earthformer_hf.pipeline_prediff import encode_frames
 from earthformer_hf.schedules import noise_for_training
 from earthformer_hf.training import TrainingArguments, mean_over, parse_recipe, train
 
@@ -23,7 +24,6 @@ from earthformer_hf.training import TrainingArguments, mean_over, parse_recipe, 
 @dataclass
 class DenoiserArguments(TrainingArguments):
     vae: str = field(default="runs/vae", metadata={"help": "folder of the trained autoencoder"})
-    learn_log_variance: bool = field(default=True, metadata={"help": "weigh timesteps by a learned variance"})
 
 
 class Denoiser(nn.Module):
@@ -39,11 +39,15 @@ class Denoiser(nn.Module):
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, frames: torch.Tensor, sample: bool) -> torch.Tensor:
-    """Frames (B, T, H, W, C) -> scaled latents (B, T, h, w, c): the posterior's mode, or a sample of it."""
-    posterior = vae.encode(frames.flatten(0, 1).permute(0, 3, 1, 2).contiguous()).latent_dist
-    latents = posterior.sample() if sample else posterior.mode()
-    return (latents * vae.config.scaling_factor).permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
+def noisy_future(vae, scheduler, batch, random=None):
+    """Noisy latents of the future, timesteps, and what the network should say of them (see `noise_for_training`).
+
+    With a generator `random`, everything about them follows from it; else latents and noise are drawn by torch.
+    """
+    frames = batch["future_values"]
+    clean = encode_frames(vae.to(frames.device), frames, sample=random is None)  # (B, T_out, h, w, c)
+    noise, share = torch.randn(clean.shape, generator=random), torch.rand(len(clean), generator=random)
+    return noise_for_training(scheduler, clean, noise.to(clean), share.to(clean))
 
 
 def main():
@@ -58,25 +62,22 @@ def main():
     scheduler = getattr(diffusers, options.pop("class"))(**options)
     model = Denoiser(unet, scheduler.config.num_train_timesteps)
 
-    def predict(model, batch, noise, share, sample=True):
-        vae.to(batch["past_values"].device)
-        clean, context = encode(vae, batch["future_values"], sample), encode(vae, batch["past_values"], False)
-        noisy, timestep, target = noise_for_training(scheduler, clean, noise.to(clean), share.to(clean.device))
+    def predict(model, batch, random=None):
+        noisy, timestep, target = noisy_future(vae, scheduler, batch, random)
+        with torch.no_grad():
+            context = encode_frames(vae, batch["past_values"])
         output, log_variance = model(noisy, timestep, context)
-        return output, target, log_variance if arguments.learn_log_variance else None
+        return output, target, log_variance
 
     def loss_of(model, batch):
-        shape = (len(batch["future_values"]), lengths[1], *unet.config.sample_size, unet.config.in_channels)
-        return denoising_loss(*predict(model, batch, torch.randn(shape), torch.rand(shape[0])))
+        return denoising_loss(*predict(model, batch))
 
     def score_of(model, accelerator) -> float:
         """Mean squared error of the validation split, at noise and timesteps that are always the same."""
         random = torch.Generator().manual_seed(0)
 
         def errors(batch):
-            shape = (len(batch["future_values"]), lengths[1], *unet.config.sample_size, unet.config.in_channels)
-            noise, share = torch.randn(shape, generator=random), torch.rand(shape[0], generator=random)
-            output, target, _ = predict(model, batch, noise, share, sample=False)
+            output, target, _ = predict(model, batch, random)
             return (output - target).double().square().sum(), torch.tensor(output.numel(), device=output.device)
 
         return mean_over(eval_set, arguments.batch_size, errors, accelerator)

@@ -315,7 +315,7 @@ def test_full_parity_of_the_loss():  # left out: ddpm_loss_elbo, whose second te
 
 def test_denoising_loss_without_a_variance_is_the_mean_squared_error():
     output, target = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    torch.testing.assert_close(denoising_loss(output, target), (output - target).square().mean())
+    torch.testing.assert_close(denoising_loss(output, target, torch.zeros(2)), (output - target).square().mean())
 
 
 @pytest.mark.slow

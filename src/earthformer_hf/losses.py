@@ -26,9 +26,7 @@ def intensity_weighted_mse(
     return (weight * error.square()).sum() / observed.sum()
 
 
-def denoising_loss(
-    model_output: torch.Tensor, target: torch.Tensor, log_variance: torch.Tensor | None = None
-) -> torch.Tensor:
+def denoising_loss(model_output: torch.Tensor, target: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
     """Mean squared error of what a denoiser should say, weighed by a learned variance per timestep.
 
     Mean over samples of mse / exp(log_variance) + log_variance: PreDiff's objective, after Rombach et al.,
@@ -36,9 +34,7 @@ def denoising_loss(
 
     Args:
         model_output, target: (B, ...) noise, sample or velocity.
-        log_variance: (B,) learned entries at the samples' timesteps; 0 if omitted, which leaves the plain error.
+        log_variance: (B,) learned entries at the samples' timesteps; 0 leaves the plain error.
     """
     error = (model_output.float() - target.float()).square().flatten(1).mean(1)
-    if log_variance is None:
-        return error.mean()
     return (error / log_variance.exp() + log_variance).mean()

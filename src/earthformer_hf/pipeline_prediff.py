@@ -302,13 +302,8 @@ class PreDiffPipeline(DiffusionPipeline):
 
     def _encode(self, past_values: torch.Tensor) -> torch.Tensor:
         """Frames (B, T, H, W, C) -> the mode of their latents (B, T, h, w, c)."""
-        config, latents = self.vae.config, []
-        for part in past_values.split(self._max_batch_size or len(past_values)):
-            images = part.flatten(0, 1).permute(0, 3, 1, 2).to(self.vae.dtype)  # (B * T, C, H, W)
-            mode = self.vae.encode(images.contiguous()).latent_dist.mode()
-            mode = (mode - (config.shift_factor or 0.0)) * config.scaling_factor
-            latents.append(mode.permute(0, 2, 3, 1).unflatten(0, part.shape[:2]))
-        return torch.cat(latents).to(self.unet.dtype)
+        parts = past_values.split(self._max_batch_size or len(past_values))
+        return torch.cat([encode_frames(self.vae, part) for part in parts]).to(self.unet.dtype)
 
     def _predict(self, latents, timestep, context_latents, ensemble_size) -> torch.Tensor:
         """The network's output for all members, (B * E, T_out, h, w, c), a bounded number of them at a time."""
@@ -419,6 +414,15 @@ class PreDiffPipeline(DiffusionPipeline):
         for callback in getattr(callback_on_step_end, "callbacks", [callback_on_step_end]):
             if hasattr(callback, "check_inputs"):
                 callback.check_inputs(self, past_values, ensemble_size)
+
+
+def encode_frames(vae: AutoencoderKL, frames: torch.Tensor, sample: bool = False) -> torch.Tensor:
+    """Frames (B, T, H, W, C) -> scaled latents (B, T, h, w, c): the posterior's mode, or a sample of it."""
+    images = frames.flatten(0, 1).permute(0, 3, 1, 2).to(vae.dtype)  # (B * T, C, H, W)
+    posterior = vae.encode(images.contiguous()).latent_dist
+    latents = posterior.sample() if sample else posterior.mode()
+    latents = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return latents.permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
 
 
 _DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")

@@ -172,8 +172,8 @@ def heavy_share(windows: Windows, threshold: float, floor: float = 0.002) -> np.
     """
     shares = []
     for event in windows.events:
-        values, observed = windows.encode(event["values"][:, ::4, ::4])
-        heavy = observed & (event["values"][:, ::4, ::4] >= threshold)
-        shares.append(heavy.mean(axis=(1, 2)))
+        sampled = event["values"][:, ::4, ::4]
+        _, observed = windows.encode(sampled)
+        shares.append((observed & (sampled >= threshold)).mean(axis=(1, 2)))
     future = windows.frame_stride * np.arange(windows.context_length, windows.length)
     return np.array([shares[event][start + future].mean() for event, start in windows.index]) + floor
