@@ -2,13 +2,19 @@
 
     python conversion/convert_earthformer.py --checkpoint_path X.pt --config_path X.yaml --output_dir DIR
 
-X.pt is a plain state dict, X.yaml has a `model:` block with the original's options; options it leaves out take the
-defaults of the original constructor. Every option and every tensor is translated, dropped by a rule below, or refused.
+X.pt is a state dict, or has one as `state_dict`: everything else in it becomes an inert placeholder, and a file that
+asks for anything unusual is refused before it is loaded. X.yaml has a `model:` block with the original's options;
+options it leaves out take the defaults of the original constructor. Every option and every tensor is translated,
+dropped by a rule below, or refused.
 """
 
 import argparse
+import contextlib
+import pickletools
 import re
 import sys
+import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +25,89 @@ from yaml import YAMLError
 
 from earthformer_hf import EarthformerConfig, EarthformerForPrediction
 from earthformer_hf.cuboid import CROSS_ATTENTION_PATTERNS, SELF_ATTENTION_PATTERNS
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading: nothing in a checkpoint is ever run
+# ---------------------------------------------------------------------------------------------------------------------
+
+# What lies beside the state dict in the originals' files; none of it is imported or called. OmegaConf pickles the type
+# of a tuple as getitem(Tuple, (Any, Ellipsis)).
+INERT = re.compile(
+    r"(omegaconf|pytorch_lightning|lightning|collections|typing|pathlib)(\.\w+)*\.\w+|argparse\.Namespace"
+    r"|(builtins|__builtin__)\.(dict|list|tuple|str|int|float|bool|NoneType|Ellipsis)|_operator\.getitem"
+)
+# What tensors are made of.
+TENSOR = re.compile(r"torch\.(\w+\._rebuild_\w+|.*Storage|.*Parameter|Size|device|bool|[a-z]+\d+\w*)|_codecs\.encode")
+
+
+class Inert:
+    """Stands for a global of another library: calling it makes an empty dict that takes items and attributes, or for a
+    deque an empty list.
+    """
+
+    def __new__(cls, *args, **kwargs):
+        return [] if cls.__name__ == "deque" else OrderedDict()
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint.
+
+    Raises:
+        ValueError: the file asks for a global that is neither a tensor's nor of a known library, or holds no tensors.
+    """
+    try:
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # a file of before 2020, no zip archive: only plain state dicts are loaded
+        unknown = []
+    except Exception as reason:
+        raise ValueError(f"{path}: refused, {why(path, reason)}; nothing was executed.") from None
+    for name in unknown:
+        if not INERT.fullmatch(name):
+            raise ValueError(f"{path}: refused, it asks for {name!r}; nothing was executed.")
+    placeholders = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in unknown]
+    try:
+        with torch.serialization.safe_globals(placeholders):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as reason:
+        raise ValueError(f"{path}: refused, {why(path, reason)}; nothing was executed.") from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    tensors = {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)} if isinstance(loaded, dict) else {}
+    if not tensors:
+        raise ValueError(f"{path}: holds no state dict (name -> tensor).")
+    return tensors
+
+
+def why(path: Path, reason: Exception) -> str:
+    """What is wrong with a file that torch did not load; for pickle protocol 4 and later torch does not say."""
+    names = re.findall(r"GLOBAL (\S+)", str(reason))
+    names = names or [name for name in named_globals(path) if not (INERT.fullmatch(name) or TENSOR.fullmatch(name))]
+    return f"it asks for {names[0]!r}" if names else "it is no checkpoint of tensors in pickle protocol 2"
+
+
+def named_globals(path: Path) -> list[str]:
+    """The globals that a checkpoint of any pickle protocol asks for: its opcodes are read, not run."""
+    names: list[str] = []
+    with open(path, "rb") as file, contextlib.suppress(Exception):  # as far as it can be read
+        pickles = file
+        if zipfile.is_zipfile(file):
+            archive = zipfile.ZipFile(file)
+            pickles = archive.open(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+        else:
+            file.seek(0)
+        for _ in range(5):  # that many lie one after the other in a file that is no zip archive
+            pushed, memo = [], {}
+            for opcode, argument, _ in pickletools.genops(pickles):
+                if opcode.name in ("GLOBAL", "INST"):
+                    names.append(argument.replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.append(f"{pushed[-2]}.{pushed[-1]}")
+                if opcode.name == "MEMOIZE" or "PUT" in opcode.name:
+                    memo[len(memo) if argument is None else argument] = pushed[-1]
+                elif opcode.name not in ("PROTO", "FRAME"):
+                    pushed.append(memo.get(argument) if "GET" in opcode.name else argument)
+    return names
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -410,10 +499,7 @@ def convert(checkpoint_path: Path, config_path: Path, output_dir: Path) -> Earth
         raise ValueError(f"config_path: {config_path} has no top-level `model:` block.")
     config = convert_config(document["model"])
     model = EarthformerForPrediction(config).eval()
-    original = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
-    if not isinstance(original, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in original.values()):
-        raise ValueError(f"checkpoint_path: {checkpoint_path} is no plain state dict (name -> tensor).")
-    model.load_state_dict(convert_state_dict(original, model))
+    model.load_state_dict(convert_state_dict(load_tensors(checkpoint_path), model))
     model.save_pretrained(output_dir)
 
     reloaded = EarthformerForPrediction.from_pretrained(output_dir)

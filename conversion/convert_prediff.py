@@ -11,66 +11,16 @@ that the configuration leaves out take the original's defaults; what this packag
 import argparse
 import re
 import sys
-from collections import OrderedDict
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 import yaml
-from convert_earthformer import NO_EFFECT, WHAT, fitted, refuse
+from convert_earthformer import NO_EFFECT, WHAT, fitted, load_tensors, refuse
 from diffusers import AutoencoderKL, DDPMScheduler
 from yaml import YAMLError
 
 from earthformer_hf import EarthformerAlignmentModel, EarthformerUNetModel, PreDiffPipeline
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading: nothing in a checkpoint is ever run
-# ---------------------------------------------------------------------------------------------------------------------
-
-# Libraries whose objects lie beside the state dict in the original's files; none of them is imported.
-INERT = re.compile(
-    r"(omegaconf|pytorch_lightning|lightning|collections|typing|pathlib)(\.\w+)*\.\w+|argparse\.Namespace"
-    r"|(builtins|__builtin__)\.(dict|list|tuple|str|int|float|bool|NoneType)"
-)
-
-
-class Inert:
-    """Stands for a class of another library: calling it makes an empty dict that takes items and attributes."""
-
-    def __new__(cls, *args, **kwargs):
-        return OrderedDict()
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict of a checkpoint.
-
-    Raises:
-        ValueError: the file asks for a global that is neither a tensor's nor of a known library, or holds no tensors.
-    """
-    try:
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except ValueError:  # a file of before 2020, no zip archive: only plain state dicts are loaded
-        unknown = []
-    except Exception as reason:
-        raise ValueError(f"{path}: refused, it cannot be inspected ({reason}); nothing was executed.") from None
-    for name in unknown:
-        if not INERT.fullmatch(name):
-            raise ValueError(f"{path}: refused, it asks for {name!r}; nothing was executed.")
-    placeholders = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in unknown]
-    try:
-        with torch.serialization.safe_globals(placeholders):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, EOFError, KeyError, RuntimeError) as reason:
-        named = re.search(r"GLOBAL (\S+)", str(reason))
-        what = f"it asks for {named[1]!r}" if named else "it is no checkpoint of tensors"
-        raise ValueError(f"{path}: refused, {what}; nothing was executed.") from None
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    tensors = {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)} if isinstance(loaded, dict) else {}
-    if not tensors:
-        raise ValueError(f"{path}: holds no state dict (name -> tensor).")
-    return tensors
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,11 @@ MODEL = "model_cards/earthformer-radar-tiny"
 REAL = Path(os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")) / "radar_open_3km.h5"
 
 
+def input_path(path: Path | None) -> Path | None:
+    """The input that was asked for, else real radar if there is any; None: simulated rain."""
+    return path or (REAL if REAL.exists() else None)
+
+
 def describe(path: Path | None) -> str:
     """What the input is, in words."""
     if path is None:
@@ -65,6 +70,11 @@ def load(path: Path | None, extractor) -> list[dict]:
     return events
 
 
+def wettest(events: list[dict], extractor, length: int) -> dict:
+    """The event with most rain, among those of so many frames if there are any."""
+    return max(events, key=lambda e: (len(e["values"]) >= length, extractor.encode(e["values"])[0].mean()))
+
+
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,7 +82,7 @@ def main():
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--output", type=Path, default=Path("outputs/forecast.png"))
     arguments = parser.parse_args()
-    path = arguments.input or (REAL if REAL.exists() else None)
+    path = input_path(arguments.input)
     label = describe(path)
     print(f"rain: {label}, forecast by {arguments.model}", flush=True)
     model = AutoModelForTimeSeriesPrediction.from_pretrained(arguments.model).eval()
@@ -94,7 +104,7 @@ def main():
             print("The model learnt from real radar: these scores only show that all of it runs.")
 
     # The picture: the wettest event, its first window.
-    event = max(events, key=lambda e: (len(e["values"]) >= past + future, extractor.encode(e["values"])[0].mean()))
+    event = wettest(events, extractor, past + future)
     codes = event["values"][: past + future]
     shown = [i for i in (1, 3, 5, 7, 9, 11) if i < future]
     known = np.full((past + future, *codes.shape[1:]), np.nan, "float32")

@@ -11,35 +11,48 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from train_earthformer import DataArguments, load_windows
-from train_unet import noisy_future
+from train_earthformer import DataArguments
+from train_unet import LatentArguments, load_latents, noisy_future
 
 from earthformer_hf import EarthformerAlignmentModel, PreDiffPipeline
-from earthformer_hf.training import TrainingArguments, mean_over, parse_recipe, train
+from earthformer_hf.data.latents import EncodedWindows
+from earthformer_hf.training import mean_over, parse_recipe, train
 
 
 @dataclass
-class AlignmentArguments(TrainingArguments):
+class AlignmentArguments(LatentArguments):
     pipeline: str = field(default="runs/unet", metadata={"help": "folder of the pipeline"})
+
+
+def usual_intensity(windows: EncodedWindows) -> dict[str, float]:
+    """Mean and deviation of the future's mean intensity, and of its change from the last context frame."""
+    items = [windows[n] for n in range(len(windows))]
+    future = torch.stack([item["future_mean"].nanmean() for item in items])
+    change = future - torch.stack([item["context_mean"][-1] for item in items])
+    return {
+        "mean": future.mean().item(),
+        "deviation": future.std().item(),
+        "change_mean": change.mean().item(),
+        "change_deviation": change.std().item(),
+    }
 
 
 def main():
     recipe, data, arguments = parse_recipe(data=DataArguments, alignment=AlignmentArguments)
     pipeline = PreDiffPipeline.from_pretrained(arguments.pipeline)
     set_seed(arguments.seed)  # after loading, which draws weights before it fills them
-    vae, scheduler, config = pipeline.vae.requires_grad_(False), pipeline.scheduler, pipeline.unet.config
+    scheduler, config = pipeline.scheduler, pipeline.unet.config
     lengths = config.context_length, config.prediction_length
-    train_set, eval_set = load_windows(data, pipeline.feature_extractor, lengths, arguments.seed)
+    train_set, eval_set = load_latents(data, arguments, pipeline.feature_extractor, pipeline.vae, lengths)
     shape = {name: config[name] for name in ("sample_size", "prediction_length", "in_channels")}
-    model = EarthformerAlignmentModel(**shape, **recipe["alignment_network"])
+    statistics = usual_intensity(train_set)
+    model = EarthformerAlignmentModel(**shape, **recipe["alignment_network"], statistics=statistics)
 
     def errors(model, batch, random=None):
         """Squared errors of the mean intensity, over observed values, of every frame that was observed: (N,)."""
-        noisy, timestep, _ = noisy_future(vae, scheduler, batch, random)
-        observed = batch["future_observed_mask"].expand_as(batch["future_values"])
-        count = observed.sum((2, 3, 4))
-        intensity = (batch["future_values"] * observed).sum((2, 3, 4)) / count.clamp(min=1)
-        return (model(noisy, timestep).prediction[..., 0] - intensity)[count > 0].square()
+        noisy, timestep, _ = noisy_future(scheduler, batch["future_latents"], random)
+        error = model(noisy, timestep).prediction[..., 0] - batch["future_mean"]
+        return error[~batch["future_mean"].isnan()].square()
 
     def loss_of(model, batch):
         return errors(model, batch).mean()

@@ -32,8 +32,9 @@ class DataArguments:
     gain: float = field(default=1.0, metadata={"help": "draw a factor for the values from 1/gain .. gain"})
     mix: bool = field(default=False, metadata={"help": "draw sums of two windows, for anomalies"})
     heavy_threshold: float | None = field(
-        default=None, metadata={"help": "draw windows by how much of their future reaches this stored value"}
+        default=None, metadata={"help": "draw windows by how much of them reaches this stored value"}
     )
+    heavy_part: str = field(default="future", metadata={"help": "the part of a window that counts: future or context"})
     teacher_weight: float = field(default=0.0, metadata={"help": "share of the target taken from a linear forecast"})
     frame_stride: int = field(default=1, metadata={"help": "2 takes every other frame"})
     eval_stride: int = field(default=4, metadata={"help": "frames between validation windows"})
@@ -71,7 +72,7 @@ def load_windows(
         data.mix,
         highest,
         data.teacher_weight,
-        None if data.heavy_threshold is None else heavy_share(windows, data.heavy_threshold),
+        None if data.heavy_threshold is None else heavy_share(windows, data.heavy_threshold, data.heavy_part),
     )
     val = SOURCES[data.source](path, "val")
     return train_set, Windows(val, extractor.encode, *lengths, data.eval_stride, data.frame_stride)

@@ -5,24 +5,31 @@
 OUTPUT_DIR holds a whole pipeline, ready for `PreDiffPipeline.from_pretrained`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import diffusers
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from torch import nn
 from train_earthformer import DataArguments, load_windows
 
 from earthformer_hf import EarthformerFeatureExtractor, EarthformerUNetModel, PreDiffPipeline
+from earthformer_hf.data.latents import EncodedWindows
 from earthformer_hf.losses import denoising_loss
-from earthformer_hf.pipeline_prediff import encode_frames
 from earthformer_hf.schedules import noise_for_training
 from earthformer_hf.training import TrainingArguments, mean_over, parse_recipe, train
 
 
 @dataclass
-class DenoiserArguments(TrainingArguments):
+class LatentArguments(TrainingArguments):
+    latents: str = field(default="runs/latents", metadata={"help": "folder of the encoded windows"})
+    encoded_windows: int = field(default=4096, metadata={"help": "how many varied windows are encoded, once"})
+
+
+@dataclass
+class DenoiserArguments(LatentArguments):
     vae: str = field(default="runs/vae", metadata={"help": "folder of the trained autoencoder"})
 
 
@@ -38,14 +45,30 @@ class Denoiser(nn.Module):
         return self.unet(noisy, timestep, context).sample, self.log_variance[timestep.long()]
 
 
-@torch.no_grad()
-def noisy_future(vae, scheduler, batch, random=None):
+def load_latents(
+    data: DataArguments,
+    arguments: LatentArguments,
+    extractor: EarthformerFeatureExtractor,
+    vae: AutoencoderKL,
+    lengths: tuple[int, int],
+) -> tuple[EncodedWindows, EncodedWindows]:
+    """The encoded windows of the training and the validation split."""
+    train_set, eval_set = load_windows(data, extractor, lengths, arguments.seed)
+    vae.to(PartialState().device)
+    description = f"{asdict(data)} {extractor.to_dict()} {lengths} {arguments.seed}"
+    return (
+        EncodedWindows(
+            train_set, vae, arguments.encoded_windows, arguments.latents, f"train {description}", arguments.seed
+        ),
+        EncodedWindows(eval_set, vae, len(eval_set), arguments.latents, f"val {description}"),
+    )
+
+
+def noisy_future(scheduler, clean, random=None):
     """Noisy latents of the future, timesteps, and what the network should say of them (see `noise_for_training`).
 
-    With a generator `random`, everything about them follows from it; else latents and noise are drawn by torch.
+    With a generator `random` they follow from it; else they are drawn by torch.
     """
-    frames = batch["future_values"]
-    clean = encode_frames(vae.to(frames.device), frames, sample=random is None)  # (B, T_out, h, w, c)
     noise, share = torch.randn(clean.shape, generator=random), torch.rand(len(clean), generator=random)
     return noise_for_training(scheduler, clean, noise.to(clean), share.to(clean))
 
@@ -57,16 +80,14 @@ def main():
     vae = AutoencoderKL.from_pretrained(arguments.vae).eval().requires_grad_(False)
     unet = EarthformerUNetModel(in_channels=vae.config.latent_channels, **recipe["unet"])
     lengths = unet.config.context_length, unet.config.prediction_length
-    train_set, eval_set = load_windows(data, extractor, lengths, arguments.seed)
+    train_set, eval_set = load_latents(data, arguments, extractor, vae, lengths)
     options = dict(recipe["scheduler"])
     scheduler = getattr(diffusers, options.pop("class"))(**options)
     model = Denoiser(unet, scheduler.config.num_train_timesteps)
 
     def predict(model, batch, random=None):
-        noisy, timestep, target = noisy_future(vae, scheduler, batch, random)
-        with torch.no_grad():
-            context = encode_frames(vae, batch["past_values"])
-        output, log_variance = model(noisy, timestep, context)
+        noisy, timestep, target = noisy_future(scheduler, batch["future_latents"], random)
+        output, log_variance = model(noisy, timestep, batch["context_latents"])
         return output, target, log_variance
 
     def loss_of(model, batch):

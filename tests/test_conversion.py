@@ -174,6 +174,14 @@ def test_the_command_refuses_and_names_the_option(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_malicious_file_is_refused_and_named(tmp_path):
+    options, groups = recorded(FIXTURES, "ef_enso")
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"model": options}))
+    torch.save(groups["state_dict"] | {"x": eval}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="builtins.eval.*nothing was executed"):
+        convert.convert(tmp_path / "x.pt", tmp_path / "x.yaml", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     "change, option",
     [

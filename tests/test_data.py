@@ -4,10 +4,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from tiny import DATA
+from tiny import DATA, tiny_pipeline
 
 from earthformer_hf import EarthformerFeatureExtractor
 from earthformer_hf.data import open_radar, open_sst, simulated
+from earthformer_hf.data.latents import EncodedWindows
 from earthformer_hf.data.windows import TrainingWindows, Windows, heavy_share
 
 
@@ -120,6 +121,42 @@ def test_heavy_windows_are_drawn_more_often():
     stream = TrainingWindows(windows, seed=4, weights=weights)
     drawn = [stream[position]["future_values"].max().item() == 140 for position in range(400)]
     assert abs(np.mean(drawn) - 0.8 / 0.85) < 0.04
+    np.testing.assert_allclose(heavy_share(windows, 133, "context", floor=0.05), [0.05, 0.05])
+    with pytest.raises(ValueError, match="part"):
+        heavy_share(windows, 133, "past")
+
+
+def test_encoded_windows_are_what_the_pipeline_sees(tmp_path):
+    pipeline = tiny_pipeline()
+    random = np.random.default_rng(0)
+    values = random.uniform(0, 200, (8, 12, 16))
+    values[6, :, 4:] = 255  # partly observed
+    values[7] = 255
+    windows = Windows([{"id": "a", "values": values}], encode, 3, 2)
+    options = {"number": len(windows), "folder": tmp_path, "description": "a test", "seed": 5}
+    encoded = EncodedWindows(windows, pipeline.vae, **options)
+    orders = [[encoded[position]["context_mean"].tolist() for position in range(4 * n, 4 * n + 4)] for n in range(3)]
+    assert all(sorted(order) == sorted(orders[0]) for order in orders) and not orders[0] == orders[1] == orders[2]
+    means = [item["past_values"].mean((1, 2, 3)).tolist() for item in windows]
+    for item in (encoded[position] for position in range(4)):
+        plain = windows[int(np.argmin([abs(m[0] - item["context_mean"][0].item()) for m in means]))]
+        latents = pipeline._encode(plain["past_values"][None])[0]
+        torch.testing.assert_close(item["context_latents"], latents, rtol=2e-3, atol=2e-3)
+        observed = plain["future_observed_mask"]
+        for frame, mean in enumerate(item["future_mean"]):
+            known = plain["future_values"][frame][observed[frame]]
+            assert mean.isnan() if len(known) == 0 else abs(mean - known.mean()) < 1e-4
+
+    class Unreadable(torch.utils.data.Dataset):
+        def __getitem__(self, item):
+            raise AssertionError("encoded again")
+
+    again = EncodedWindows(Unreadable(), pipeline.vae, **options)
+    torch.testing.assert_close(again[6], encoded[6], equal_nan=True)
+    with torch.no_grad():
+        pipeline.vae.encoder.conv_in.bias += 1
+    with pytest.raises(AssertionError, match="encoded again"):  # other weights, other latents
+        EncodedWindows(Unreadable(), pipeline.vae, **options)
 
 
 def test_impossible_windows_are_refused():

@@ -1,5 +1,7 @@
 """The pipeline: members that never change with their company, every scheduler, saving and loading, refusals."""
 
+import json
+import re
 import subprocess
 import sys
 
@@ -15,11 +17,13 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.callbacks import MultiPipelineCallbacks
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline
 
 from earthformer_hf import EarthformerAlignmentModel, EarthformerUNetModel, KnowledgeAlignmentCallback, PreDiffPipeline
 from earthformer_hf.guidance import conserved, energy_gradient, frame_mean, intensity_change, mean_intensity
+from earthformer_hf.pipeline_prediff import _files
 from earthformer_hf.schedules import denoised, noise_levels, posterior_deviation, use_float64_tables
 
 
@@ -389,8 +393,50 @@ def test_variants_dtypes_and_given_components(tmp_path):
     assert run(loaded, past(1)).predictions.isfinite().all()
     scheduler = SCHEDULERS["unipc"]
     assert PreDiffPipeline.from_pretrained(tmp_path, variant="fp16", scheduler=scheduler).scheduler is scheduler
-    with pytest.raises(ValueError, match="tyop"):
-        PreDiffPipeline.from_pretrained(tmp_path, tyop=1)
+
+
+def test_a_pipeline_from_another_shares_its_components():
+    pipeline = tiny_pipeline(alignment=True)
+    other = PreDiffPipeline.from_pipe(pipeline)
+    assert type(other) is PreDiffPipeline and other.components.keys() == pipeline.components.keys()
+    assert all(other.components[name] is component for name, component in pipeline.components.items())
+    assert PreDiffPipeline.from_pipe(pipeline, scheduler=SCHEDULERS["unipc"]).scheduler is SCHEDULERS["unipc"]
+    assert PreDiffPipeline.from_pipe(tiny_pipeline()).alignment is None
+
+
+def test_habits_of_diffusers_users_are_obeyed_or_refused_by_name(tmp_path):
+    pipeline = tiny_pipeline()
+    pipeline.save_pretrained(tmp_path)
+    for habit in ({"use_safetensors": True}, {"low_cpu_mem_usage": False}, {"disable_mmap": True}):
+        loaded = PreDiffPipeline.from_pretrained(tmp_path, **habit)
+        assert all(map(torch.equal, loaded.unet.state_dict().values(), pipeline.unet.state_dict().values()))
+    refused = {"use_safetensors": False, "device_map": "cuda", "custom_pipeline": "x", "safety_checker": None}
+    for name, value in refused.items():
+        with pytest.raises(ValueError, match=name):
+            PreDiffPipeline.from_pretrained(tmp_path, **{name: value})
+
+
+def test_only_the_weights_of_one_variant_are_downloaded(tmp_path):
+    pipeline, hub = tiny_pipeline(), tmp_path / "hub"
+    for variant in (None, "fp16"):
+        pipeline.save_pretrained(hub, variant=variant)
+        pipeline.unet.save_pretrained(hub / "unet", variant=variant, max_shard_size="40KB")
+        pipeline.unet.save_pretrained(hub / "unet/checkpoint", variant=variant)
+    (hub / "unet/diffusion_pytorch_model.bin").touch()
+    stored = [path.relative_to(hub).as_posix() for path in hub.rglob("*") if path.is_file()]
+    for variant, stem in ((None, "diffusion_pytorch_model"), ("fp16", "diffusion_pytorch_model.fp16")):
+        files = set(filter_repo_objects(stored, allow_patterns=_files(["vae", "unet", "scheduler"], variant)))
+        weights = {name for name in files if not name.endswith(".json")}
+        shards = {name for name in stored if re.fullmatch(rf"unet/{stem}-\d+-of-\d+.safetensors", name)}
+        assert len(shards) > 1 and weights == {f"{name}/{stem}.safetensors" for name in ("vae", "unet")} | shards
+        for name in files:
+            target = tmp_path / str(variant) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(hub / name)
+        loaded = PreDiffPipeline.from_pretrained(tmp_path / str(variant), variant=variant)  # they are enough
+        assert all(map(torch.equal, loaded.unet.state_dict().values(), pipeline.unet.state_dict().values()))
+    given = filter_repo_objects(stored, allow_patterns=_files(["vae", "scheduler"], None))
+    assert not any(name.startswith("unet") for name in given)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
@@ -403,6 +449,22 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         PreDiffPipeline.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model_index.json"):
         PreDiffPipeline.from_pretrained(tmp_path / "unet")
+
+
+def test_weights_that_are_no_safetensors_are_refused(tmp_path):
+    pipeline = tiny_pipeline()
+    pipeline.save_pretrained(tmp_path)
+    pipeline.unet.save_pretrained(tmp_path / "unet", safe_serialization=False)
+    PreDiffPipeline.from_pretrained(tmp_path)  # with safetensors beside them
+    (tmp_path / "unet/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"must hold safetensors.*diffusion_pytorch_model\.bin"):
+        PreDiffPipeline.from_pretrained(tmp_path)
+    pipeline.unet.save_pretrained(tmp_path / "unet", max_shard_size="40KB")
+    index = tmp_path / "unet/diffusion_pytorch_model.safetensors.index.json"
+    weights = {name: "diffusion_pytorch_model.bin" for name in pipeline.unet.state_dict()}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    with pytest.raises(ValueError, match=r"must hold safetensors.*diffusion_pytorch_model\.bin"):
+        PreDiffPipeline.from_pretrained(tmp_path)
 
 
 def test_code_beside_the_weights_is_never_run(tmp_path):

@@ -7,6 +7,7 @@ from tiny import DATA
 from earthformer_hf import baselines
 from earthformer_hf.data import open_sst, simulated
 from earthformer_hf.metrics import (
+    EnsembleScores,
     RainScores,
     contingency_counts,
     correlation_by_lead,
@@ -41,6 +42,22 @@ def test_pooled_scores():
     assert scores.mse == pytest.approx((1 + 1) / 3)
     assert (scores.pixels, scores.windows) == (3, 2)
     assert np.isnan(RainScores([10]).mse)
+
+
+def test_pooled_scores_of_ensembles():
+    random = np.random.default_rng(0)
+    targets, ensembles = random.uniform(0, 20, (2, 3, 4, 5)), random.uniform(0, 20, (2, 6, 3, 4, 5))
+    observed = random.uniform(size=targets.shape) < 0.7
+    observed[:, 1] = False
+    scores, means = EnsembleScores([10], value_range=10), RainScores([10], value_range=10)
+    for ensemble, target, known in zip(ensembles, targets, observed):
+        scores.update(ensemble, target, known)
+        means.update(ensemble.mean(0), target, known)
+    each = np.stack([fair_crps(ensemble, target) for ensemble, target in zip(ensembles, targets)]) / 10
+    assert scores.crps == pytest.approx(each[observed].mean())
+    assert scores.crps_by_lead[0] == pytest.approx(each[:, 0][observed[:, 0]].mean())
+    assert np.isnan(scores.crps_by_lead[1])
+    assert (scores.mean.csi_mean, scores.mean.mse) == (means.csi_mean, means.mse)
 
 
 def test_correlation_and_rmse():

@@ -55,6 +55,51 @@ def extrapolation(rain: np.ndarray, prediction_length: int) -> tuple[np.ndarray,
     return np.where(reachable, forecast, 0.0), reachable
 
 
+def steps_ensemble(
+    rain: np.ndarray, prediction_length: int, ensemble_size: int, minutes: float, kilometers: float, seed: int
+) -> np.ndarray:
+    """An ensemble of the rain field moved along its motion, with noise that grows from small scales to large (STEPS).
+
+    Bowler, Pierce and Seed, "STEPS: a probabilistic precipitation forecasting scheme", Q. J. R. Meteorol. Soc. 132,
+    2006, as pysteps has it, with its defaults. Where it cannot be run, as on a field almost without rain, all members
+    are the extrapolation.
+
+    Args:
+        rain: (T_in, H, W) rain rate in mm/h, missing values as 0; the last three frames are used.
+        prediction_length: frames to forecast.
+        minutes, kilometers: between frames and grid points.
+        seed: of the noise.
+
+    Returns:
+        (ensemble_size, prediction_length, H, W) rain rate in mm/h; 0 where the rain would come from outside.
+    """
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()):  # pysteps greets on import, and reports
+        from pysteps import motion, nowcasts
+
+        dry, floor = -10.0, -15.0  # dBR of 0.1 mm/h, and what stands for no rain
+        decibel = 10 * np.log10(np.maximum(rain[-3:], 1e-9))
+        decibel[decibel < dry] = floor
+        try:
+            velocity = motion.get_method("LK")(decibel)
+            ensemble = nowcasts.get_method("steps")(
+                decibel,
+                velocity,
+                prediction_length,
+                n_ens_members=ensemble_size,
+                n_cascade_levels=6,
+                precip_thr=dry,
+                kmperpixel=kilometers,
+                timestep=minutes,
+                seed=seed,
+            )
+        except (ValueError, RuntimeError, IndexError, np.linalg.LinAlgError):
+            return np.repeat(extrapolation(rain, prediction_length)[0][None], ensemble_size, axis=0)
+    return np.where(np.nan_to_num(ensemble, nan=floor) >= dry, 10 ** (ensemble / 10), 0.0)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Indices of the ocean: each function is fitted on a record of months and forecasts three-month means of an index
 # ---------------------------------------------------------------------------------------------------------------------

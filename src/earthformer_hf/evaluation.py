@@ -11,7 +11,7 @@ from . import baselines
 from .data.open_radar import rain_rate, stored_code
 from .data.open_sst import nino34
 from .data.windows import Windows
-from .metrics import RainScores, correlation_by_lead, rmse_by_lead, three_month_means
+from .metrics import EnsembleScores, RainScores, correlation_by_lead, rmse_by_lead, three_month_means
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def score_rain(
     for item, predictions in enumerate(forecast_windows(model, windows)):
         raw = windows.raw(item)
         observed = extractor.observed(raw)
-        code = np.where(observed, raw, extractor.fill_value).astype("float64")
+        code = _filled(extractor, raw)
         target, mask = code[past_length:], observed[past_length:]
         model_code = extractor.decode(predictions)
         update("model", model_code, target, mask)
@@ -93,6 +93,79 @@ def rain_table(systems: dict[str, dict[str, RainScores]], extractor, score_name:
             for i, value in enumerate(values):
                 parts = " / ".join(f"{counts[name][i]:d}" for name in ("hits", "misses", "false_alarms"))
                 lines.append(f"{system:32s}{f'{value:g} {unit}':>11s}  {parts}")
+    return "\n".join(lines)
+
+
+def forecast_ensembles(
+    pipeline, windows: Windows, ensemble_size: int, num_inference_steps: int, batch_size: int = 2, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """Ensembles of a [`PreDiffPipeline`] in stored units (E, T_out, H, W), in the order of the windows."""
+    pipeline.set_progress_bar_config(disable=True)
+    for number, batch in enumerate(logging.tqdm(DataLoader(windows, batch_size), desc="ensembles")):
+        ensembles = pipeline(
+            batch["past_values"],
+            ensemble_size=ensemble_size,
+            num_inference_steps=num_inference_steps,
+            generator=torch.Generator().manual_seed(seed + number),
+        ).predictions[..., 0]
+        yield from pipeline.feature_extractor.decode(ensembles)
+
+
+def dressed_ensembles(windows: Windows, train_windows: Windows, ensemble_size: int, extractor) -> Iterator[np.ndarray]:
+    """Dressed persistence in stored units, with errors of training windows that are drawn anew for each window."""
+    random, past = np.random.default_rng(0), windows.context_length
+    for item in range(len(windows)):
+        errors = []
+        for other in random.integers(len(train_windows), size=ensemble_size):
+            raw = train_windows.raw(int(other))
+            known = extractor.observed(raw)
+            errors.append(np.where(known[past:] & known[past - 1], raw[past:].astype("float64") - raw[past - 1], 0.0))
+        yield baselines.dressed_persistence(_filled(extractor, windows.raw(item))[:past], np.stack(errors))
+
+
+def steps_ensembles(windows: Windows, ensemble_size: int, extractor) -> Iterator[np.ndarray]:
+    """Ensembles of STEPS in stored units; needs the extra `eval`."""
+    minutes = windows.events[0]["geo"]["minutes"] * windows.frame_stride
+    kilometers = float(extractor.grid_spacing.split()[0])
+    past = windows.context_length
+    for item in logging.tqdm(range(len(windows)), desc="STEPS"):
+        rain = extractor.to_physical(_filled(extractor, windows.raw(item))[:past])
+        ensemble = baselines.steps_ensemble(rain, windows.length - past, ensemble_size, minutes, kilometers, item)
+        yield np.round(extractor.from_physical(ensemble))
+
+
+def _filled(extractor, raw: np.ndarray) -> np.ndarray:
+    return np.where(extractor.observed(raw), raw, extractor.fill_value).astype("float64")
+
+
+def score_ensembles(
+    systems: dict[str, Iterator[np.ndarray]], windows: Windows, extractor
+) -> dict[str, EnsembleScores]:
+    """Score ensembles (E, T_out, H, W) in stored units, given in the order of the windows, where it was observed."""
+    scores = {}
+    for system, ensembles in systems.items():
+        scores[system] = EnsembleScores(extractor.thresholds)
+        for item, ensemble in enumerate(ensembles):
+            target = windows.raw(item)[windows.context_length :]
+            observed = extractor.observed(target)
+            scores[system].update(ensemble, np.where(observed, target, 0.0), observed)
+    return scores
+
+
+def ensemble_table(scores: dict[str, EnsembleScores], score_name: str, minutes: int) -> str:
+    """The scores as text; `minutes` is the time step."""
+    leads = len(next(iter(scores.values())).crps_by_lead)
+    lines = [f"{score_name}; CSI-M and MSE of the ensemble's mean"]
+    by_lead = "".join(f"{minutes * (lead + 1):>5d} min" for lead in range(leads))
+    lines.append(
+        f"{'':22s}{'fair CRPS':>10s}{'CSI-M':>8s}{'MSE':>10s}{'pixels':>11s}{'windows':>9s}  CRPS at{by_lead}"
+    )
+    for system, score in scores.items():
+        by_lead = "".join(f"{value:9.5f}" for value in score.crps_by_lead)
+        lines.append(
+            f"{system:22s}{score.crps:10.6f}{score.mean.csi_mean:8.4f}{score.mean.mse:10.6f}{score.mean.pixels:11d}"
+            f"{score.mean.windows:9d}         {by_lead}"
+        )
     return "\n".join(lines)
 
 

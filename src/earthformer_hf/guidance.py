@@ -221,7 +221,8 @@ def intensity_change(mean: float, deviation: float, n: float) -> Callable[[torch
 
     Args:
         mean, deviation: of the change of mean intensity, mean of the future minus last context frame, over the
-            training set, in the model's range.
+            training set, in the model's range: `change_mean` and `change_deviation` in
+            `pipeline.alignment.config.statistics`.
         n: how unusual a change is asked for: -2 strong decay, 0 the usual, +2 strong growth.
     """
 
@@ -234,14 +235,14 @@ def intensity_change(mean: float, deviation: float, n: float) -> Callable[[torch
 def mean_intensity(mean: float, deviation: float, n: float) -> float:
     """Target: mean + n deviations of the future's mean intensity over the training set, whatever the context.
 
-    The control of the paper, section 4.2. It asks a drizzle and a squall line for the same amount of rain; mostly
-    [`intensity_change`] is what is meant.
+    The control of the paper, section 4.2; `mean` and `deviation` are in `pipeline.alignment.config.statistics`. It
+    asks a drizzle and a squall line for the same amount of rain; mostly [`intensity_change`] is what is meant.
     """
     return mean + n * deviation
 
 
 def conserved(quantity: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Target: what `quantity` is in the context, such as the energy of moving bodies (N-body MNIST).
+    """Target: what `quantity` is in the context.
 
     Args:
         quantity: frames (N, T, H, W, C) -> (N,), a mean over frames, so that context and forecast compare.
@@ -253,4 +254,33 @@ def conserved(quantity: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[tor
     return target
 
 
-__all__ = ["KnowledgeAlignmentCallback", "conserved", "frame_mean", "intensity_change", "mean_intensity"]
+def n_body_energy(
+    positions: torch.Tensor, velocities: torch.Tensor, gravity: float = 0.05, softening: float = 10.0
+) -> torch.Tensor:
+    """The energy that the digits of N-body MNIST keep, for an alignment network that was trained on it.
+
+    Kinetic energy plus gravity * sqrt(distance^2 + softening^2) of each pair, all masses 1: the potential whose force
+    is that of the data set, gravity * d / sqrt(distance^2 + softening^2) towards the other body. (PreDiff, section
+    4.1, writes the potential of a force that falls with the distance, which the published data do not have.)
+
+    Args:
+        positions, velocities: (..., bodies, 2) in pixels of the raw frame, and per raw frame.
+        gravity, softening: the data set's.
+
+    Returns:
+        (...). Of the last context frame, it is the `target` of [`KnowledgeAlignmentCallback`].
+    """
+    distance = (positions[..., :, None, :] - positions[..., None, :, :]).square().sum(-1)  # (..., bodies, bodies)
+    pairs = torch.ones_like(distance).triu(1)
+    potential = gravity * (distance + softening**2).sqrt() * pairs
+    return 0.5 * velocities.square().sum((-1, -2)) + potential.sum((-1, -2))
+
+
+__all__ = [
+    "KnowledgeAlignmentCallback",
+    "conserved",
+    "frame_mean",
+    "intensity_change",
+    "mean_intensity",
+    "n_body_energy",
+]

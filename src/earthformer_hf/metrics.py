@@ -107,6 +107,37 @@ def fair_crps(ensemble: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return error - spread
 
 
+class EnsembleScores:
+    """Fair CRPS of many ensembles of rain, and the scores of their means.
+
+    Args:
+        thresholds, value_range: as for [`RainScores`].
+    """
+
+    def __init__(self, thresholds: Sequence[float], value_range: float = 255.0):
+        self.mean = RainScores(thresholds, value_range)
+        self.crps_sum: np.ndarray | float = 0.0
+        self.pixels: np.ndarray | int = 0
+
+    def update(self, ensemble: np.ndarray, targets: np.ndarray, observed: np.ndarray):
+        """Add one forecast: ensemble (E, T, H, W), the others (T, H, W), `observed` bool."""
+        score = fair_crps(ensemble, targets) / self.mean.value_range
+        self.crps_sum = self.crps_sum + np.where(observed, score, 0).sum((1, 2))
+        self.pixels = self.pixels + observed.sum((1, 2))
+        self.mean.update(ensemble.mean(0), targets, observed)
+
+    @property
+    def crps(self) -> float:
+        """Fair CRPS over all observed pixels, of values divided by `value_range`; lower is better."""
+        return float(np.sum(self.crps_sum) / np.sum(self.pixels))
+
+    @property
+    def crps_by_lead(self) -> np.ndarray:
+        """(T,), NaN where nothing was observed."""
+        pixels = np.asarray(self.pixels)
+        return np.divide(self.crps_sum, pixels, out=np.full(pixels.shape, np.nan), where=pixels > 0)
+
+
 def three_month_means(index: np.ndarray) -> np.ndarray:
     """Moving means of months k, k+1, k+2 along the last axis: (..., T) -> (..., T - 2)."""
     return (index[..., :-2] + index[..., 1:-1] + index[..., 2:]) / 3

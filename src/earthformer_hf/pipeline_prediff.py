@@ -11,6 +11,7 @@ https://arxiv.org/abs/2307.10422.
 """
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +91,19 @@ class PreDiffPipeline(DiffusionPipeline):
         weights is never run.
 
         Args:
-            cache_dir, force_download, local_files_only, token, revision: of the download, as in diffusers.
-            variant (`str`, *optional*): such as "fp16".
+            cache_dir, local_dir, force_download, local_files_only, token, revision: of the download, as in
+                [`~huggingface_hub.snapshot_download`].
+            variant (`str`, *optional*): such as "fp16"; weights of other variants are not downloaded.
             torch_dtype or dtype (`torch.dtype` or `dict`, *optional*): one for all networks, or per component with
                 "default" for the rest; float32 if omitted.
+            low_cpu_mem_usage, disable_mmap (`bool`, *optional*): for the networks, as in diffusers.
+            use_safetensors (`bool`, *optional*): only True, since other weights are never loaded.
+            trust_remote_code (`bool`, *optional*): changes nothing.
             vae, unet, scheduler, alignment, feature_extractor: components to use instead of the stored ones.
 
         Raises:
-            ValueError: an unknown argument, a folder that is no such pipeline, or weights that do not fit it.
+            ValueError: an argument that is not listed here, a folder that is no such pipeline, or weights that are no
+                safetensors or do not fit it.
         """
         from .feature_extraction_earthformer import EarthformerFeatureExtractor
         from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
@@ -113,12 +119,19 @@ class PreDiffPipeline(DiffusionPipeline):
         wanted = {name: kwargs.pop(name) for name in _DOWNLOAD_ARGUMENTS if name in kwargs}
         variant, dtype = kwargs.pop("variant", None), kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", dtype)
-        ignored = {"trust_remote_code", "use_safetensors", "low_cpu_mem_usage"}  # always no, yes, yes
-        if set(kwargs) - ignored:
-            raise ValueError(f"PreDiffPipeline.from_pretrained: unknown arguments {sorted(set(kwargs) - ignored)}.")
+        options = {name: kwargs.pop(name) for name in ("low_cpu_mem_usage", "disable_mmap") if name in kwargs}
+        kwargs.pop("trust_remote_code", None)
+        if kwargs.pop("use_safetensors", None) not in (None, True):
+            raise ValueError("PreDiffPipeline.from_pretrained: `use_safetensors` must be True, got False.")
+        if kwargs:
+            raise ValueError(
+                f"PreDiffPipeline.from_pretrained: it does not take {sorted(kwargs)}; the classes are those of this "
+                "package, and networks are loaded on the CPU."
+            )
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            folder = Path(snapshot_download(str(folder), allow_patterns=_FILES, **wanted))
+            files = _files([name for name in classes if name not in given], variant)
+            folder = Path(snapshot_download(str(folder), allow_patterns=files, **wanted))
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder}: no pipeline, it holds no model_index.json.")
         index = cls.load_config(folder)
@@ -139,10 +152,20 @@ class PreDiffPipeline(DiffusionPipeline):
                 components[name] = kind.from_pretrained(folder / name)
             else:
                 asked = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
-                components[name] = _load_network(kind, folder, name, variant, asked or torch.float32)
+                components[name] = _load_network(
+                    kind, folder, name, variant, torch_dtype=asked or torch.float32, **options
+                )
         pipeline = cls(**components)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
+
+    @classmethod
+    def _get_signature_types(cls):
+        """For `from_pipe`, which takes over a network only if its very class is named here."""
+        from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
+
+        networks = {"unet": (EarthformerUNetModel,), "alignment": (EarthformerAlignmentModel,)}
+        return super()._get_signature_types() | networks
 
     # -- forecasting --------------------------------------------------------------------------------------------------
 
@@ -425,28 +448,42 @@ def encode_frames(vae: AutoencoderKL, frames: torch.Tensor, sample: bool = False
     return latents.permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
 
 
-_DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-_FILES = ["model_index.json", "*/*.json", "*/*.safetensors"]
+_DOWNLOAD_ARGUMENTS = ("cache_dir", "local_dir", "force_download", "local_files_only", "token", "revision")
 
 
-def _load_network(kind: Any, folder: Path, name: str, variant: str | None, dtype: torch.dtype) -> Any:
+def _weights(variant: str | None) -> list[str]:
+    """Patterns of the files that hold a network's weights: of one variant, whole or in shards."""
+    stem = f"diffusion_pytorch_model.{variant}" if variant else "diffusion_pytorch_model"
+    return [f"{stem}.safetensors", f"{stem}-?????-of-?????.safetensors"]
+
+
+def _files(components: list[str], variant: str | None) -> list[str]:
+    """Patterns of the files to download for these components."""
+    patterns = ["*.json", *_weights(variant)]
+    return ["model_index.json"] + [f"{name}/{pattern}" for name in components for pattern in patterns]
+
+
+def _load_network(kind: Any, folder: Path, name: str, variant: str | None, **options) -> Any:
     """A network of the pipeline, with all its weights and no others."""
-    if not (folder / name).is_dir():
+    place = folder / name
+    if not place.is_dir():
         raise ValueError(f"{folder}: the component {name!r} is missing.")
-    try:
-        network, info = kind.from_pretrained(
-            folder, subfolder=name, variant=variant, torch_dtype=dtype, output_loading_info=True
-        )
-    except OSError as reason:
-        if variant is None:
-            raise
+    indices = [json.loads(path.read_text()) for path in place.glob("*.safetensors*index*.json")]
+    shards = [shard for index in indices for shard in index["weight_map"].values()]
+    found = [path for pattern in _weights(variant) for path in place.glob(pattern)]
+    if not found or not all(shard.endswith(".safetensors") for shard in shards):
+        asked = f"You are trying to load the model files of the `variant={variant}`, but " if variant else ""
+        files = sorted(path.name for path in place.iterdir())
         raise ValueError(
-            f"You are trying to load the model files of the `variant={variant}`, but {folder / name} has none."
-        ) from reason
+            f"{asked}{place} must hold safetensors, {_weights(variant)[0]} or shards of that name, got {files}."
+        )
+    network, info = kind.from_pretrained(
+        folder, subfolder=name, variant=variant, use_safetensors=True, output_loading_info=True, **options
+    )
     if info["missing_keys"] or info["unexpected_keys"]:
         missing, unknown = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         raise ValueError(
-            f"{folder / name}: the weights do not fit {kind.__name__} as configured: {len(missing)} tensors are "
+            f"{place}: the weights do not fit {kind.__name__} as configured: {len(missing)} tensors are "
             f"missing {missing[:3]}, {len(unknown)} are unknown {unknown[:3]}."
         )
     logger.info(f"Loaded {name} as {kind.__name__} from `{name}` subfolder of {folder}.")

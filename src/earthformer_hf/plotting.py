@@ -27,22 +27,28 @@ def _figure(*args, **kwargs):
     return figure
 
 
-def plot_sequence(rows: dict[str, np.ndarray], leads: Sequence[str], title: str) -> "Figure":
+def plot_sequence(
+    rows: dict[str, np.ndarray], leads: Sequence[str], title: str, chances: dict[str, np.ndarray] | None = None
+) -> "Figure":
     """Maps of rain, one row per entry, one column per time.
 
     Args:
         rows: label -> rain rate in mm/h (columns, H, W); NaN is drawn grey, a frame of only NaN is left blank.
         leads: a label for each column, such as "+10 min".
         title: says what is drawn, and whether it is real.
+        chances: further rows below, label -> probabilities 0..1 (columns, H, W), with NaN as above.
     """
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
+    chances = chances or {}
     colors = ListedColormap(RAIN_COLORS).with_extremes(under="white", over="#7a0177", bad="0.8")
-    norm = BoundaryNorm(RAIN_LEVELS, len(RAIN_COLORS))
-    figure = _figure(figsize=(1.9 * len(leads) + 1.2, 1.95 * len(rows) + 0.9), layout="constrained")
-    axes = figure.subplots(len(rows), len(leads), squeeze=False)
-    image = None
-    for line, (label, frames) in zip(axes, rows.items()):
+    rain_style = {"cmap": colors, "norm": BoundaryNorm(RAIN_LEVELS, len(RAIN_COLORS))}
+    chance_style = {"cmap": "magma_r", "vmin": 0, "vmax": 100}
+    lines = [(label, frames, rain_style) for label, frames in rows.items()]
+    lines += [(label, 100 * frames, chance_style) for label, frames in chances.items()]
+    figure = _figure(figsize=(1.9 * len(leads) + 1.2, 1.95 * len(lines) + 0.9), layout="constrained")
+    axes = figure.subplots(len(lines), len(leads), squeeze=False)
+    for line, (label, frames, style) in zip(axes, lines):
         line[0].set_ylabel(label, fontsize=10)
         for axis, frame in zip(line, frames):
             axis.set_xticks([])
@@ -51,13 +57,17 @@ def plot_sequence(rows: dict[str, np.ndarray], leads: Sequence[str], title: str)
                 for side in axis.spines.values():
                     side.set_visible(False)
             else:
-                image = axis.imshow(frame, cmap=colors, norm=norm, interpolation="nearest")
+                axis.imshow(frame, **style, interpolation="nearest")
     for axis, lead in zip(axes[0], leads):
         axis.set_title(lead, fontsize=10)
-    if image is not None:
-        bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01, extend="max", ticks=RAIN_LEVELS)
-        bar.ax.set_yticklabels([f"{level:g}" for level in RAIN_LEVELS], fontsize=8)
-        bar.set_label("rain rate, mm/h", fontsize=9)
+    parts = (("rain rate, mm/h", axes[: len(rows)], RAIN_LEVELS), ("chance, %", axes[len(rows) :], None))
+    for label, part, ticks in parts:
+        images = [image for axis in part.flat for image in axis.images]
+        if images:
+            extend = "max" if ticks else "neither"
+            bar = figure.colorbar(images[0], ax=part, shrink=0.8, pad=0.01, extend=extend, ticks=ticks)
+            bar.ax.set_yticklabels([f"{level:g}" for level in bar.get_ticks()], fontsize=8)
+            bar.set_label(label, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -14,6 +14,7 @@ class RainProtocol:
     sources: tuple[str, ...]
     window_stride: int
     description: str
+    frame_stride: int = 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,19 @@ PROTOCOLS: dict[str, RainProtocol | IndexProtocol] = {
             description="165 windows of 25 two-minute frames, 128 x 128 at 3 km, Georgia and Florida, 2019-06-10 "
             "00:00-01:10 UTC; pixels with radar coverage; an event is a proxy code of at least the threshold; "
             "CSI pooled, CSI-M the mean of the six thresholds; MSE of the code divided by 255",
+        ),
+        RainProtocol(
+            name="mrms-24min-ensemble",
+            score_name="fair CRPS (rain-derived proxy code / 255, 4 to 24 min)",
+            file="radar_open_3km.h5",
+            split="test",
+            sources=("mrms",),
+            window_stride=4,
+            frame_stride=2,
+            description="the 165 windows of mrms-24min, every other frame: 7 of context, 6 to forecast, 4 minutes "
+            "apart; pixels with radar coverage; fair CRPS of the code divided by 255, mean over pixels; CSI and MSE "
+            "of the ensemble's mean; dressed persistence: the last frame plus errors that persistence made on "
+            "training windows, drawn with seed 0, clipped at 0",
         ),
         IndexProtocol(
             name="nino34-12-months",

@@ -406,6 +406,9 @@ class EarthformerAlignmentModel(EarthformerNoisyModel):
         out_channels (`int`): numbers per frame.
         block_out_channels, layers_per_block, num_attention_heads, attention_pattern, mask_padding,
         resnet_time_scale_shift, dropout: as in [`EarthformerUNetModel`].
+        statistics (`dict[str, float]`, *optional*): what is usual in the training set, for targets of guidance: `mean`
+            and `deviation` of the future's mean intensity, `change_mean` and `change_deviation` of its difference from
+            the last context frame, in the model's range. The network does not use them.
 
     Raises:
         ValueError: a value that cannot work.
@@ -425,6 +428,7 @@ class EarthformerAlignmentModel(EarthformerNoisyModel):
         mask_padding: bool = True,
         resnet_time_scale_shift: str = "default",
         dropout: float = 0.1,
+        statistics: dict[str, float] | None = None,
     ):
         super().__init__()
         self.gradient_checkpointing = False

@@ -160,20 +160,30 @@ class TrainingWindows(Dataset):
         return item
 
 
-def heavy_share(windows: Windows, threshold: float, floor: float = 0.002) -> np.ndarray:
-    """The share of each window's future at or above a threshold in stored units, plus a floor: weights for drawing.
+def heavy_share(windows: Windows, threshold: float, part: str = "future", floor: float = 0.002) -> np.ndarray:
+    """The share of each window's frames at or above a threshold in stored units, plus a floor: weights for drawing.
 
     Heavy rain covers little of a radar map, and windows that hold it teach most; cf. the importance sampling of
     Ravuri et al., "Skilful precipitation nowcasting using deep generative models of radar", Nature 2021, methods.
     Counted on every fourth row and column.
 
+    Args:
+        part: "future", or "context" for models of what may happen: choosing windows by what did happen would teach
+            them that it happens more often.
+
     Returns:
         (windows,) float64.
+
+    Raises:
+        ValueError: another part.
     """
+    parts = {"context": (0, windows.context_length), "future": (windows.context_length, windows.length)}
+    if part not in parts:
+        raise ValueError(f"heavy_share: `part` must be one of {sorted(parts)}, got {part!r}.")
     shares = []
     for event in windows.events:
         sampled = event["values"][:, ::4, ::4]
         _, observed = windows.encode(sampled)
         shares.append((observed & (sampled >= threshold)).mean(axis=(1, 2)))
-    future = windows.frame_stride * np.arange(windows.context_length, windows.length)
-    return np.array([shares[event][start + future].mean() for event, start in windows.index]) + floor
+    frames = windows.frame_stride * np.arange(*parts[part])
+    return np.array([shares[event][start + frames].mean() for event, start in windows.index]) + floor

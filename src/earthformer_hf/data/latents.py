@@ -1,0 +1,84 @@
+"""Windows in the latents of an autoencoder, encoded once and kept on disk."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers.utils import logging
+
+from ..pipeline_prediff import encode_frames
+
+
+_CHUNK = 64  # windows per file
+
+
+class EncodedWindows(Dataset):
+    """Latents of the first windows of a data set; the encoder then costs a training no more time.
+
+    Item n is a function of n alone, for every n: each pass over the windows has an order of its own. It is a dict of
+    tensors: `context_latents` (T_in, h, w, c) and `future_latents` (T_out, h, w, c) float32, the posterior's mode,
+    stored in half precision; `context_mean` (T_in,) and `future_mean` (T_out,), the mean of each frame in the model's
+    range, of the future over observed values only, NaN where nothing was observed.
+
+    Args:
+        windows: items as of [`~earthformer_hf.data.windows.Windows`].
+        vae: encodes the frames, on the device where it is.
+        number: how many windows.
+        folder: where files of windows are kept, below a name that follows from `vae` and `description`; what is there
+            already is not encoded again. On several processes the first one writes.
+        description: all that the windows follow from.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        windows: Dataset,
+        vae: AutoencoderKL,
+        number: int,
+        folder: str | Path,
+        description: str,
+        seed: int = 0,
+    ):
+        weights = safetensors.torch.save({name: x.contiguous() for name, x in vae.state_dict().items()})
+        scale = f"{vae.config.scaling_factor} {vae.config.shift_factor}"
+        name = hashlib.sha256(f"{description} {scale}".encode() + weights).hexdigest()[:16]
+        self.folder, self.number, self.seed = Path(folder) / name, number, seed
+        self.order: tuple[int, np.ndarray] | None = None
+        self.files = [self.folder / f"{start:08d}.safetensors" for start in range(0, number, _CHUNK)]
+        with PartialState().main_process_first():
+            self._encode(windows, vae)
+        self.chunks = [safetensors.safe_open(file, "pt") for file in self.files]
+
+    @torch.no_grad()
+    def _encode(self, windows: Dataset, vae: AutoencoderKL):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for count, file in enumerate(logging.tqdm(self.files, desc="encode windows")):
+            if file.exists():
+                continue
+            share = range(count * _CHUNK, min((count + 1) * _CHUNK, self.number))
+            parts: list[dict[str, torch.Tensor]] = []
+            for batch in DataLoader(Subset(windows, share), 8):
+                future, observed = batch["future_values"], batch["future_observed_mask"]
+                mean = torch.where(observed, future, torch.nan).flatten(2).nanmean(2)
+                part = {"context_mean": batch["past_values"].flatten(2).mean(2), "future_mean": mean}
+                for name, frames in (("context_latents", batch["past_values"]), ("future_latents", future)):
+                    part[name] = encode_frames(vae, frames.to(vae.device)).half()
+                parts.append(part)
+            tensors = {name: torch.cat([part[name].cpu() for part in parts]).contiguous() for name in parts[0]}
+            safetensors.torch.save_file(tensors, file.with_suffix(".part"))
+            file.with_suffix(".part").replace(file)
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        epoch, place = divmod(position, self.number)
+        if self.order is None or self.order[0] != epoch:
+            self.order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.number)
+        chunk, row = divmod(int(self.order[1][place]), _CHUNK)
+        return {name: self.chunks[chunk].get_slice(name)[row].float() for name in self.chunks[chunk].keys()}
