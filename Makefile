@@ -9,6 +9,8 @@ STAMP := .venv/.installed
 
 forecast: $(STAMP)
 	@$(if $(filter %.nc,$(INPUT)),true,$(BIN)/python examples/forecast_radar.py $(addprefix --input ,$(INPUT)))
+	@$(if $(filter %.nc,$(INPUT)),true,$(BIN)/python examples/forecast_prediff.py $(addprefix --input ,$(INPUT)))
+	@$(if $(filter %.nc,$(INPUT)),true,$(BIN)/python examples/guided_forecast.py $(addprefix --input ,$(INPUT)))
 	@$(if $(filter-out %.nc,$(INPUT)),true,$(BIN)/python examples/forecast_enso.py $(addprefix --input ,$(INPUT)))
 
 test: $(STAMP)
@@ -28,6 +30,7 @@ style: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/prediff.py
 
 # Installed once; again only when the requirements change. torch goes first: see constraints.txt.
 $(STAMP): pyproject.toml constraints.txt

@@ -7,15 +7,24 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from test_data import write_sst
 from tiny import DATA, ROOT
 from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 
-from earthformer_hf import baselines
-from earthformer_hf.data import open_sst, simulated
+from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline, baselines
+from earthformer_hf.data import open_radar, open_sst, simulated
 from earthformer_hf.data.windows import Windows
-from earthformer_hf.evaluation import score_index, score_rain
+from earthformer_hf.evaluation import (
+    dressed_ensembles,
+    forecast_ensembles,
+    score_ensembles,
+    score_index,
+    score_rain,
+)
+from earthformer_hf.guidance import intensity_change
 from earthformer_hf.metrics import correlation_by_lead, rmse_by_lead
 from earthformer_hf.protocols import PROTOCOLS
 
@@ -71,6 +80,67 @@ def test_the_radar_model_beats_persistence_on_simulated_rain():
     assert systems["model"]["code"].pixels == 2 * 12 * 128 * 128
 
 
+def test_pipeline_recipe_and_card_belong_together():
+    folder = ROOT / "model_cards/prediff-radar-tiny"
+    pipeline = PreDiffPipeline.from_pretrained(folder)
+    recipe = yaml.safe_load((ROOT / "examples/configs/prediff_radar_tiny.yaml").read_text())
+    parts = {"vae": pipeline.vae, "unet": pipeline.unet, "alignment_network": pipeline.alignment}
+    for name, network in parts.items():
+        for key, value in recipe[name].items():
+            stored = network.config[key]
+            assert (list(stored) if isinstance(stored, (list, tuple)) else stored) == value, key
+    for key, value in recipe["feature_extractor"].items():
+        assert getattr(pipeline.feature_extractor, key) == value, key
+    assert pipeline.feature_extractor.protocol in PROTOCOLS
+    assert pipeline.scheduler.config.prediction_type == recipe["scheduler"]["prediction_type"]
+    files = list(folder.rglob("*.safetensors"))
+    assert sorted(file.parent.name for file in files) == ["alignment", "unet", "vae"]
+    assert sum(file.stat().st_size for file in files) <= 20 * 2**20
+    assert {tensor.dtype for file in files for tensor in load_file(file).values()} == {torch.float16}
+    card = (folder / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["license"] and header["library_name"] == "diffusers"
+    for network in parts.values():
+        assert f"{sum(p.numel() for p in network.parameters()):,}" in card
+    assert "examples/evaluate.py" in card
+
+
+@pytest.mark.skipif(not (DATA / "radar_open_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
+def test_the_ensemble_beats_dressed_persistence_and_obeys():
+    """On a few test windows and few steps; the scores that count are in the pipeline's card."""
+    pipeline = PreDiffPipeline.from_pretrained(ROOT / "model_cards/prediff-radar-tiny")
+    extractor = pipeline.feature_extractor
+    protocol = PROTOCOLS[extractor.protocol]
+    windows, train_windows = (
+        Windows(
+            open_radar.load_events(DATA / protocol.file, split, protocol.sources),
+            extractor.encode,
+            *(7, 6),
+            protocol.window_stride,
+            protocol.frame_stride,
+        )
+        for split in ("test", "train")
+    )
+    windows.index = windows.index[10::40]
+    scores = score_ensembles(
+        {
+            "model": forecast_ensembles(pipeline, windows, ensemble_size=3, num_inference_steps=5),
+            "dressed": dressed_ensembles(windows, train_windows, 8, extractor),
+        },
+        windows,
+        extractor,
+    )
+    assert scores["model"].crps < 0.8 * scores["dressed"].crps
+    past_values, usual = windows[0]["past_values"][None], pipeline.alignment.config.statistics
+    means = []
+    for n in (-2, 0, 2):
+        guide = KnowledgeAlignmentCallback(intensity_change(usual["change_mean"], usual["change_deviation"], n))
+        generator = torch.Generator().manual_seed(0)
+        member = pipeline(past_values, 1, 10, generator, callback_on_step_end=guide)
+        means.append(member.predictions.mean())
+    assert means[0] < means[1] < means[2]
+
+
 @pytest.mark.skipif(not (DATA / "sst_kaplan_1856_2014.nc").exists(), reason="ocean data: set EARTHFORMER_HF_DATA")
 def test_the_ocean_model_beats_three_of_four_baselines():
     model, extractor = load("earthformer-sst-small")
@@ -101,6 +171,18 @@ def test_forecast_radar_without_data_says_simulated(tmp_path):
     first = result.stdout.splitlines()[0]
     assert "simulated rain (not real)" in first
     assert "persistence" in result.stdout and is_picture(tmp_path / "f.png")
+
+
+def test_ensembles_without_data_say_simulated(tmp_path):
+    for script, options in (("forecast_prediff", ["--ensemble_size", "2"]), ("guided_forecast", [])):
+        picture = tmp_path / f"{script}.png"
+        result = run(f"examples/{script}.py", *options, "--output", picture, data=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert "simulated rain (not real)" in result.stdout.splitlines()[0]
+        assert is_picture(picture)
+    np.save(tmp_path / "short.npy", np.zeros((12, 128, 128), "float32"))
+    result = run("examples/forecast_prediff.py", "--input", tmp_path / "short.npy", data=tmp_path)
+    assert result.returncode != 0 and "13 frames" in result.stderr.splitlines()[-1]
 
 
 def test_forecast_enso_without_data_says_simulated(tmp_path):
