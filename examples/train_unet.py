@@ -5,6 +5,7 @@
 OUTPUT_DIR holds a whole pipeline, ready for `PreDiffPipeline.from_pretrained`.
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 
 import diffusers
@@ -55,7 +56,7 @@ def load_latents(
     """The encoded windows of the training and the validation split."""
     train_set, eval_set = load_windows(data, extractor, lengths, arguments.seed)
     vae.to(PartialState().device)
-    description = f"{asdict(data)} {extractor.to_dict()} {lengths} {arguments.seed}"
+    description = json.dumps([asdict(data), extractor.to_dict(), lengths, arguments.seed], sort_keys=True)
     return (
         EncodedWindows(
             train_set, vae, arguments.encoded_windows, arguments.latents, f"train {description}", arguments.seed

@@ -119,6 +119,16 @@ def test_extrapolation_moves_rain_with_the_flow():
     assert error < 0.4 * stay
     assert (forecast[~reachable] == 0).all()
 
+    ensemble = baselines.steps_ensemble(rain[:3], 3, 4, minutes=4, kilometers=3, seed=0)
+    assert ensemble.shape == (4, 3, 128, 128) and np.isfinite(ensemble).all() and (ensemble >= 0).all()
+    spread = ensemble.std(axis=0).mean(axis=(1, 2))
+    assert 0 < spread[0] < spread[2]  # members part
+    assert np.abs(ensemble.mean(0) - rain[3:])[inside].mean() < stay  # and move with the flow
+    again = baselines.steps_ensemble(rain[:3], 3, 4, minutes=4, kilometers=3, seed=0)
+    np.testing.assert_array_equal(ensemble, again)
+    dry = baselines.steps_ensemble(np.zeros((3, 32, 32)), 2, 3, minutes=4, kilometers=3, seed=0)
+    assert dry.shape == (3, 2, 32, 32) and not dry.any()
+
 
 @pytest.mark.skipif(not (DATA / "sst_kaplan_1856_2014.nc").exists(), reason="ocean data: set EARTHFORMER_HF_DATA")
 def test_ocean_baselines_have_their_known_scores():

@@ -43,7 +43,7 @@ def plot_sequence(
     chances = chances or {}
     colors = ListedColormap(RAIN_COLORS).with_extremes(under="white", over="#7a0177", bad="0.8")
     rain_style = {"cmap": colors, "norm": BoundaryNorm(RAIN_LEVELS, len(RAIN_COLORS))}
-    chance_style = {"cmap": "magma_r", "vmin": 0, "vmax": 100}
+    chance_style = {"cmap": "Purples", "vmin": 0, "vmax": 100}
     lines = [(label, frames, rain_style) for label, frames in rows.items()]
     lines += [(label, 100 * frames, chance_style) for label, frames in chances.items()]
     figure = _figure(figsize=(1.9 * len(leads) + 1.2, 1.95 * len(lines) + 0.9), layout="constrained")
@@ -60,13 +60,15 @@ def plot_sequence(
                 axis.imshow(frame, **style, interpolation="nearest")
     for axis, lead in zip(axes[0], leads):
         axis.set_title(lead, fontsize=10)
-    parts = (("rain rate, mm/h", axes[: len(rows)], RAIN_LEVELS), ("chance, %", axes[len(rows) :], None))
-    for label, part, ticks in parts:
+    parts = (
+        ("rain rate, mm/h", axes[: len(rows)], RAIN_LEVELS, "max"),
+        ("chance, %", axes[len(rows) :], [0, 20, 40, 60, 80, 100], "neither"),
+    )
+    for label, part, ticks, extend in parts:
         images = [image for axis in part.flat for image in axis.images]
         if images:
-            extend = "max" if ticks else "neither"
             bar = figure.colorbar(images[0], ax=part, shrink=0.8, pad=0.01, extend=extend, ticks=ticks)
-            bar.ax.set_yticklabels([f"{level:g}" for level in bar.get_ticks()], fontsize=8)
+            bar.ax.set_yticklabels([f"{level:g}" for level in ticks], fontsize=8)
             bar.set_label(label, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
