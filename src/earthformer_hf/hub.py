@@ -26,7 +26,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 from huggingface_hub import CommitInfo, HfApi, ModelCard, snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoFeatureExtractor
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
@@ -102,6 +102,8 @@ def export(
             _write_extractor(parts["extractor"], draft)
         _write_card(model_or_pipeline, card, draft)
         _put(draft, folder, overwrite)
+    except SafetensorError as reason:
+        raise OSError(f"{folder} was not written: {reason}") from reason
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
