@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForTimeSeriesPrediction
 
+from . import hub
 from .configuration_earthformer import EarthformerConfig
 from .cuboid import Cuboid
 from .feature_extraction_earthformer import EarthformerFeatureExtractor
@@ -22,6 +23,7 @@ __all__ = [
     "KnowledgeAlignmentCallback",
     "PreDiffPipeline",
     "PreDiffPipelineOutput",
+    "hub",
 ]
 
 AutoConfig.register("earthformer", EarthformerConfig)

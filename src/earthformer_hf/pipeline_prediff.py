@@ -161,10 +161,11 @@ class PreDiffPipeline(DiffusionPipeline):
 
     @classmethod
     def _get_signature_types(cls):
-        """For `from_pipe`, which takes over a network only if its very class is named here."""
+        """For `from_pipe`, which takes over a network only if its very class is named here, and for loading by the
+        code of a hub repository, which diffusers runs once per component and so makes several classes of that name."""
         from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
 
-        networks = {"unet": (EarthformerUNetModel,), "alignment": (EarthformerAlignmentModel,)}
+        networks = {"unet": (EarthformerUNetModel, ModelMixin), "alignment": (EarthformerAlignmentModel, ModelMixin)}
         return super()._get_signature_types() | networks
 
     # -- forecasting --------------------------------------------------------------------------------------------------

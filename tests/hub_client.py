@@ -1,0 +1,334 @@
+"""What a client process does against the local hub: `python hub_client.py GROUP WORK_FOLDER`, see `test_hub.py`.
+
+Two processes, because the hub's address must be set before anything is imported, and because one of them must never
+see this package. Each prints one JSON object: name of a check -> "passed" or its traceback.
+"""
+
+import json
+import os
+import shutil
+import sys
+import traceback
+import urllib.request
+from pathlib import Path
+
+
+GROUP, WORK = (sys.argv[1], Path(sys.argv[2])) if __name__ == "__main__" else ("", Path())
+
+
+class Blocked:
+    """Makes any import of this package fail."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "earthformer_hf":
+            raise ModuleNotFoundError(f"No module named {name!r} (blocked)")
+
+
+if GROUP == "without_package":
+    sys.meta_path.insert(0, Blocked())
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from diffusers import DiffusionPipeline  # noqa: E402
+from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module  # noqa: E402
+from huggingface_hub import HfApi, ModelCard  # noqa: E402
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError  # noqa: E402
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForTimeSeriesPrediction  # noqa: E402
+
+
+CARD = "---\nlicense: apache-2.0\nlibrary_name: transformers\ntags: [earthformer]\n---\n\n# Ours\n\nWritten by hand.\n"
+OPTIONS = {"ensemble_size": 2, "num_inference_steps": 2, "output_type": "pt"}
+
+
+def raw_frames() -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 255, (1, 3, 20, 28)).astype("float32")
+
+
+def context() -> torch.Tensor:
+    return torch.rand(1, 3, 12, 16, 1, generator=torch.Generator().manual_seed(5))
+
+
+def ensemble(pipeline, guide=None) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(context(), **OPTIONS, generator=generator, callback_on_step_end=guide).predictions
+
+
+@torch.no_grad()
+def forecast(model, extractor) -> torch.Tensor:
+    return model(**extractor(raw_frames())).predictions
+
+
+def kept(name: str, value: torch.Tensor | None = None) -> torch.Tensor:
+    """Between the processes: what a forecast was before it went to the hub."""
+    path = WORK / f"{name}.pt"
+    if value is not None:
+        torch.save(value, path)
+    return torch.load(path, weights_only=True)
+
+
+def raises(kind, call, *words) -> str:
+    try:
+        call()
+    except kind as error:
+        message = str(error)
+        assert all(word in message for word in words), message
+        return message
+    raise AssertionError(f"no {kind}")
+
+
+# -- with this package ------------------------------------------------------------------------------------------------
+
+
+def things():
+    from tiny import tiny_model, tiny_pipeline
+
+    from earthformer_hf import EarthformerFeatureExtractor
+
+    torch.manual_seed(0)
+    extractor = EarthformerFeatureExtractor(scale=1 / 255, variable="rain code", units="1", valid_range=(0, 254))
+    pipeline = tiny_pipeline(alignment=True)
+    pipeline.register_modules(feature_extractor=extractor)
+    return tiny_model(), extractor, pipeline
+
+
+def model():
+    from earthformer_hf import EarthformerForPrediction, hub
+
+    network, extractor, _ = things()
+    before = kept("model", forecast(network, extractor))
+    (WORK / "README.md").write_text(CARD)
+    network.push_to_hub("someone/model", feature_extractor=extractor, card=WORK / "README.md", tag="v1")
+
+    loaded = AutoModelForTimeSeriesPrediction.from_pretrained("someone/model", revision="v1")
+    assert type(loaded) is EarthformerForPrediction  # and not the code of the repository
+    again = AutoFeatureExtractor.from_pretrained("someone/model", revision="v1")
+    assert type(again) is type(extractor) and again.variable == "rain code"
+    assert torch.equal(forecast(loaded, again), before)
+    assert ModelCard.load("someone/model").text.strip().endswith("Written by hand.")
+
+    # what a repository gives, exported again, is the repository
+    folder, loaded, again = hub.load("someone/model", revision="v1")
+    hub.export(loaded, WORK / "again", again, folder / "README.md")
+    for path in (WORK / "again").iterdir():
+        other = HfApi().hf_hub_download("someone/model", path.name, revision="v1")
+        assert path.read_bytes() == Path(other).read_bytes(), path.name
+
+    # a later push: the pinned revision stays, the hand-written card too
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.01)
+    commit = hub.push(network, "someone/model", extractor, max_shard_size="100KB")
+    later = EarthformerForPrediction.from_pretrained("someone/model")
+    assert torch.equal(forecast(later, extractor), forecast(network, extractor))
+    assert not torch.equal(forecast(later, extractor), before)
+    for revision in ("v1", HfApi().list_repo_refs("someone/model").tags[0].target_commit):
+        pinned = EarthformerForPrediction.from_pretrained("someone/model", revision=revision)
+        assert torch.equal(forecast(pinned, extractor), before)
+    assert ModelCard.load("someone/model").text.strip().endswith("Written by hand.")
+    files = HfApi().list_repo_files("someone/model", revision=commit.oid)
+    assert "model.safetensors" not in files and sum(name.endswith(".safetensors") for name in files) > 1
+
+    # a branch of its own
+    hub.push(network, "someone/model", extractor, revision="trial")
+    assert "model.safetensors" in HfApi().list_repo_files("someone/model", revision="trial")
+
+
+def the_card_goes_first():
+    titles = [commit.title for commit in HfApi().list_repo_commits("someone/model")][::-1]
+    assert titles[1:3] == ["Upload the model card", "Upload EarthformerForPrediction"], titles
+    assert titles.count("Upload the model card") == 1, titles
+
+
+def pipeline():
+    from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
+
+    _, _, pipe = things()
+    before = kept("pipeline", ensemble(pipe))
+    kept("guided", ensemble(pipe, KnowledgeAlignmentCallback(0.9)))
+    pipe.push_to_hub("someone/pipeline", tag="v1")
+    loaded = PreDiffPipeline.from_pretrained("someone/pipeline", revision="v1")
+    assert torch.equal(ensemble(loaded), before)
+    assert loaded.feature_extractor.variable == "rain code"
+    guide = KnowledgeAlignmentCallback.from_pretrained("someone/pipeline", target=0.9)
+    assert torch.equal(ensemble(loaded, guide), kept("guided"))
+
+    torch.nn.init.ones_(pipe.unet.out_proj.bias)
+    pipe.push_to_hub("someone/pipeline")
+    assert not torch.equal(ensemble(PreDiffPipeline.from_pretrained("someone/pipeline")), before)
+    assert torch.equal(ensemble(PreDiffPipeline.from_pretrained("someone/pipeline", revision="v1")), before)
+
+
+def half_precision():
+    from earthformer_hf import hub
+
+    _, _, pipe = things()
+    hub.push(pipe.to(torch.float16), "someone/half")
+    folder, loaded, _ = hub.load("someone/half")
+    assert loaded.unet.dtype == loaded.vae.dtype == loaded.alignment.dtype == torch.float16
+    assert torch.equal(ensemble(loaded), ensemble(pipe))
+
+
+def feature_extractor():
+    from earthformer_hf import EarthformerFeatureExtractor
+
+    _, extractor, _ = things()
+    extractor.push_to_hub("someone/extractor")
+    for loaded in (EarthformerFeatureExtractor, AutoFeatureExtractor):
+        loaded = loaded.from_pretrained("someone/extractor")
+        assert type(loaded) is EarthformerFeatureExtractor and loaded.valid_range == [0, 254]
+        np.testing.assert_array_equal(loaded(raw_frames())["past_values"], extractor(raw_frames())["past_values"])
+
+
+def dataset():
+    from datasets import Dataset, load_dataset
+
+    values = np.arange(4 * 3 * 5 * 6, dtype="uint8").reshape(4, 3, 5, 6)
+    rows = [{"id": f"event-{k}", "values": values[k].tobytes(), "shape": [3, 5, 6]} for k in range(4)]
+    Dataset.from_list(rows).push_to_hub("someone/events")
+    streamed = list(load_dataset("someone/events", split="train", streaming=True))
+    assert [row["id"] for row in streamed] == [row["id"] for row in rows]
+    for k, row in enumerate(streamed):
+        np.testing.assert_array_equal(np.frombuffer(row["values"], "uint8").reshape(row["shape"]), values[k])
+    assert load_dataset("someone/events", split="train")[2]["values"] == rows[2]["values"]
+
+
+def interrupted_upload():
+    from earthformer_hf import EarthformerForPrediction, hub
+
+    network, extractor, _ = things()
+    before = HfApi().model_info("someone/model").sha
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.5)
+    request = urllib.request.Request(
+        f"{os.environ['HF_ENDPOINT']}/interrupt/{os.getpid()}", b"",
+        {"Authorization": f"Bearer {os.environ['HF_TOKEN']}"},
+    )  # fmt: skip
+    urllib.request.urlopen(request).close()
+    raises(KeyboardInterrupt, lambda: hub.push(network, "someone/model", extractor))
+    assert HfApi().model_info("someone/model").sha == before
+    old = EarthformerForPrediction.from_pretrained("someone/model", force_download=True)
+    assert not torch.equal(forecast(old, extractor), forecast(network, extractor))
+    hub.push(network, "someone/model", extractor)
+    new = EarthformerForPrediction.from_pretrained("someone/model")
+    assert torch.equal(forecast(new, extractor), forecast(network, extractor))
+
+
+def refusals():
+    from earthformer_hf import EarthformerForPrediction, PreDiffPipeline, hub
+
+    network, extractor, _ = things()
+    raises(HfHubHTTPError, lambda: hub.push(network, "someone/model", token="hf_wrong"), "401", "Invalid credentials")
+    raises(OSError, lambda: EarthformerForPrediction.from_pretrained("someone/nothing"), "someone/nothing")
+    raises(RepositoryNotFoundError, lambda: PreDiffPipeline.from_pretrained("someone/nothing"), "Repository Not Found")
+    raises(RepositoryNotFoundError, lambda: hub.load("someone/nothing"), "Repository Not Found")
+    raises(OSError, lambda: EarthformerForPrediction.from_pretrained("someone/model", revision="v9"), "v9")
+    raises(RevisionNotFoundError, lambda: hub.load("someone/model", revision="v9"), "Revision Not Found")
+    raises(ValueError, lambda: hub.push(torch.nn.Linear(1, 1), "someone/linear"), "torch.nn")
+    assert not HfApi().repo_exists("someone/linear")
+
+
+def command_line():
+    from typer.testing import CliRunner
+
+    from earthformer_hf.cli import app
+
+    def run(*command):
+        return CliRunner().invoke(app, ["hub", *map(str, command)])
+
+    folder = WORK / "by_command"
+    result = run("export", "someone/model", folder, "--revision", "v1")
+    assert result.exit_code == 0, result.output
+    assert (folder / "README.md").read_text() == CARD
+    assert (folder / "model.safetensors").exists()
+    result = run("push", folder, "someone/by-command", "--tag", "first")
+    assert result.exit_code == 0 and "someone/by-command" in result.output, result.output
+    assert "modeling_earthformer.py" in HfApi().list_repo_files("someone/by-command", revision="first")
+
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    result = run("push", folder, "someone/card-only")
+    assert result.exit_code == 0, result.output
+    assert "README.md" in HfApi().list_repo_files("someone/card-only")
+    result = run("push", folder, "someone/card-only", "--token", "hf_wrong")
+    assert result.exit_code == 1 and "Invalid credentials" in result.output, result.output
+
+
+# -- without it -------------------------------------------------------------------------------------------------------
+
+
+def the_package_is_absent():
+    raises(ModuleNotFoundError, lambda: __import__("earthformer_hf"), "blocked")
+
+
+def from_places(name: str):
+    """A hub id and a folder with the same content."""
+    folder = WORK / f"disk-{name}"
+    if not folder.exists():
+        shutil.copytree(HfApi().snapshot_download(f"someone/{name}", revision="v1"), folder)
+    return (f"someone/{name}", {"revision": "v1"}), (str(folder), {})
+
+
+def model_by_its_own_code():
+    for place, options in from_places("model"):
+        options |= {"trust_remote_code": True}
+        network = AutoModelForTimeSeriesPrediction.from_pretrained(place, **options)
+        extractor = AutoFeatureExtractor.from_pretrained(place, **options)
+        assert "transformers_modules" in type(network).__module__
+        torch.testing.assert_close(forecast(network, extractor), kept("model"), rtol=0, atol=0)
+        assert extractor.variable == "rain code"
+        headless = AutoModel.from_pretrained(place, **options)
+        assert type(headless).__name__ == "EarthformerModel"
+        assert AutoConfig.from_pretrained(place, **options).prediction_length == 4
+
+
+def extractor_by_its_own_code():
+    extractor = AutoFeatureExtractor.from_pretrained("someone/extractor", trust_remote_code=True)
+    assert extractor.valid_range == [0, 254]
+
+
+def pipeline_by_its_own_code():
+    for place, options in from_places("pipeline"):
+        options |= {"trust_remote_code": True}
+        pipe = DiffusionPipeline.from_pretrained(place, **options)
+        assert type(pipe).__name__ == "PreDiffPipeline" and "diffusers_modules" in type(pipe).__module__
+        assert torch.equal(ensemble(pipe), kept("pipeline"))
+        assert pipe.feature_extractor.variable == "rain code"
+        name = "KnowledgeAlignmentCallback"
+        guidance = get_class_from_dynamic_module(place, "guidance.py", class_name=name, **options)
+        assert torch.equal(ensemble(pipe, guidance(0.9)), kept("guided"))
+        raises(ValueError, lambda: pipe(context()[:, :2]), "past_values")  # noqa: B023
+
+
+def without_trust_nothing_runs():
+    for place, _ in (*from_places("model"), *from_places("pipeline")):
+        kind = AutoModelForTimeSeriesPrediction if "model" in place else DiffusionPipeline
+        raises(ValueError, lambda: kind.from_pretrained(place), "trust_remote_code")  # noqa: B023
+
+
+GROUPS = {
+    "with_package": [
+        model, the_card_goes_first, pipeline, half_precision, feature_extractor, dataset, interrupted_upload, refusals,
+        command_line,
+    ],
+    "without_package": [
+        the_package_is_absent, without_trust_nothing_runs, model_by_its_own_code, extractor_by_its_own_code,
+        pipeline_by_its_own_code,
+    ],
+}  # fmt: skip
+
+
+def main():
+    results = {}
+    for check in GROUPS[GROUP]:
+        try:
+            check()
+            results[check.__name__] = "passed"
+        except BaseException:
+            results[check.__name__] = traceback.format_exc()
+    (WORK / f"{GROUP}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

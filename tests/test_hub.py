@@ -1,0 +1,325 @@
+"""Folders and hub repositories: complete or absent, the same bytes each time, loadable with this package and without.
+
+The round trips run in two client processes (`hub_client.py`) against a hub in memory (`local_hub.py`).
+"""
+
+import ast
+import importlib
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import DDPMScheduler, DiffusionPipeline
+from hub_client import CARD, GROUPS
+from local_hub import LocalHub
+from tiny import ROOT, tiny_model, tiny_pipeline
+from typer.testing import CliRunner
+
+from earthformer_hf import (
+    EarthformerConfig,
+    EarthformerFeatureExtractor,
+    EarthformerForPrediction,
+    EarthformerModel,
+    PreDiffPipeline,
+    hub,
+)
+from earthformer_hf.cli import app
+
+
+# -- round trips ------------------------------------------------------------------------------------------------------
+
+
+def client(local_hub: LocalHub, work: Path, group: str) -> dict[str, str]:
+    environment = local_hub.environment(work / f"home-{group}")
+    script = Path(__file__).with_name("hub_client.py")
+    result = subprocess.run(
+        [sys.executable, script, group, work], env=environment, capture_output=True, text=True, timeout=1200
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads((work / f"{group}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    work = tmp_path_factory.mktemp("hub")
+    with LocalHub() as local_hub:
+        return client(local_hub, work, "with_package") | client(local_hub, work, "without_package")
+
+
+@pytest.mark.parametrize("check", [function.__name__ for group in GROUPS.values() for function in group])
+def test_round_trip(results, check):
+    assert results[check] == "passed", results[check]
+
+
+# -- writing folders --------------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def things() -> dict:
+    pipeline = tiny_pipeline(alignment=True)
+    pipeline.register_modules(feature_extractor=EarthformerFeatureExtractor(scale=0.5))
+    return {"model": tiny_model(), "pipeline": pipeline, "extractor": EarthformerFeatureExtractor(scale=0.5)}
+
+
+@pytest.mark.parametrize("name", ["model", "pipeline", "extractor"])
+def test_the_same_model_gives_the_same_bytes(name, tmp_path):
+    thing = things()[name]
+    first = contents(hub.export(thing, tmp_path / "a"))
+    assert not any(path.startswith(".") for path in first) and "README.md" in first
+    hub.export(thing, tmp_path / "a")  # which holds exactly this already
+    kind = {"model": EarthformerForPrediction, "pipeline": PreDiffPipeline, "extractor": EarthformerFeatureExtractor}
+    loaded = kind[name].from_pretrained(tmp_path / "a")
+    assert contents(hub.export(loaded, tmp_path / "elsewhere" / "b")) == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "elsewhere"]
+
+
+def test_a_model_without_a_head_and_a_pipeline_without_options(tmp_path):
+    headless = tiny_model().model
+    assert type(headless) is EarthformerModel
+    hub.export(headless, tmp_path / "model")
+    assert type(hub.load(tmp_path / "model")[1]) is EarthformerModel
+    hub.export(tiny_pipeline(), tmp_path / "pipeline")
+    loaded = hub.load(tmp_path / "pipeline")[1]
+    assert loaded.alignment is None and loaded.feature_extractor is None
+
+
+def test_half_precision_stays(tmp_path):
+    hub.export(tiny_pipeline(alignment=True).to(torch.float16), tmp_path / "a")
+    _, loaded, _ = hub.load(tmp_path / "a")
+    assert {network.dtype for network in (loaded.vae, loaded.unet, loaded.alignment)} == {torch.float16}
+    hub.export(loaded, tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_nothing_else_is_overwritten_unasked(tmp_path):
+    model = tiny_model()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("all my work")
+    for overwrite in (False, True):  # not a model: never
+        with pytest.raises(ValueError, match="something else|replaced as a whole only"):
+            hub.export(model, folder, overwrite=overwrite)
+    assert contents(folder) == {"thesis.txt": b"all my work"}
+
+    hub.export(model, tmp_path / "model")
+    before = contents(tmp_path / "model")
+    other = tiny_model(num_global_vectors=0)
+    with pytest.raises(ValueError, match="overwrite=True"):
+        hub.export(other, tmp_path / "model")
+    assert contents(tmp_path / "model") == before
+    hub.export(other, tmp_path / "model", overwrite=True)
+    assert EarthformerConfig.from_pretrained(tmp_path / "model").num_global_vectors == 0
+    (tmp_path / "model" / ".git").mkdir()
+    with pytest.raises(ValueError, match="git checkout"):
+        hub.export(model, tmp_path / "model", overwrite=True)
+    with pytest.raises(ValueError, match="is a file"):
+        hub.export(model, folder / "thesis.txt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "model"]
+
+
+@pytest.mark.parametrize("name", ["model", "pipeline"])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_full_disk_leaves_no_half_folder(name, existing, tmp_path):
+    thing = things()[name]
+    before = contents(hub.export(thing, tmp_path / "out")) if existing else None
+    with torch.no_grad():
+        network = thing if name == "model" else thing.unet
+        next(network.parameters()).add_(1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limit[1]))  # no file grows beyond: writing fails half-way
+    try:
+        with pytest.raises(OSError):
+            hub.export(thing, tmp_path / "out", overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if existing else [])
+    if existing:
+        assert contents(tmp_path / "out") == before
+    assert hub.load(hub.export(thing, tmp_path / "out", overwrite=True))[1] is not None
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path):
+    model, extractor = tiny_model(), EarthformerFeatureExtractor()
+    foreign = tiny_pipeline()
+    foreign.unet = torch.nn.Linear(1, 1)
+    for thing, beside, message in (
+        (torch.nn.Linear(1, 1), None, "torch.nn"),
+        (foreign, None, "unet must be a EarthformerUNetModel"),
+        (model, model, "`feature_extractor` must be"),
+        (tiny_pipeline(), extractor, "brings its own"),
+        (extractor, extractor, "is one itself"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hub.export(thing, tmp_path / "out", beside)
+    with pytest.raises(ValueError, match="`card` must be a Markdown file"):
+        hub.export(model, tmp_path / "out", card=tmp_path / "missing.md")
+    with pytest.raises(ValueError, match="no weights"):
+        hub.load(ROOT / "model_cards/earthformer-sevir")
+    assert not list(tmp_path.iterdir())
+
+
+def names_at_top(source: str) -> set[str]:
+    """Functions, classes and variables of a module, without its imports."""
+    names = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names - {"__all__", "logger"}
+
+
+def test_a_self_contained_module_mixes_up_no_names():
+    source = hub.self_contained("unet_earthformer")
+    parts = [names_at_top((hub.PACKAGE / f"{module}.py").read_text()) for module in ("cuboid", "unet_earthformer")]
+    assert not parts[0] & parts[1]
+    assert names_at_top(source) == parts[0] | parts[1]
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    assert not any(node.level for node in imports)
+
+
+# -- checking folders -------------------------------------------------------------------------------------------------
+
+
+GOOD = CARD.replace("tags:", "pipeline_tag: time-series-forecasting\ntags:")
+INDEX = """model-index:
+- name: ours
+  results:
+  - task: {type: time-series-forecasting}
+    dataset: {name: rain, type: rain}
+    metrics: [{type: mse, value: 0.25}]
+    source: {name: examples/evaluate.py, url: "https://example.org"}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    hub.export(tiny_model(), tmp_path / "model", EarthformerFeatureExtractor())
+    (tmp_path / "model/README.md").write_text(GOOD)
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("license: apache-2.0\n", "", "`license`"),
+        ("library_name: transformers", "library_name: diffusers", "`library_name` must be 'transformers'"),
+        ("pipeline_tag: time-series-forecasting\n", "", "`pipeline_tag`"),
+        ("tags: [earthformer]", "tags: earthformer", "`tags` must be a list"),
+        ("tags: [earthformer]", "tags: [radar]", "earthformer or prediff"),
+        ("license:", "datasets: sevir\nlicense:", "`datasets` must be a list"),
+        ("license: apache-2.0", "license: [", "no YAML"),
+        ("---\nlicense", "license", "does not begin with metadata"),
+        ("Written by hand.", "| model | CSI-M |\n|---|---|\n| this | 0.44 |", "a score without a source"),
+        ("Written by hand.", "| MSE | source |\n|---|---|\n| 0.1 | |", "a score without a source: 0.1"),
+        ("# Ours", "# Our scores\n\n| a | b |\n|---|---|\n| x | 1 |", "a score without a source"),
+        ("license:", INDEX + "license:", "mse 0.25 is not in scores.json"),
+        ("license:", INDEX[: INDEX.index("    source")] + "license:", "mse 0.25 has no source"),
+    ],
+)
+def test_a_card_that_claims_too_much_or_says_too_little(folder, old, new, problem):
+    assert hub.check(folder) == []
+    (folder / "README.md").write_text(GOOD.replace(old, new, 1))
+    assert any(problem in found for found in hub.check(folder)), hub.check(folder)
+
+
+def test_scores_with_a_source_pass(folder):
+    table = "| model | CSI-M |\n|---|---|\n| this | 0.44 |\n"
+    measured = f"## Scores\n\n```\npython examples/evaluate.py --model this\n```\n\n{table}"
+    sourced = "| MSE | source |\n|---|---|\n| 0.1 | the authors |\n"
+    (folder / "scores.json").write_text(json.dumps({"scores": {"model": {"mse": 0.25}}}))
+    (folder / "README.md").write_text(GOOD.replace("license:", INDEX + "license:") + measured + "## More\n" + sourced)
+    assert hub.check(folder) == []
+
+
+def test_a_configuration_and_weights_that_do_not_work(folder):
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stored | {"num_attention_heads": 5}))
+    assert any("multiples of num_attention_heads=5" in problem for problem in hub.check(folder))
+    (folder / "config.json").write_text(json.dumps(stored | {"num_global_vectors": 3}))
+    assert any("weights do not fit" in problem for problem in hub.check(folder))
+    (folder / "config.json").unlink()
+    assert any("neither config.json nor model_index.json" in problem for problem in hub.check(folder))
+
+
+def test_without_weights_the_card_tells_how_to_get_them(folder):
+    (folder / "model.safetensors").unlink()
+    assert any("conversion command" in problem for problem in hub.check(folder))
+
+
+def test_the_command_checks_a_folder_of_folders(folder):
+    result = CliRunner().invoke(app, ["hub", "check", str(folder.parent)])
+    assert result.exit_code == 0 and "fine" in result.output
+    shutil.copytree(folder, folder.parent / "second")
+    (folder.parent / "second/README.md").unlink()
+    result = CliRunner().invoke(app, ["hub", "check", str(folder.parent)])
+    assert result.exit_code == 1 and "README.md: missing" in result.output and "1 of 2" in result.output
+    result = CliRunner().invoke(app, ["hub", "export", str(folder), str(folder.parent / "second")])
+    assert result.exit_code == 1 and "something else" in result.output
+
+
+def test_without_typer_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.delitem(sys.modules, "earthformer_hf.cli")
+    with pytest.raises(SystemExit, match=r"earthformer-hf\[cli\]"):
+        importlib.import_module("earthformer_hf.cli")
+
+
+# -- the cards in this repository -------------------------------------------------------------------------------------
+
+CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/README.md"))
+WITH_CONFIGURATION = [card for card in CARDS if any((card / name).is_file() for name in hub.CONFIGURATIONS)]
+
+
+@pytest.mark.parametrize("card", WITH_CONFIGURATION, ids=lambda card: card.name)
+def test_our_cards_pass(card):
+    assert hub.check(card) == []
+
+
+@pytest.mark.parametrize("name", ["sevir", "icar_enso"])
+def test_the_released_settings_are_the_recipes(name):
+    folder = ROOT / "model_cards" / f"earthformer-{name.replace('_', '-')}"
+    stored = EarthformerConfig.from_pretrained(folder)
+    recipe = yaml.safe_load((ROOT / f"examples/configs/earthformer_{name}.yaml").read_text())["model"]
+    assert {key: getattr(stored, key) for key in recipe} == recipe
+    with torch.device("meta"):
+        parameters = EarthformerForPrediction(stored).num_parameters()
+    assert f"{parameters:,} parameters" in " ".join((folder / "README.md").read_text().split())
+
+
+def test_the_released_pipeline_is_the_recipe():
+    folder = ROOT / "model_cards/prediff-sevir-lr"
+    recipe = yaml.safe_load((ROOT / "examples/configs/prediff_sevir_lr.yaml").read_text())
+    networks = {path.name: network for path, network in hub._networks(folder).items()}
+    for part, name in (("vae", "vae"), ("unet", "unet"), ("alignment_network", "alignment")):
+        config = networks[name].config
+        assert {key: getattr(config, key) for key in recipe[part]} == recipe[part], part
+        parameters = sum(parameter.numel() for parameter in networks[name].parameters())
+        assert f"{parameters:,}" in (folder / "README.md").read_text()
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    assert recipe["scheduler"].pop("class") == "DDPMScheduler"
+    assert {key: scheduler.config[key] for key in recipe["scheduler"]} == recipe["scheduler"]
+    assert networks["vae"].config.latent_channels == networks["unet"].config.in_channels
+    # the index is that of an exported pipeline
+    index = DiffusionPipeline.load_config(folder)
+    assert index["unet"] == ["unet_earthformer", "EarthformerUNetModel"]
+
+
+def test_extractors_map_the_archives_ranges_to_0_and_1():
+    for name, low, high in (
+        ("earthformer-sevir", 0, 255),
+        ("prediff-sevir-lr/feature_extractor", 0, 255),
+        ("earthformer-icar-enso", -16.549121856689453, 10.198975563049316),
+    ):
+        extractor = EarthformerFeatureExtractor.from_pretrained(ROOT / "model_cards" / name)
+        values, _ = extractor.encode([low, high])
+        assert values.tolist() == pytest.approx([0, 1], abs=1e-6)
