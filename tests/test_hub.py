@@ -219,6 +219,7 @@ def folder(tmp_path):
         ("license:", "datasets: sevir\nlicense:", "`datasets` must be a list"),
         ("license: apache-2.0", "license: [", "no YAML"),
         ("---\nlicense", "license", "does not begin with metadata"),
+        ("Written by hand.", "![a map](../map.png)", "it shows '../map.png'"),
         ("Written by hand.", "| model | CSI-M |\n|---|---|\n| this | 0.44 |", "a score without a source"),
         ("Written by hand.", "| MSE | source |\n|---|---|\n| 0.1 | |", "a score without a source: 0.1"),
         ("# Ours", "# Our scores\n\n| a | b |\n|---|---|\n| x | 1 |", "a score without a source"),
@@ -239,6 +240,20 @@ def test_scores_with_a_source_pass(folder):
     (folder / "scores.json").write_text(json.dumps({"scores": {"model": {"mse": 0.25}}}))
     (folder / "README.md").write_text(GOOD.replace("license:", INDEX + "license:") + measured + "## More\n" + sourced)
     assert hub.check(folder) == []
+
+
+def test_pictures_and_scores_travel_with_the_card(tmp_path):
+    card = tmp_path / "card/README.md"
+    card.parent.mkdir()
+    card.write_text(GOOD + "![a map](map.png) ![elsewhere](https://example.org/x.png)")
+    with pytest.raises(ValueError, match="map.png"):
+        hub.export(tiny_model(), tmp_path / "model", card=card)
+    assert not (tmp_path / "model").exists()
+    (card.parent / "map.png").write_bytes(b"picture")
+    (card.parent / "scores.json").write_text("{}")
+    hub.export(tiny_model(), tmp_path / "model", card=card)
+    assert (tmp_path / "model/map.png").read_bytes() == b"picture" and (tmp_path / "model/scores.json").exists()
+    assert hub.check(tmp_path / "model") == []
 
 
 def test_a_configuration_and_weights_that_do_not_work(folder):

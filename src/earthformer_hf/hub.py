@@ -74,8 +74,8 @@ def export(
         model_or_pipeline: a model, a [`PreDiffPipeline`], or a feature extractor alone.
         folder: where to write. If it holds exactly this already, nothing happens.
         feature_extractor: to put beside a model; a pipeline brings its own.
-        card: the model card, a Markdown file; a `scores.json` beside it comes along. If omitted, a short one that
-            claims nothing is written.
+        card: the model card, a Markdown file; a `scores.json` beside it and the pictures that it shows come along. If
+            omitted, a short one that claims nothing is written.
         overwrite: replace what `folder` holds, all of it, if that is a model.
         max_shard_size: of a file of weights, such as "5GB".
 
@@ -244,8 +244,21 @@ def _write_card(thing: Any, card: str | Path | None, folder: Path):
     if not card.is_file():
         raise ValueError(f"`card` must be a Markdown file, got {str(card)!r}.")
     shutil.copyfile(card, folder / "README.md")
+    for name in _pictures(card.read_text(encoding="utf-8")):
+        if not _beside(card, name):
+            raise ValueError(f"`card`: {card} shows {name!r}, which must be a file beside it.")
+        shutil.copyfile(card.parent / name, folder / name)
     if (card.parent / "scores.json").is_file():
         shutil.copyfile(card.parent / "scores.json", folder / "scores.json")
+
+
+def _pictures(text: str) -> list[str]:
+    """The pictures that a card shows, but for those of other sites."""
+    return [name for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text) if "://" not in name]
+
+
+def _beside(card: Path, name: str) -> bool:
+    return Path(name).name == name and (card.parent / name).is_file()
 
 
 def _plain_card(thing: Any) -> str:
@@ -493,6 +506,9 @@ def _card_problems(folder: Path) -> Iterator[str]:
         yield f"`tags` must name earthformer or prediff, got {data.get('tags')!r}"
     if "model-index" in data:
         yield from _index_problems(path)
+    for name in _pictures(text):
+        if not _beside(path, name):
+            yield f"it shows {name!r}, which is no file beside it"
     yield from _table_problems(text[header.end() :] if header else text)
     if not has_weights(folder) and "conversion/convert_" not in text:
         yield "the folder holds no weights, so the card must give the conversion command (conversion/convert_...)"
