@@ -1,23 +1,30 @@
 """Convert a checkpoint of the original Earthformer (amazon-science/earth-forecasting-transformer) to this package.
 
     python conversion/convert_earthformer.py --checkpoint_path X.pt --config_path X.yaml --output_dir DIR
+    python conversion/convert_earthformer.py --checkpoint_path X.pt --preset sevir --output_dir DIR
 
 X.pt is a state dict, or has one as `state_dict`: everything else in it becomes an inert placeholder, and a file that
 asks for anything unusual is refused before it is loaded. X.yaml has a `model:` block with the original's options;
-options it leaves out take the defaults of the original constructor. Every option and every tensor is translated,
-dropped by a rule below, or refused.
+options it leaves out take the defaults of the original constructor. A preset is the `model:` block of a recipe in
+`examples/configs`. Every option and every tensor is translated, dropped by a rule below, or refused. The folder's card
+says which tensor became which.
 """
 
 import argparse
 import contextlib
+import hashlib
+import os
 import pickletools
 import re
+import shlex
 import sys
+import tempfile
 import zipfile
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -81,9 +88,16 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def why(path: Path, reason: Exception) -> str:
     """What is wrong with a file that torch did not load; for pickle protocol 4 and later torch does not say."""
+    if not Path(path).is_file():
+        return "there is no such file"
     names = re.findall(r"GLOBAL (\S+)", str(reason))
     names = names or [name for name in named_globals(path) if not (INERT.fullmatch(name) or TENSOR.fullmatch(name))]
-    return f"it asks for {names[0]!r}" if names else "it is no checkpoint of tensors in pickle protocol 2"
+    if names:
+        return f"it asks for {names[0]!r}"
+    with open(path, "rb") as file:
+        if file.read(2) == b"PK" and not zipfile.is_zipfile(file):
+            return "it is cut off, as by a download that stopped"
+    return "it is no checkpoint of tensors in pickle protocol 2"
 
 
 def named_globals(path: Path) -> list[str]:
@@ -111,7 +125,7 @@ def named_globals(path: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tensors: regular expression -> name, None = dropped. The first rule that matches is applied.
+# Tensors: regular expression -> name. The first rule that matches is applied.
 # ---------------------------------------------------------------------------------------------------------------------
 
 WHERE = [
@@ -119,6 +133,10 @@ WHERE = [
     (r"^initial_encoder\.patch_merge_list\.(\d+)\.", r"model.stem.merges.\1."),
     (r"^initial_encoder\.conv_block\.", r"model.stem.stages.0.layers."),
     (r"^initial_encoder\.patch_merge\.", r"model.stem.merges.0."),
+    (r"^initial_aux_encoder\.conv_block_list\.(\d+)\.", r"model.covariate_stem.stages.\1.layers."),
+    (r"^initial_aux_encoder\.patch_merge_list\.(\d+)\.", r"model.covariate_stem.merges.\1."),
+    (r"^initial_aux_encoder\.conv_block\.", r"model.covariate_stem.stages.0.layers."),
+    (r"^initial_aux_encoder\.patch_merge\.", r"model.covariate_stem.merges.0."),
     (r"^enc_pos_embed\.", r"model.encoder.position_embedding."),
     (r"^init_global_vectors$", r"model.encoder.global_vectors"),
     (r"^encoder\.blocks\.(\d+)\.(\d+)\.", r"model.encoder.levels.\1.\2."),
@@ -126,8 +144,11 @@ WHERE = [
     (r"^encoder\.down_layer_global_proj\.(\d+)\.", r"model.encoder.global_projections.\1."),
     (r"^dec_pos_embed\.", r"model.decoder.position_embedding."),
     (r"^z_proj\.", r"model.decoder.start_proj."),
-    (r"^decoder\.self_blocks\.(\d+)\.(\d+)\.", r"model.decoder.self_blocks.\1.\2."),
-    (r"^decoder\.cross_blocks\.(\d+)\.(\d+)\.", r"model.decoder.cross_blocks.\1.\2."),
+    (r"^decoder\.(up_)?self_blocks\.(\d+)\.(\d+)\.", r"model.decoder.self_blocks.\2.\3."),
+    (r"^decoder\.(up_)?cross_blocks\.(\d+)\.(\d+)\.", r"model.decoder.cross_blocks.\2.\3."),
+    (r"^decoder\.down_self_blocks\.(\d+)\.(\d+)\.", r"model.decoder.down_self_blocks.\1.\2."),
+    (r"^decoder\.down_cross_blocks\.(\d+)\.(\d+)\.", r"model.decoder.down_cross_blocks.\1.\2."),
+    (r"^decoder\.downsample_layers\.(\d+)\.", r"model.decoder.merges.\1."),
     (r"^decoder\.upsample_layers\.(\d+)\.", r"model.decoder.upsamples.\1."),
     (r"^final_decoder\.conv_block_list\.(\d+)\.", r"head.stages.\1.layers."),
     (r"^final_decoder\.upsample_list\.(\d+)\.", r"head.upsamples.\1."),
@@ -136,7 +157,6 @@ WHERE = [
     (r"^dec_final_proj\.", r"head.out_proj."),
 ]
 WHAT = [
-    (r"relative_position_index$", None),  # computed where it is used
     (r"\.T_embed\.", r".time."),
     (r"\.H_embed\.", r".height."),
     (r"\.W_embed\.", r".width."),
@@ -158,12 +178,26 @@ WHAT = [
     (r"\.attn_l\.(\d+)\.g2g_global_qkv_net\.", r".attentions.\1.update_global_qkv."),
     (r"\.attn_l\.(\d+)\.", r".attentions.\1."),  # norm, qkv, global_qkv
 ]
-# The encoder's last attention updates global vectors that nothing reads: these tensors never received a gradient.
-DEAD = r"^model\.encoder\.levels\.{level}\.{block}\.attentions\.\d+\.(update_\w+|global_out_proj)\.(weight|bias)$"
+# Tensors that have no place here, under the names they would have, and the reason.
+INDEX = (r"\.relative_position_index$", "an index that is computed where it is used")
+READ_BY_NOTHING = "updates global vectors that nothing reads, and never received a gradient"
+STARTS_FROM_COVARIATES = "another start of the decoder, which never received a gradient"
+UPDATES = r"\.attentions\.\d+\.(update_\w+|global_out_proj)\.(weight|bias)$"
+START = r"^model\.decoder\.(position_embedding|start_proj)\."
+# What Lightning, DistributedDataParallel and torch.compile put before every name.
+WRAPPERS = re.compile(r"((module|torch_nn_module|_orig_mod)\.)*")
 
 
-def rename(name: str) -> str | None:
-    """The name here of a tensor of the original; None where it is dropped.
+class Conversion(NamedTuple):
+    """Tensors under our names; name there -> name here; name there -> why it is dropped."""
+
+    tensors: dict[str, torch.Tensor]
+    renamed: dict[str, str]
+    dropped: dict[str, str]
+
+
+def rename(name: str) -> str:
+    """The name here of a tensor of the original.
 
     Raises:
         ValueError: no rule knows the name.
@@ -171,8 +205,6 @@ def rename(name: str) -> str | None:
     for rules, needed in ((WHERE, True), (WHAT, False)):
         for pattern, replacement in rules:
             if re.search(pattern, name):
-                if replacement is None:
-                    return None
                 name = re.sub(pattern, replacement, name)
                 break
         else:
@@ -181,40 +213,49 @@ def rename(name: str) -> str | None:
     return name
 
 
-def convert_state_dict(original: dict[str, torch.Tensor], model: EarthformerForPrediction) -> dict[str, torch.Tensor]:
+def convert_state_dict(original: dict[str, torch.Tensor], model: EarthformerForPrediction) -> Conversion:
     """The original's tensors under our names.
 
     Raises:
         ValueError: a tensor is unknown, missing, used twice or of another shape than the configuration says.
     """
     config = model.config
-    dead = re.compile(DEAD.format(level=len(config.hidden_sizes) - 1, block=config.encoder_depths[-1] - 1))
-    return fitted(((name, rename(name), tensor) for name, tensor in original.items()), model.state_dict(), dead)
+    last_block = rf"^model\.encoder\.levels\.{len(config.hidden_sizes) - 1}\.{config.encoder_depths[-1] - 1}"
+    dropped = [INDEX, (last_block + UPDATES, READ_BY_NOTHING), (START, STARTS_FROM_COVARIATES)]
+    prefixes = Counter(WRAPPERS.match(name)[0] for name in original)
+    if len(prefixes) > 1:
+        names = [f"{prefix + '*'!r} ({number} tensors)" for prefix, number in prefixes.items()]
+        raise ValueError(f"checkpoint: it holds more than one network: {', '.join(names)}.")
+    prefix = next(iter(prefixes), "")
+    triples = ((name, rename(name.removeprefix(prefix)), tensor) for name, tensor in original.items())
+    return fitted(triples, model.state_dict(), dropped)
 
 
 def fitted(
-    triples: Iterable[tuple[str, str | None, torch.Tensor]],
+    triples: Iterable[tuple[str, str, torch.Tensor]],
     expected: dict[str, torch.Tensor],
-    dead: re.Pattern,
+    dropped: Iterable[tuple[str, str]],
     where: str = "checkpoint",
-) -> dict[str, torch.Tensor]:
-    """Tensors under our names, each exactly once and of the expected shape.
+) -> Conversion:
+    """Every tensor, once, where it belongs.
 
     Args:
-        triples: name there, name here (None = dropped), tensor.
+        triples: name there, name here, tensor.
         expected: our state dict.
-        dead: names here of tensors that never received a gradient; dropped where we do not have them.
+        dropped: pattern of names here and reason; of what may be dropped where we do not have it.
         where: begins every message.
 
     Raises:
         ValueError: a tensor is unknown, missing, used twice or of another shape.
     """
-    converted: dict[str, torch.Tensor] = {}
+    converted, renamed, without = {}, {}, {}
     for name, target, tensor in triples:
-        if target is None or (target not in expected and dead.match(target)):
-            continue
         if target not in expected:
-            raise ValueError(f"{where}: tensor {name!r} has no place in a model of this configuration ({target}).")
+            reasons = [reason for pattern, reason in dropped if re.search(pattern, target)]
+            if not reasons:
+                raise ValueError(f"{where}: tensor {name!r} has no place in a model of this configuration ({target}).")
+            without[name] = reasons[0]
+            continue
         if target in converted:
             raise ValueError(f"{where}: two tensors become {target!r}, the second is {name!r}.")
         if tensor.shape != expected[target].shape:
@@ -223,10 +264,11 @@ def fitted(
                 f"got {tuple(tensor.shape)}."
             )
         converted[target] = tensor
+        renamed[name] = target
     missing = sorted(set(expected) - set(converted))
     if missing:
         raise ValueError(f"{where}: {len(missing)} tensors are missing, the first is {missing[0]!r} (our name).")
-    return converted
+    return Conversion(converted, renamed, without)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -260,6 +302,8 @@ DEFAULTS = {
     "dec_use_first_self_attn": False,
     "attn_linear_init_mode": "0", "ffn_linear_init_mode": "0", "conv_init_mode": "0", "down_up_linear_init_mode": "0",
     "norm_init_mode": "0",
+    # Only of the original's model with covariates, where the first has another default.
+    "auxiliary_channels": 0, "unet_dec_cross_mode": "up",
 }  # fmt: skip
 
 # Keys of the official files for constructor arguments of another name.
@@ -294,6 +338,7 @@ THEIR_NAMES = {
     "encoder_depths": "enc_depth", "decoder_depths": "dec_depth", "num_attention_heads": "num_heads",
     "num_global_vectors": "num_global_vectors", "separate_global_qkv": "separate_global_qkv",
     "self_attention_pattern": "enc_cuboid_size", "cross_attention_pattern": "dec_cross_cuboid_hw",
+    "num_covariates": "auxiliary_channels",
     "position_embedding_type": "pos_embed_type", "attention_dropout": "attn_drop", "`dropout": "ffn_drop",
     "stem_channels": "initial_downsample_stack_conv_dim_list", "stem_norm_groups": "base_units",
     "stem_strides": "initial_downsample_stack_conv_downscale_list / initial_downsample_scale",
@@ -319,6 +364,10 @@ def convert_config(model: dict) -> EarthformerConfig:
             if value != NEVER_READ[key]:
                 refuse(key, value, f"only {NEVER_READ[key]!r}")
             continue
+        if key == "data_channels":  # of the scripts, which derive the shapes from it
+            if value != (model.get("input_shape") or [None])[-1]:
+                refuse(key, value, "it must be the last number of input_shape")
+            continue
         name = ALIASES.get(key, key)
         if name != key and name in model:
             refuse(key, value, f"{name} is given too")
@@ -328,6 +377,15 @@ def convert_config(model: dict) -> EarthformerConfig:
     for name in ("input_shape", "target_shape"):
         if len(original.get(name) or ()) != 4:
             refuse(name, original.get(name), "it must be [time, height, width, channels]")
+    covariates = original["auxiliary_channels"]
+    if covariates and original["unet_dec_cross_mode"] != "both":
+        refuse(
+            "unet_dec_cross_mode", original["unet_dec_cross_mode"], "only 'both', where auxiliary_channels are given"
+        )
+    if "unet_dec_cross_mode" in model and not covariates:
+        refuse("unet_dec_cross_mode", model["unet_dec_cross_mode"], "only where auxiliary_channels are given")
+    if covariates:
+        original["z_init_method"] = BUILT_IN["z_init_method"]  # there, it is never read
     global_vectors = BUILT_IN_WITH_GLOBAL_VECTORS if original["num_global_vectors"] else {}
     for name, built_in in (BUILT_IN | global_vectors).items():
         if original[name] != built_in:
@@ -363,6 +421,7 @@ def convert_config(model: dict) -> EarthformerConfig:
         image_size=image_size,
         num_channels=channels,
         num_output_channels=out_channels,
+        num_covariates=covariates,
         hidden_sizes=hidden_sizes,
         encoder_depths=original["enc_depth"],
         decoder_depths=original["dec_depth"],
@@ -488,38 +547,186 @@ def convert_patterns(original: dict, levels: int) -> tuple[str | list, str | lis
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def convert(checkpoint_path: Path, config_path: Path, output_dir: Path) -> EarthformerForPrediction:
+ROOT = Path(__file__).parents[1]
+PRESETS = (
+    "sevir", "sevir-lr", "icar-enso", "earthnet2021", "nbody-mnist", "moving-mnist",
+    "sevir-paper", "sevir-paper-noglobal", "icar-enso-paper",
+)  # fmt: skip
+
+
+def read_config(path: Path) -> EarthformerConfig:
+    """The configuration that a file of the original describes.
+
+    Raises:
+        ValueError: the file has no `model:` block, or `convert_config` refuses it.
+    """
+    document = yaml.safe_load(Path(path).read_text())
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        raise ValueError(f"config_path: {path} has no top-level `model:` block.")
+    return convert_config(document["model"])
+
+
+def preset_config(name: str) -> EarthformerConfig:
+    """The configuration of a recipe of this package."""
+    recipe = ROOT / f"examples/configs/earthformer_{name.replace('-', '_')}.yaml"
+    return EarthformerConfig(**yaml.safe_load(recipe.read_text())["model"])
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
+    """An empty folder whose files go to `path` once all of them are there; if anything fails, `path` is as it was.
+
+    Raises:
+        ValueError: `path` is a file, or a folder that holds something and `overwrite` is false.
+    """
+    path = Path(path).resolve()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"output_dir: {path} is a file.")
+    if path.exists() and any(path.iterdir()) and not overwrite:
+        raise ValueError(f"output_dir: {path} holds something already; name another folder, or give --overwrite.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
+        yield Path(temporary)
+        for file in sorted(Path(temporary).rglob("*")):
+            if file.is_file():
+                target = path / file.relative_to(temporary)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
+
+
+def report(command: str, sources: Iterable[tuple[Path, Conversion]]) -> str:
+    """The card's section on where the weights come from."""
+    lines = ["## Conversion", "", "```", command, "```", ""]
+    tables = []
+    for path, conversion in sources:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        lines += [f"`{path.name}`, SHA-256 `{digest}`:", "", f"- {len(conversion.renamed)} tensors were renamed."]
+        for reason, number in Counter(conversion.dropped.values()).items():
+            lines.append(f"- {number} were dropped: {reason}.")
+        lines.append("")
+        tables += ["<details>", f"<summary>Every tensor of {path.name}</summary>", "", "| there | here |", "|---|---|"]
+        tables += [f"| `{name}` | `{target}` |" for name, target in conversion.renamed.items()]
+        tables += [f"| `{name}` | dropped: {reason} |" for name, reason in conversion.dropped.items()]
+        tables += ["", "</details>", ""]
+    lines += ["The folder was loaded again, and its outputs on a fixed input are those from before it was saved.", ""]
+    return "\n".join(lines + tables)
+
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: time-series-forecasting
+tags: [earthformer]
+---
+
+# {name}
+
+An [Earthformer](https://arxiv.org/abs/2207.05833) of {parameters:,} parameters, converted from a checkpoint of the
+[original](https://github.com/amazon-science/earth-forecasting-transformer). It has not been scored since.
+
+## Inputs and outputs
+
+| name | shape | unit, range |
+|---|---|---|
+{inputs}
+
+## Use
+
+```python
+from transformers import AutoModelForTimeSeriesPrediction
+
+import earthformer_hf  # registers the classes
+
+model = AutoModelForTimeSeriesPrediction.from_pretrained("{name}")
+predictions = model({arguments}).predictions
+```
+
+{report}"""
+
+
+def card(name: str, model: EarthformerForPrediction, conversion_report: str) -> str:
+    """The model card: metadata, shapes, use, and where the weights come from."""
+    config, size = model.config, ", ".join(map(str, model.config.image_size))
+    rows = [("past_values", config.context_length, config.num_channels, "as the original was trained on")]
+    if config.num_covariates:
+        unit = "as the original was trained on"
+        rows.append(("past_covariates", config.context_length, config.num_covariates, unit))
+        rows.append(("future_covariates", config.prediction_length, config.num_covariates, unit))
+    arguments = ", ".join(f"{row[0]}={row[0]}" for row in rows)
+    rows.append(("predictions", config.prediction_length, config.num_output_channels, "as `past_values`"))
+    inputs = "\n".join(
+        f"| `{n}` | (B, {time}, {size}, {channels}) float32 | {unit} |" for n, time, channels, unit in rows
+    )
+    return CARD.format(
+        name=name, parameters=model.num_parameters(), inputs=inputs, arguments=arguments, report=conversion_report
+    )
+
+
+@torch.no_grad()
+def forecast(model: EarthformerForPrediction) -> torch.Tensor:
+    """What a model makes of a fixed input."""
+    config = model.config
+
+    def ramp(time: int, channels: int) -> torch.Tensor:
+        shape = (1, time, *config.image_size, channels)
+        return torch.linspace(0, 1, torch.Size(shape).numel()).view(shape)
+
+    covariates = {}
+    if config.num_covariates:
+        covariates["past_covariates"] = ramp(config.context_length, config.num_covariates)
+        covariates["future_covariates"] = ramp(config.prediction_length, config.num_covariates)
+    return model(ramp(config.context_length, config.num_channels), **covariates).predictions
+
+
+def convert(
+    checkpoint_path: Path, config: EarthformerConfig, output_dir: Path, command: str = "", overwrite: bool = False
+) -> EarthformerForPrediction:
     """Convert, save, reload and compare; returns the reloaded model.
 
     Raises:
-        ValueError: anything of the configuration or the checkpoint has no place here.
+        ValueError: anything of the checkpoint has no place here, or `output_dir` holds something already.
     """
-    document = yaml.safe_load(Path(config_path).read_text())
-    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
-        raise ValueError(f"config_path: {config_path} has no top-level `model:` block.")
-    config = convert_config(document["model"])
-    model = EarthformerForPrediction(config).eval()
-    model.load_state_dict(convert_state_dict(load_tensors(checkpoint_path), model))
-    model.save_pretrained(output_dir)
-
-    reloaded = EarthformerForPrediction.from_pretrained(output_dir)
-    shape = (1, config.context_length, *config.image_size, config.num_channels)
-    past_values = torch.linspace(0, 1, torch.Size(shape).numel()).view(shape)
-    with torch.no_grad():
-        if not torch.equal(model(past_values).predictions, reloaded(past_values).predictions):
+    with new_folder(output_dir, overwrite) as folder:
+        model = EarthformerForPrediction(config).eval()
+        conversion = convert_state_dict(load_tensors(checkpoint_path), model)
+        model.load_state_dict(conversion.tensors)
+        model.save_pretrained(folder)
+        reloaded = EarthformerForPrediction.from_pretrained(folder)
+        if not torch.equal(forecast(model), forecast(reloaded)):
             raise ValueError(f"output_dir: the model reloaded from {output_dir} forecasts something else.")
+        text = card(Path(output_dir).resolve().name, model, report(command, [(checkpoint_path, conversion)]))
+        (folder / "README.md").write_text(text)
     return reloaded
+
+
+def stated(script: str, arguments: argparse.Namespace) -> str:
+    """The command as a card states it: paths without the folders of the machine it ran on."""
+    parts = ["python", f"conversion/{script}"]
+    for name, value in vars(arguments).items():
+        if value is not None and name != "overwrite":
+            parts += [f"--{name}", value.resolve().name if isinstance(value, Path) else value]
+    return shlex.join(parts)
+
+
+# What main() turns into one line.
+ERRORS = (ValueError, TypeError, IndexError, OSError, RuntimeError, YAMLError, UnpicklingError)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint_path", type=Path, required=True, help="state dict of the original (.pt)")
-    parser.add_argument("--config_path", type=Path, required=True, help="configuration of the original (.yaml)")
+    parser.add_argument("--checkpoint_path", type=Path, required=True, help="checkpoint of the original (.pt, .ckpt)")
+    configuration = parser.add_mutually_exclusive_group(required=True)
+    configuration.add_argument("--config_path", type=Path, help="configuration of the original (.yaml)")
+    configuration.add_argument("--preset", choices=PRESETS, help="a published setting instead")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something already")
     arguments = parser.parse_args()
     try:
-        model = convert(arguments.checkpoint_path, arguments.config_path, arguments.output_dir)
-    except (ValueError, TypeError, IndexError, OSError, RuntimeError, YAMLError, UnpicklingError) as reason:
+        config = preset_config(arguments.preset) if arguments.preset else read_config(arguments.config_path)
+        command = stated("convert_earthformer.py", arguments)
+        model = convert(arguments.checkpoint_path, config, arguments.output_dir, command, arguments.overwrite)
+    except ERRORS as reason:
         print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
         return 1
     print(f"{arguments.output_dir}: {model.num_parameters():,} parameters, reloaded and compared.")

@@ -12,19 +12,31 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import yaml
-from convert_earthformer import NO_EFFECT, WHAT, fitted, load_tensors, refuse
+from convert_earthformer import (
+    ERRORS,
+    INDEX,
+    NO_EFFECT,
+    READ_BY_NOTHING,
+    UPDATES,
+    WHAT,
+    Conversion,
+    fitted,
+    load_tensors,
+    new_folder,
+    refuse,
+    report,
+    stated,
+)
 from diffusers import AutoencoderKL, DDPMScheduler
-from yaml import YAMLError
 
 from earthformer_hf import EarthformerAlignmentModel, EarthformerUNetModel, PreDiffPipeline
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tensors: regular expression -> name, None = dropped. The first rule that matches is applied.
+# Tensors: regular expression -> name. The first rule that matches is applied.
 # ---------------------------------------------------------------------------------------------------------------------
 
 NETWORK = [
@@ -72,7 +84,7 @@ BESIDE = re.compile(
     r"(first_stage_model|cond_stage_model|alignment_model|torch_nn_module|\w*ema|loss|logger)\b.*|logvar|betas|\w*alphas_cumprod\w*"
     r"|posterior_\w+|lvlb_weights|log_one_minus_\w+|sqrt_\w+"
 )
-DEAD = re.compile(r"^levels\.0\.\d+\.attentions\.\d+\.(update_\w+|global_out_proj)\.(weight|bias)$")
+DROPPED = [INDEX, (r"^levels\.0\.\d+" + UPDATES, READ_BY_NOTHING)]
 
 
 def select(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
@@ -92,19 +104,17 @@ def select(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tenso
     return {name: tensor for name, tensor in tensors.items() if not averaged.fullmatch(name)}
 
 
-def rename(name: str, part: str) -> str | None:
-    """The name here of a tensor of the original; None where it is dropped."""
+def rename(name: str, part: str) -> str:
+    """The name here of a tensor of the original."""
     for rules in (VAE,) if part == "vae" else (NETWORK, RESIDUAL + WHAT):
         for pattern, replacement in rules:
             if re.search(pattern, name):
-                if replacement is None:
-                    return None
                 name = re.sub(pattern, replacement, name)
                 break
     return name
 
 
-def convert_state_dict(tensors: dict[str, torch.Tensor], model: torch.nn.Module, part: str) -> dict[str, torch.Tensor]:
+def convert_state_dict(tensors: dict[str, torch.Tensor], model: torch.nn.Module, part: str) -> Conversion:
     """The original's tensors under our names and in our shapes.
 
     Raises:
@@ -116,11 +126,11 @@ def convert_state_dict(tensors: dict[str, torch.Tensor], model: torch.nn.Module,
             target = rename(name, part)
             if target == "pool.position_embedding":
                 tensor = tensor.T.contiguous()  # channels first there
-            elif target is not None and target.startswith("pool.") and tensor.ndim == 3:
+            elif target.startswith("pool.") and tensor.ndim == 3:
                 tensor = tensor.flatten(1)  # a convolution of width 1 there
             yield name, target, tensor
 
-    return fitted(triples(), model.state_dict(), DEAD, f"{part} checkpoint")
+    return fitted(triples(), model.state_dict(), DROPPED, f"{part} checkpoint")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,8 +280,29 @@ def convert(
     alignment_checkpoint_path: Path | None,
     config_path: Path,
     output_dir: Path,
-) -> float:
-    """Convert, save, reload and compare; returns the largest difference between the outputs before and after.
+    command: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Convert, save, reload and compare.
+
+    Raises:
+        ValueError: anything of the configuration or a checkpoint has no place here, or `output_dir` holds something.
+    """
+    with new_folder(output_dir, overwrite) as folder:
+        pipeline, sources = build(vae_checkpoint_path, unet_checkpoint_path, alignment_checkpoint_path, config_path)
+        pipeline.save_pretrained(folder)
+        reloaded = PreDiffPipeline.from_pretrained(folder)
+        pairs = zip(outputs(pipeline), outputs(reloaded))
+        if not all(torch.allclose(one, other, rtol=0, atol=1e-6 * float(one.abs().max())) for one, other in pairs):
+            raise ValueError(f"output_dir: the networks reloaded from {output_dir} compute something else.")
+        text = card(Path(output_dir).resolve().name, pipeline, report(command, sources))
+        (folder / "README.md").write_text(text)
+
+
+def build(
+    vae_checkpoint_path: Path, unet_checkpoint_path: Path, alignment_checkpoint_path: Path | None, config_path: Path
+) -> tuple[PreDiffPipeline, list[tuple[Path, Conversion]]]:
+    """The pipeline, and what became of each file's tensors.
 
     Raises:
         ValueError: anything of the configuration or a checkpoint has no place here.
@@ -296,19 +327,70 @@ def convert(
             refuse("align.alignment_type / model_type", kinds, "only 'avg_x' and 'cuboid'")
         models["alignment"] = EarthformerAlignmentModel(**convert_network(align.get("model_args") or {}, "align"))
         paths["alignment"] = alignment_checkpoint_path
+    sources = []
     for part, model in models.items():
-        model.load_state_dict(convert_state_dict(select(load_tensors(paths[part]), part), model, part))
+        tensors = load_tensors(paths[part])
+        chosen = select(tensors, part)
+        conversion = convert_state_dict(chosen, model, part)
+        model.load_state_dict(conversion.tensors)
         model.eval()
+        of_the_network = {prefix + name for prefix in ("", *PREFIXES[part]) for name in chosen}
+        beside = {name: "not of this network" for name in tensors if name not in of_the_network}
+        sources.append((paths[part], conversion._replace(dropped=conversion.dropped | beside)))
     channels = models["vae"].config.latent_channels, models["unet"].config.in_channels
     if channels[0] != channels[1]:
         refuse("vae.latent_channels", channels[0], f"the denoiser takes {channels[1]}")
     scheduler = DDPMScheduler(**convert_scheduler(blocks["diffusion"]))
-    pipeline = PreDiffPipeline(scheduler=scheduler, **models)
-    pipeline.save_pretrained(output_dir)
+    return PreDiffPipeline(scheduler=scheduler, **models), sources
 
-    reloaded = PreDiffPipeline.from_pretrained(output_dir)
-    before, after = outputs(pipeline), outputs(reloaded)
-    return max(float((one - other).abs().max()) for one, other in zip(before, after))
+
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: time-series-forecasting
+tags: [prediff]
+---
+
+# {name}
+
+[PreDiff](https://arxiv.org/abs/2307.10422), converted from checkpoints of the
+[original](https://github.com/gaozhihan/PreDiff). It has not been scored since.
+
+## Inputs and outputs
+
+| name | shape | unit, range |
+|---|---|---|
+| `past_values` | (B, {context}, {size}, {channels}) float32 | as the original was trained on |
+| `predictions` | (B, ensemble, {prediction}, {size}, {channels}) float32 | as `past_values` |
+
+## Use
+
+```python
+from earthformer_hf import PreDiffPipeline
+
+pipeline = PreDiffPipeline.from_pretrained("{name}")
+predictions = pipeline(past_values, ensemble_size=8, num_inference_steps=20).predictions
+```
+
+{report}"""
+
+
+def card(name: str, pipeline: PreDiffPipeline, conversion_report: str) -> str:
+    """The model card: metadata, shapes, use, and where the weights come from."""
+    config = pipeline.unet.config
+    return CARD.format(
+        name=name,
+        context=config.context_length,
+        prediction=config.prediction_length,
+        size=", ".join(map(str, frame_size(pipeline))),
+        channels=pipeline.vae.config.in_channels,
+        report=conversion_report,
+    )
+
+
+def frame_size(pipeline: PreDiffPipeline) -> list[int]:
+    """Height and width of a frame."""
+    return [n * 2 ** (len(pipeline.vae.config.block_out_channels) - 1) for n in pipeline.unet.config.sample_size]
 
 
 @torch.no_grad()
@@ -319,8 +401,7 @@ def outputs(pipeline: PreDiffPipeline) -> list[torch.Tensor]:
     shape = (*config.sample_size, config.in_channels)
     noisy = torch.randn(1, config.prediction_length, *shape, generator=random)
     context = torch.randn(1, config.context_length, *shape, generator=random)
-    size = [n * 2 ** (len(pipeline.vae.config.block_out_channels) - 1) for n in config.sample_size]
-    frame = torch.randn(1, channels, *size, generator=random)
+    frame = torch.randn(1, channels, *frame_size(pipeline), generator=random)
     mode = pipeline.vae.encode(frame).latent_dist.mode()
     results = [mode, pipeline.vae.decode(mode).sample, pipeline.unet(noisy, 500, context).sample]
     if pipeline.alignment is not None:
@@ -335,13 +416,14 @@ def main() -> int:
     parser.add_argument("--alignment_checkpoint_path", type=Path, help="without it the pipeline has no `alignment`")
     parser.add_argument("--config_path", type=Path, required=True, help="configuration of the original (.yaml)")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something already")
     arguments = parser.parse_args()
     try:
-        difference = convert(**vars(arguments))
-    except (ValueError, TypeError, IndexError, OSError, RuntimeError, YAMLError, UnpicklingError) as reason:
+        convert(**vars(arguments), command=stated("convert_prediff.py", arguments))
+    except ERRORS as reason:
         print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
         return 1
-    print(f"{arguments.output_dir}: reloaded; the largest difference of any network's output is {difference:g}.")
+    print(f"{arguments.output_dir}: reloaded and compared.")
     return 0
 
 

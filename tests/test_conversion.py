@@ -1,7 +1,9 @@
 """Parity with outputs recorded from the original on random weights, and what conversion refuses."""
 
+import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from test_recipes import PUBLISHED
 from tiny import GOLDENS, ROOT
 
 from earthformer_hf import EarthformerForPrediction
@@ -24,7 +27,7 @@ def _load_script():
 
 convert = _load_script()
 FIXTURES = ROOT / "tests/fixtures/parity"
-SMALL = ["ef_cross_ntemporal", "ef_enso", "ef_spatial_lg", "ef_swin_zeros"]
+SMALL = ["ef_cross_ntemporal", "ef_enso", "ef_spatial_lg", "ef_swin_zeros", "efaux_earthnet"]
 # Everything the configuration covers. Left out, with the reason that conversion gives: see CONTRIBUTING.md.
 COVERED = SMALL + [
     "ef_cross_2x2_lg", "ef_cross_4x4_heter", "ef_divided_st", "ef_enso_v2", "ef_nbody", "ef_nbody_v2",
@@ -42,6 +45,10 @@ REFUSED = {
     "ef_odd_units": "cross_self_pattern",
     "ef_space_dilate": "enc_use_inter_ffn",
     "ef_swin_nearest": "padding_type",
+    "efaux_axial_up": "unet_dec_cross_mode",
+    "efaux_conv_v2": "unet_dec_cross_mode",
+    "efaux_down": "unet_dec_cross_mode",
+    "efaux_globalindex": "unet_dec_cross_mode",
 }
 
 
@@ -65,12 +72,14 @@ def check_model(folder, case, implementation):
     config = convert.convert_config(options)
     config._attn_implementation = implementation
     model = EarthformerForPrediction(config).eval()
-    model.load_state_dict(convert.convert_state_dict(groups["state_dict"], model))
-    past_values = groups["input"]["x"].requires_grad_()
-    predictions = model(past_values).predictions
+    model.load_state_dict(convert.convert_state_dict(groups["state_dict"], model).tensors)
+    names = {"x": "past_values", "aux_enc": "past_covariates", "aux_dec": "future_covariates"}
+    inputs = {names[name]: tensor.requires_grad_() for name, tensor in groups["input"].items()}
+    predictions = model(**inputs).predictions
     assert relative(predictions, groups["output"]["out"]) < 5e-5
     predictions.square().mean().backward()
-    assert relative(past_values.grad, groups["grad_input"]["x"]) < 5e-4
+    for name, gradient in groups["grad_input"].items():
+        assert relative(inputs[names[name]].grad, gradient) < 5e-4, name
     parameters = dict(model.named_parameters())
     for name, gradient in groups["grad"].items():
         assert relative(parameters[convert.rename(name)].grad, gradient) < 5e-4, name
@@ -90,7 +99,7 @@ def check_cross_layer(folder, implementation):
     prefix = "decoder.cross_blocks.0.0.attn_l.0."
     names = {name: convert.rename(prefix + name) for name in groups["state_dict"]}
     start = len("model.decoder.cross_blocks.0.0.attentions.0.")
-    names = {name: target[start:] for name, target in names.items() if target}
+    names = {name: target[start:] for name, target in names.items() if not target.endswith("position_index")}
     layer.load_state_dict({target: groups["state_dict"][name] for name, target in names.items()})
     inputs = {name: tensor.requires_grad_() for name, tensor in groups["input"].items()}
     out, _ = layer(inputs["x"], inputs["mem"])
@@ -125,7 +134,7 @@ def test_full_parity(case, implementation):
 @pytest.mark.skipif(not GOLDENS.exists(), reason="the recorded outputs are not here: set EARTHFORMER_HF_GOLDENS")
 def test_every_recorded_case_is_covered_or_refused_by_name():
     known_oddity = {"ef_swin_ignore_global"}  # its global-to-local mask is not in cuboid order
-    cases = {path.stem for path in GOLDENS.glob("ef_*.safetensors")}
+    cases = {path.stem for kind in ("ef", "efaux") for path in GOLDENS.glob(f"{kind}_*.safetensors")}
     assert cases == set(COVERED) | set(REFUSED) | known_oddity
     layers = {path.stem for kind in ("self", "cross") for path in GOLDENS.glob(f"layer_{kind}_*.safetensors")}
     assert layers == {"layer_cross_shift_pad"} | {
@@ -176,10 +185,169 @@ def test_the_command_refuses_and_names_the_option(tmp_path):
 
 def test_a_malicious_file_is_refused_and_named(tmp_path):
     options, groups = recorded(FIXTURES, "ef_enso")
-    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"model": options}))
     torch.save(groups["state_dict"] | {"x": eval}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="builtins.eval.*nothing was executed"):
-        convert.convert(tmp_path / "x.pt", tmp_path / "x.yaml", tmp_path / "out")
+        convert.convert(tmp_path / "x.pt", convert.convert_config(options), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+# -- files of every kind ----------------------------------------------------------------------------------------------
+
+# The released settings, as far as they differ from the original constructor's defaults.
+RELEASED = {
+    "enc_depth": [1, 1], "dec_depth": [1, 1], "attn_drop": 0.1, "proj_drop": 0.1, "ffn_drop": 0.1,
+    "self_pattern": "axial", "cross_self_pattern": "axial", "cross_pattern": "cross_1x1", "ffn_activation": "gelu",
+    "padding_type": "zeros", "checkpoint_level": 0, "z_init_method": "zeros", "use_dec_self_global": False,
+    "use_dec_cross_global": False, "use_global_vector_ffn": False,
+}  # fmt: skip
+GLOBAL = {"num_global_vectors": 8, "use_global_self_attn": True, "separate_global_qkv": True}
+OFFICIAL = {
+    "sevir": RELEASED | GLOBAL | {
+        "input_shape": [13, 384, 384, 1], "target_shape": [12, 384, 384, 1], "pos_embed_type": "t+h+w",
+        "initial_downsample_type": "stack_conv", "initial_downsample_stack_conv_num_layers": 3,
+        "initial_downsample_stack_conv_dim_list": [16, 64, 128],
+        "initial_downsample_stack_conv_downscale_list": [3, 2, 2],
+        "initial_downsample_stack_conv_num_conv_list": [2, 2, 2],
+    },
+    "icar-enso": RELEASED | {
+        "input_shape": [12, 24, 48, 1], "target_shape": [14, 24, 48, 1], "base_units": 64, "num_global_vectors": 0,
+        "pos_embed_type": "t+h+w", "initial_downsample_scale": [1, 1, 2], "final_upsample_conv_layers": 1,
+    },
+    "earthnet2021": RELEASED | GLOBAL | {
+        "input_shape": [10, 128, 128, 4], "target_shape": [20, 128, 128, 4], "base_units": 256, "data_channels": 4,
+        "initial_downsample_type": "stack_conv", "initial_downsample_stack_conv_num_layers": 2,
+        "initial_downsample_stack_conv_dim_list": [64, 256], "initial_downsample_stack_conv_downscale_list": [2, 2],
+        "initial_downsample_stack_conv_num_conv_list": [2, 2], "auxiliary_channels": 7, "unet_dec_cross_mode": "both",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_presets_are_the_released_settings(name):
+    official, preset = convert.convert_config(OFFICIAL[name]).to_dict(), convert.preset_config(name).to_dict()
+    if preset["num_global_vectors"] == 0:
+        del official["separate_global_qkv"], preset["separate_global_qkv"]
+    assert official == preset
+
+
+def test_there_is_a_preset_for_every_published_setting():
+    assert {f"earthformer_{name.replace('-', '_')}" for name in convert.PRESETS} == set(PUBLISHED)
+
+
+def renamed_back(case, model):
+    """A model's tensors under the original's names, which those of a recorded case of the same layers are."""
+    _, groups = recorded(FIXTURES, case)
+    tensors = model.state_dict()
+    return {name: tensors.get(convert.rename(name), tensor) for name, tensor in groups["state_dict"].items()}
+
+
+def main(monkeypatch, capsys, *options):
+    """The command, in this process: its exit status and what it prints."""
+    monkeypatch.setattr(sys, "argv", ["convert_earthformer.py", *map(str, options)])
+    status = convert.main()
+    captured = capsys.readouterr()
+    return status, captured.out + captured.err
+
+
+@pytest.mark.parametrize("kind", ["plain", "parallel", "lightning"])
+def test_files_of_every_kind(tmp_path, monkeypatch, capsys, kind):
+    options, groups = recorded(FIXTURES, "efaux_earthnet")
+    tensors = groups["state_dict"]
+    (tmp_path / "cfg.yaml").write_text(yaml.safe_dump({"model": options}))
+    if kind == "plain":
+        torch.save(tensors, tmp_path / "x.pt")
+    else:
+        prefix = {"parallel": "module.", "lightning": "module.torch_nn_module."}[kind]
+        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+        torch.save({"state_dict": tensors, "epoch": 3, "hyper_parameters": {"oc": options}}, tmp_path / "x.pt")
+    status, printed = main(
+        monkeypatch, capsys, "--checkpoint_path", tmp_path / "x.pt", "--config_path", tmp_path / "cfg.yaml",
+        "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0 and "180,100 parameters" in printed
+    model = EarthformerForPrediction.from_pretrained(tmp_path / "out")
+    inputs = [groups["input"][name] for name in ("x", "aux_enc", "aux_dec")]
+    predictions = model(inputs[0], past_covariates=inputs[1], future_covariates=inputs[2]).predictions
+    assert relative(predictions, groups["output"]["out"]) < 5e-5
+
+    card = (tmp_path / "out/README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert (metadata["license"], metadata["library_name"]) == ("apache-2.0", "transformers")
+    assert metadata["pipeline_tag"] == "time-series-forecasting"
+    assert hashlib.sha256((tmp_path / "x.pt").read_bytes()).hexdigest() in card
+    assert "--checkpoint_path x.pt --config_path cfg.yaml --output_dir out" in card and str(tmp_path) not in card
+    rows = dict(re.findall(r"^\| `(\S+)` \| (.+) \|$", card, re.MULTILINE))
+    assert all(name in rows for name in tensors)  # each tensor once
+    assert sum(row.startswith("dropped") for name, row in rows.items() if name in tensors) == 24
+    assert "16 were dropped: an index" in card and "6 were dropped: updates global" in card
+    assert "2 were dropped: another start" in card and "| `past_covariates` | (B, 3, 16, 24, 7)" in card
+
+
+def test_a_preset_instead_of_a_file(tmp_path, monkeypatch, capsys):
+    model = EarthformerForPrediction(convert.preset_config("icar-enso")).eval()
+    torch.save(renamed_back("ef_enso", model), tmp_path / "x.pt")
+    options = ["--checkpoint_path", tmp_path / "x.pt", "--output_dir", tmp_path / "out"]
+    status, printed = main(monkeypatch, capsys, *options, "--preset", "icar-enso")
+    assert status == 0 and "1,394,325 parameters" in printed
+    converted = EarthformerForPrediction.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(converted[name], tensor) for name, tensor in model.state_dict().items())
+    status, printed = main(monkeypatch, capsys, *options[:2], "--output_dir", tmp_path / "b", "--preset", "sevir")
+    assert status == 1 and "checkpoint: tensor 'dec_final_proj.weight' must have shape" in printed
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch, capsys):
+    options, groups = recorded(FIXTURES, "ef_enso")
+    (tmp_path / "cfg.yaml").write_text(yaml.safe_dump({"model": options}))
+    torch.save(groups["state_dict"], tmp_path / "x.pt")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config.json").write_text("mine")
+    command = ["--checkpoint_path", tmp_path / "x.pt", "--config_path", tmp_path / "cfg.yaml", "--output_dir"]
+    status, printed = main(monkeypatch, capsys, *command, tmp_path / "out")
+    assert status == 1 and "holds something already" in printed
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
+    status, printed = main(monkeypatch, capsys, *command, tmp_path / "x.pt")
+    assert status == 1 and "is a file" in printed
+    status, _ = main(monkeypatch, capsys, *command, tmp_path / "out", "--overwrite")
+    assert status == 0
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert set(first) == {"README.md", "config.json", "model.safetensors"}
+    main(monkeypatch, capsys, *command, tmp_path / "out", "--overwrite")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+    assert {path.name for path in tmp_path.iterdir()} == {"cfg.yaml", "x.pt", "out"}
+
+
+def test_a_half_downloaded_file_is_refused(tmp_path, monkeypatch, capsys):
+    _, groups = recorded(FIXTURES, "ef_enso")
+    torch.save(groups["state_dict"], tmp_path / "x.pt")
+    content = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(content[: len(content) // 2])
+    options = ["--checkpoint_path", tmp_path / "x.pt", "--preset", "icar-enso", "--output_dir", tmp_path / "out"]
+    status, printed = main(monkeypatch, capsys, *options)
+    assert status == 1 and "cut off" in printed and printed.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+    status, printed = main(monkeypatch, capsys, "--checkpoint_path", tmp_path / "none.pt", *options[2:])
+    assert status == 1 and "no such file" in printed
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_no_half_folder(tmp_path):
+    """The process may write files of at most 30 kB: the configuration fits, the weights do not."""
+    options, groups = recorded(FIXTURES, "ef_enso")
+    torch.save(groups["state_dict"], tmp_path / "x.pt")
+    (tmp_path / "cfg.yaml").write_text(yaml.safe_dump({"model": options}))
+    script = f"""
+import pathlib, resource, signal, sys
+sys.path.insert(0, {str(ROOT / "conversion")!r})
+import convert_earthformer as convert
+folder = pathlib.Path({str(tmp_path)!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+convert.convert(folder / "x.pt", convert.read_config(folder / "cfg.yaml"), folder / "out")
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode != 0 and "too large" in result.stderr, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"x.pt", "cfg.yaml"}
 
 
 @pytest.mark.parametrize(
@@ -198,6 +366,9 @@ def test_a_malicious_file_is_refused_and_named(tmp_path):
         ({"initial_downsample_scale": [2, 1, 1]}, "initial_downsample_scale"),
         ({"input_shape": [5, 8]}, "input_shape"),
         ({"target_shape": [7, 12, 12, 1]}, "target_shape"),
+        ({"auxiliary_channels": 3}, "unet_dec_cross_mode"),
+        ({"unet_dec_cross_mode": "both"}, "unet_dec_cross_mode"),
+        ({"data_channels": 3}, "data_channels"),
     ],
 )
 def test_unsupported_options_are_refused(change, option):
@@ -226,7 +397,7 @@ IRRELEVANT = {
 def test_every_option_is_used_or_refused(option):
     options, _ = recorded(FIXTURES, "ef_enso")
     before = convert.convert_config(options).to_dict()
-    value = options[option]
+    value = options.get(option, convert.DEFAULTS[option])
     if isinstance(value, bool):
         changed = not value
     elif isinstance(value, (int, float)):
@@ -257,6 +428,8 @@ def test_pattern_names_of_the_original():
         (lambda t: t.update({"z_proj.bias": torch.zeros(3)}), r"z_proj.bias.*\(32,\).*\(3,\)"),
         (lambda t: t.update({"lstm.weight": torch.zeros(3)}), "lstm.weight"),
         (lambda t: t.update({"encoder.blocks.0.0.attn_l.7.norm.bias": torch.zeros(16)}), "attn_l.7.norm.bias"),
+        (lambda t: t.update({"module.z_proj.bias": torch.zeros(32)}), "more than one network.*module"),
+        (lambda t: t.update({"initial_aux_encoder.conv_block.0.bias": torch.zeros(16)}), "initial_aux_encoder"),
     ],
 )
 def test_checkpoints_of_something_else_are_refused(spoil, message):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny import ROOT, frames, tiny_config, tiny_model
+from tiny import ROOT, frames, inputs_of, tiny_config, tiny_model
 from transformers import (
     AutoModel,
     AutoModelForTimeSeriesPrediction,
@@ -54,17 +54,18 @@ def test_channels_out_may_differ_from_channels_in():
         {"self_attention_pattern": [Cuboid((2, 4, 4), shift=(1, 2, 0))], "num_global_vectors": 0},
         {"cross_attention_pattern": [Cuboid((2, 3, 4), ("dilated", "local", "local"), (0, 1, 0))]},
         {"hidden_sizes": [16], "encoder_depths": [2], "decoder_depths": [2], "position_embedding_type": "t+hw"},
+        {"num_covariates": 3, "decoder_depths": [2, 1], "self_attention_pattern": "video_swin_2x4"},
     ],
 )
 def test_eager_equals_sdpa_and_every_parameter_learns(changes):
     model = tiny_model(**changes)
-    past, future = frames(model.config), futures(model)
+    inputs, future = inputs_of(model.config), futures(model)
     results = []
     for name in ("eager", "sdpa"):
         model.set_attn_implementation(name)
-        results.append(model(past).predictions)
+        results.append(model(**inputs).predictions)
     torch.testing.assert_close(*results, rtol=0, atol=1e-5)
-    model.train()(past, future).loss.backward()
+    model.train()(**inputs, future_values=future).loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert without == []
 
@@ -167,6 +168,72 @@ def test_a_forecast_does_not_depend_on_its_neighbours():
     past = frames(model.config, batch=3)
     alone = torch.cat([model(sample[None]).predictions for sample in past])
     torch.testing.assert_close(model(past).predictions, alone, rtol=1e-5, atol=1e-5)
+
+
+# -- covariates -------------------------------------------------------------------------------------------------------
+
+
+def test_covariates_of_a_model():
+    """The forecast depends on those of the context and of the forecast, each at its own time and place."""
+    model = tiny_model(num_covariates=3, encoder_depths=[1, 2], decoder_depths=[1, 2])
+    inputs = inputs_of(model.config)
+    full = model(**inputs, output_hidden_states=True)
+    assert full.predictions.shape == (2, 4, 20, 28, 1)
+    # the covariates' tokens; level 0 and 1 downwards, 1 and 0 upwards
+    assert [x.shape[2] for x in full.decoder_hidden_states] == [10, 10, 5, 5, 5, 5, 10]
+    for name in ("past_covariates", "future_covariates"):
+        changed = inputs | {name: inputs[name].flip(1)}
+        assert (model(**changed).predictions - full.predictions).abs().max() > 1e-3, name
+    alone = torch.cat([model(**{name: x[k : k + 1] for name, x in inputs.items()}).predictions for k in (0, 1)])
+    torch.testing.assert_close(alone, full.predictions, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_with_covariates_is_saved_loaded_and_trained(tmp_path):
+    model = tiny_model(num_covariates=3)
+    inputs, future = inputs_of(model.config), futures(model)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForTimeSeriesPrediction.from_pretrained(tmp_path)
+    assert loaded.config.num_covariates == 3
+    assert torch.equal(loaded(**inputs).predictions, model(**inputs).predictions)
+
+    mask = torch.rand(future.shape) < 0.5
+    missing = future.masked_fill(~mask, float("nan"))
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model.train().zero_grad()
+        out = model(**inputs, future_values=missing, future_observed_mask=mask)
+        torch.testing.assert_close(out.loss, (out.predictions - future)[mask].square().mean())
+        out.loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.slow
+def test_a_model_with_covariates_compiles_as_one_graph():
+    model = tiny_model(num_covariates=3)
+    inputs = inputs_of(model.config)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs).predictions, model(**inputs).predictions)
+
+
+@pytest.mark.parametrize("name", ["past_covariates", "future_covariates"])
+def test_wrong_covariates_are_refused(name):
+    model = tiny_model(num_covariates=3)
+    inputs = inputs_of(model.config)
+    given = inputs.pop(name)
+    with pytest.raises(ValueError, match=f"`{name}` is missing"):
+        model(**inputs)
+    wrong = [given[:1], given[:, 1:], given[..., :2], given.transpose(2, 3), given.long(), given[0]]
+    for covariates in wrong:
+        with pytest.raises(ValueError, match=f"`{name}` must be floating point of shape.*got"):
+            model(**inputs, **{name: covariates})
+    without = tiny_model()
+    with pytest.raises(ValueError, match=f"`{name}` must be omitted"):
+        without(frames(without.config), **{name: given})
 
 
 # -- the loss ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Parity of PreDiff with outputs recorded from the original on random weights, and what its conversion refuses."""
 
 import collections
+import hashlib
 import operator
 import subprocess
 import sys
@@ -33,7 +34,7 @@ needs_recordings = pytest.mark.skipif(
 
 
 def filled(model, tensors, part):
-    model.load_state_dict(convert.convert_state_dict(tensors, model, part))
+    model.load_state_dict(convert.convert_state_dict(tensors, model, part).tensors)
     return model.eval()
 
 
@@ -441,13 +442,28 @@ def test_the_command_makes_a_pipeline(originals):
     folder, networks = originals
     result = command(folder)
     assert result.returncode == 0, result.stderr[-1500:]
-    assert float(result.stdout.split()[-1].rstrip(".")) < 1e-6
+    assert "reloaded and compared" in result.stdout
     pipeline = PreDiffPipeline.from_pretrained(folder / "out")
     for name, network in networks.items():
         converted = getattr(pipeline, name).state_dict()
         assert all(torch.equal(converted[key], value) for key, value in network.state_dict().items())
     assert pipeline.vae.config.scaling_factor == 1.0 and not pipeline.unet.config.mask_padding
     assert type(pipeline.scheduler) is DDPMScheduler and pipeline.scheduler.config.beta_schedule == "scaled_linear"
+    card = (folder / "out/README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["library_name"] == "diffusers" and metadata["license"] == "apache-2.0"
+    for name in networks:
+        assert hashlib.sha256((folder / f"{name}.pt").read_bytes()).hexdigest() in card
+    assert "| `logvar` | dropped: not of this network |" in card and str(folder) not in card
+
+
+def test_a_folder_that_holds_something_is_left_alone(originals):
+    folder, _ = originals
+    (folder / "out").mkdir()
+    (folder / "out/notes.txt").write_text("mine")
+    result = command(folder)
+    assert result.returncode == 1 and "--overwrite" in result.stderr.splitlines()[-1]
+    assert [path.name for path in (folder / "out").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL
-from tiny import ROOT
+from tiny import ROOT, inputs_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from earthformer_hf import (
@@ -25,6 +25,7 @@ PUBLISHED = {
     "earthformer_icar_enso_paper": (7_600_077, 16_512, 23.65),
     "earthformer_nbody_mnist": (6_702_109, 0, 33.33),
     "earthformer_moving_mnist": (6_702_109, 0, 33.33),
+    "earthformer_earthnet2021": (60_618_380, 1_976_832, 903.6),
 }
 
 
@@ -39,10 +40,10 @@ def test_published_sizes(name):
     config._attn_implementation = "eager"
     with torch.device("meta"):
         model = EarthformerForPrediction(config).eval()
-        past_values = torch.empty(1, config.context_length, *config.image_size, config.num_channels)
+        inputs = inputs_of(config, batch=1)
     assert sum(p.numel() for p in model.parameters()) + dead == parameters
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(past_values)
+        model(**inputs)
     assert counter.get_total_flops() / 2 == pytest.approx(multiply_adds * 1e9, rel=0.01)
 
 

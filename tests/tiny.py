@@ -53,6 +53,16 @@ def frames(config: EarthformerConfig, batch: int = 2, seed: int = 1) -> torch.Te
     return torch.randn(shape, generator=generator)
 
 
+def inputs_of(config: EarthformerConfig, batch: int = 2, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Random context frames and, of a model with covariates, those of context and forecast, by name."""
+    inputs = {"past_values": frames(config, batch, seed)}
+    if config.num_covariates:
+        lengths = {"past_covariates": config.context_length, "future_covariates": config.prediction_length}
+        for name, length in lengths.items():
+            inputs[name] = torch.randn(batch, length, *config.image_size, config.num_covariates)
+    return inputs
+
+
 def tiny_pipeline(scheduler=None, alignment: bool = False, **unet) -> PreDiffPipeline:
     """Frames 3 -> 2 of 12 x 16 pixels, latents of 6 x 8; random weights, also where training starts at 0."""
     torch.manual_seed(0)

@@ -37,6 +37,8 @@ class EarthformerConfig(PreTrainedConfig):
         image_size (`list[int]`): height and width of a frame; one number for a square.
         num_channels (`int`): channels of a given frame.
         num_output_channels (`int`, *optional*): channels of a forecast frame; as `num_channels` if omitted.
+        num_covariates (`int`): known drivers per pixel and frame of context and forecast, such as weather and
+            elevation; 0 for none. With covariates the decoder starts from those of the forecast (EarthNet2021).
         hidden_sizes (`list[int]`): channels of each level.
         encoder_depths, decoder_depths (`list[int]`): blocks of each level.
         num_attention_heads (`int`): heads of every attention.
@@ -71,6 +73,7 @@ class EarthformerConfig(PreTrainedConfig):
     image_size: list[int] | tuple[int, ...] | int = (384, 384)
     num_channels: int = 1
     num_output_channels: int | None = None
+    num_covariates: int = 0
     hidden_sizes: list[int] | tuple[int, ...] = (128, 256)
     encoder_depths: list[int] | tuple[int, ...] = (1, 1)
     decoder_depths: list[int] | tuple[int, ...] = (1, 1)
@@ -178,7 +181,8 @@ class EarthformerConfig(PreTrainedConfig):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("num_attention_heads", "stem_num_convs", "head_num_convs"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
-        self._require(self.num_global_vectors >= 0, "num_global_vectors", "at least 0")
+        for name in ("num_covariates", "num_global_vectors"):
+            self._require(getattr(self, name) >= 0, name, "at least 0")
         two = len(self.image_size) == 2 and min(self.image_size) >= 1
         self._require(two, "image_size", "a positive height and width")
         self._require(levels >= 1 and min(self.hidden_sizes) >= 1, "hidden_sizes", "positive numbers, one per level")

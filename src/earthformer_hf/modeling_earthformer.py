@@ -11,8 +11,17 @@ past_values (B, T_in, H, W, C)                                                  
                                                                                ^ learned start, one per frame
 ```
 
+With covariates (K known drivers of context and forecast, such as weather) the decoder starts from those of the
+forecast and goes down before it goes up, through blocks of the same kind:
+
+```
+past_covariates (B, T_in, H, W, K)    -> covariate stem -> added to the stem's tokens
+future_covariates (B, T_out, H, W, K) -> covariate stem -> level 0 -> merge 2x2 -> level 1 -> ... -> up, as above
+```
+
 Source: Gao et al., "Earthformer: Exploring Space-Time Transformers for Earth System Forecasting", NeurIPS 2022,
-https://arxiv.org/abs/2207.05833, section 3 and appendix A. The attention itself is in `cuboid.py`.
+https://arxiv.org/abs/2207.05833, section 3 and appendix A; the decoder with covariates is that of their EarthNet2021
+experiment, as released. The attention itself is in `cuboid.py`.
 """
 
 import math
@@ -109,11 +118,11 @@ class EarthformerConvStage(nn.Module):
 
 
 class EarthformerStem(nn.Module):
-    """From frames to the tokens of level 0."""
+    """From frames, or the covariates of frames, to the tokens of level 0."""
 
-    def __init__(self, config: EarthformerConfig):
+    def __init__(self, config: EarthformerConfig, in_channels: int):
         super().__init__()
-        channels = [config.num_channels, *config.stem_channels]
+        channels = [in_channels, *config.stem_channels]
         strides = [(s, s) if isinstance(s, int) else tuple(s) for s in config.stem_strides]
         self.stages = nn.ModuleList(
             EarthformerConvStage(config, before, after, config.stem_num_convs)
@@ -297,10 +306,11 @@ class EarthformerEncoder(EarthformerPreTrainedModel):
 
 
 class EarthformerDecoder(EarthformerPreTrainedModel):
-    """From a learned start, one embedding per frame and place, to the forecast tokens of level 0.
+    """From a start to the forecast tokens of level 0, level by level upwards.
 
-    Each block of a level attends to itself, then to the memory of that level; the first block of the coarsest level
-    only to the memory.
+    The start is learned, one embedding per frame and place of the coarsest level; with covariates it is their tokens,
+    level by level downwards. Each block of a level attends to itself, then to the memory of that level; the first
+    block after a learned start only to the memory.
     """
 
     _can_record_outputs = {
@@ -315,42 +325,81 @@ class EarthformerDecoder(EarthformerPreTrainedModel):
         sizes, last = config.hidden_sizes, len(config.hidden_sizes) - 1
         max_time = config.context_length + config.prediction_length
         self.level_sizes = config.level_sizes
-        self.position_embedding = PositionEmbedding(
-            config.prediction_length, config.level_sizes[-1], sizes[-1], config.position_embedding_type
-        )
-        self.start_proj = nn.Linear(sizes[-1], sizes[-1])
-        self.self_blocks = nn.ModuleList(
-            nn.ModuleList(
-                CuboidSelfAttentionBlock(config, sizes[i], cuboids)
-                for _ in range(config.decoder_depths[i] - (1 if i == last else 0))
+
+        def self_blocks(without: int = 0) -> nn.ModuleList:
+            """`without`: how many blocks less the coarsest level has."""
+            return nn.ModuleList(
+                nn.ModuleList(
+                    CuboidSelfAttentionBlock(config, sizes[i], cuboids)
+                    for _ in range(config.decoder_depths[i] - (without if i == last else 0))
+                )
+                for i, cuboids in enumerate(config.self_attention_cuboids())
             )
-            for i, cuboids in enumerate(config.self_attention_cuboids())
-        )
-        self.cross_blocks = nn.ModuleList(
-            nn.ModuleList(
-                CuboidCrossAttentionBlock(config, sizes[i], cuboids, max_time) for _ in range(config.decoder_depths[i])
+
+        def cross_blocks() -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.ModuleList(
+                    CuboidCrossAttentionBlock(config, sizes[i], cuboids, max_time)
+                    for _ in range(config.decoder_depths[i])
+                )
+                for i, cuboids in enumerate(config.cross_attention_cuboids())
             )
-            for i, cuboids in enumerate(config.cross_attention_cuboids())
-        )
+
+        if config.num_covariates:
+            self.down_self_blocks, self.down_cross_blocks = self_blocks(), cross_blocks()
+            self.merges = nn.ModuleList(
+                PatchMerging(before, after, (2, 2), config.layer_norm_eps) for before, after in zip(sizes, sizes[1:])
+            )
+            self.self_blocks = self_blocks()
+        else:
+            self.position_embedding = PositionEmbedding(
+                config.prediction_length, config.level_sizes[-1], sizes[-1], config.position_embedding_type
+            )
+            self.start_proj = nn.Linear(sizes[-1], sizes[-1])
+            self.self_blocks = self_blocks(without=1)
+        self.cross_blocks = cross_blocks()
         self.upsamples = nn.ModuleList(Upsample(after, before) for before, after in zip(sizes, sizes[1:]))
         self.post_init()
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, memories: tuple[torch.Tensor, ...], **kwargs) -> BaseModelOutput:
-        """memories: one (B, T_in, h_i, w_i, hidden_sizes[i]) per level, finest first -> (B, T_out, h_0, w_0, C)."""
+    def forward(
+        self, memories: tuple[torch.Tensor, ...], covariates: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutput:
+        """memories: one (B, T_in, h_i, w_i, hidden_sizes[i]) per level, finest first -> (B, T_out, h_0, w_0, C).
+
+        covariates: tokens (B, T_out, h_0, w_0, hidden_sizes[0]) of a model with covariates, else None.
+        """
         last = len(memories) - 1
-        start = self.start_proj(self.position_embedding(memories[-1].device))
-        hidden_states = start.expand(memories[-1].shape[0], -1, -1, -1, -1)
+        if covariates is None:
+            start = self.start_proj(self.position_embedding(memories[-1].device))
+            hidden_states = start.expand(memories[-1].shape[0], -1, -1, -1, -1)
+        else:
+            hidden_states = covariates
+            for i, memory in enumerate(memories):
+                if i > 0:
+                    hidden_states = self.merges[i - 1](hidden_states)
+                hidden_states = _alternate(self.down_self_blocks[i], self.down_cross_blocks[i], hidden_states, memory)
         for i in range(last, -1, -1):
-            without = len(self.cross_blocks[i]) - len(self.self_blocks[i])  # first blocks without self-attention
-            for block, cross_block in enumerate(self.cross_blocks[i]):
-                if block >= without:
-                    hidden_states, _ = self.self_blocks[i][block - without](hidden_states)
-                hidden_states = cross_block(hidden_states, memories[i])
+            hidden_states = _alternate(self.self_blocks[i], self.cross_blocks[i], hidden_states, memories[i])
             if i > 0:
                 hidden_states = self.upsamples[i - 1](hidden_states, self.level_sizes[i - 1])
         return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+def _alternate(
+    self_blocks: nn.ModuleList, cross_blocks: nn.ModuleList, hidden_states: torch.Tensor, memory: torch.Tensor
+) -> torch.Tensor:
+    """The blocks of a level: self-attention, then cross-attention; if there are fewer of the former, they are last.
+
+    hidden_states (B, T_out, h, w, C), memory (B, T_in, h, w, C) -> (B, T_out, h, w, C).
+    """
+    without = len(cross_blocks) - len(self_blocks)  # first blocks without self-attention
+    for i, cross_block in enumerate(cross_blocks):
+        if i >= without:
+            hidden_states, _ = self_blocks[i - without](hidden_states)
+        hidden_states = cross_block(hidden_states, memory)
+    return hidden_states
 
 
 class EarthformerModel(EarthformerPreTrainedModel):
@@ -358,7 +407,8 @@ class EarthformerModel(EarthformerPreTrainedModel):
 
     def __init__(self, config: EarthformerConfig):
         super().__init__(config)
-        self.stem = EarthformerStem(config)
+        self.stem = EarthformerStem(config, config.num_channels)
+        self.covariate_stem = EarthformerStem(config, config.num_covariates) if config.num_covariates else None
         self.encoder = EarthformerEncoder(config)
         self.decoder = EarthformerDecoder(config)
         self.post_init()
@@ -367,6 +417,8 @@ class EarthformerModel(EarthformerPreTrainedModel):
     def forward(
         self,
         past_values: torch.Tensor,
+        past_covariates: torch.Tensor | None = None,
+        future_covariates: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -374,19 +426,28 @@ class EarthformerModel(EarthformerPreTrainedModel):
         r"""
         Args:
             past_values (`torch.FloatTensor`): context frames (B, T_in, H, W, C) in the model's range.
+            past_covariates (`torch.FloatTensor`): covariates of the context, (B, T_in, H, W, num_covariates); of a
+                model with `num_covariates`, and only of one.
+            future_covariates (`torch.FloatTensor`): covariates of the forecast, (B, T_out, H, W, num_covariates).
 
         Returns:
             [`~transformers.modeling_outputs.Seq2SeqModelOutput`] whose `last_hidden_state` has the shape
             (B, T_out, h_0, w_0, hidden_sizes[0]).
 
         Raises:
-            ValueError: `past_values` has another shape, no samples, or is not floating point.
+            ValueError: an argument has another shape, no samples, or is not floating point; covariates are missing, or
+                given to a model that takes none.
         """
         self._check_frames(past_values)
+        self._check_covariates(past_values.shape[0], past_covariates, future_covariates)
         record = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         record = {name: value for name, value in record.items() if value is not None}
-        encoded = self.encoder(self.stem(past_values), return_dict=True, **record)
-        decoded = self.decoder(encoded.memories, return_dict=True, **record)
+        tokens, start = self.stem(past_values), None
+        if self.covariate_stem is not None:
+            tokens = tokens + self.covariate_stem(past_covariates)
+            start = self.covariate_stem(future_covariates)
+        encoded = self.encoder(tokens, return_dict=True, **record)
+        decoded = self.decoder(encoded.memories, start, return_dict=True, **record)
         return Seq2SeqModelOutput(
             last_hidden_state=decoded.last_hidden_state,
             decoder_hidden_states=decoded.hidden_states,
@@ -408,6 +469,27 @@ class EarthformerModel(EarthformerPreTrainedModel):
         if not past_values.is_floating_point():
             raise ValueError(f"`past_values` must be floating point, got {past_values.dtype}.")
 
+    def _check_covariates(
+        self, batch: int, past_covariates: torch.Tensor | None, future_covariates: torch.Tensor | None
+    ):
+        config = self.config
+        for name, covariates, time in (
+            ("past_covariates", past_covariates, config.context_length),
+            ("future_covariates", future_covariates, config.prediction_length),
+        ):
+            if not config.num_covariates:
+                if covariates is not None:
+                    raise ValueError(f"`{name}` must be omitted: this model has num_covariates=0.")
+                continue
+            expected = (batch, time, *config.image_size, config.num_covariates)
+            if covariates is None:
+                raise ValueError(f"`{name}` is missing: it must have shape {expected}.")
+            if tuple(covariates.shape) != expected or not covariates.is_floating_point():
+                raise ValueError(
+                    f"`{name}` must be floating point of shape (batch, time, height, width, covariates) = {expected}, "
+                    f"got {covariates.dtype} of shape {tuple(covariates.shape)}."
+                )
+
 
 class EarthformerForPrediction(EarthformerPreTrainedModel):
     """Earthformer with a head that forecasts frames, and their mean squared error as loss."""
@@ -424,6 +506,8 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         past_values: torch.Tensor,
         future_values: torch.Tensor | None = None,
         future_observed_mask: torch.Tensor | None = None,
+        past_covariates: torch.Tensor | None = None,
+        future_covariates: torch.Tensor | None = None,
         **kwargs,
     ) -> EarthformerPredictionOutput:
         r"""
@@ -432,12 +516,15 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
             future_values (`torch.FloatTensor`, *optional*): the frames that followed, (B, T_out, H, W, C_out).
             future_observed_mask (`torch.BoolTensor`, *optional*): true where `future_values` was observed, of a shape
                 that broadcasts to it. The loss is the mean over observed values.
+            past_covariates, future_covariates (`torch.FloatTensor`): known drivers of context and forecast,
+                (B, T_in, H, W, K) and (B, T_out, H, W, K), of a model with K = `num_covariates`, and only of one.
 
         Returns:
             [`EarthformerPredictionOutput`], with `loss` if `future_values` are given.
 
         Raises:
-            ValueError: an argument has another shape or dtype than stated.
+            ValueError: an argument has another shape or dtype than stated; covariates are missing, or given to a model
+                that takes none.
 
         Example:
 
@@ -450,7 +537,7 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         torch.Size([1, 12, 128, 128, 1])
         ```
         """
-        outputs = self.model(past_values, return_dict=True, **kwargs)
+        outputs = self.model(past_values, past_covariates, future_covariates, return_dict=True, **kwargs)
         predictions = self.head(outputs.last_hidden_state)
         loss = None
         if future_values is not None:
