@@ -4,7 +4,8 @@
     python examples/guided_forecast.py --input mine.npy       # as for forecast_prediff.py
 
 Each row of outputs/guided_forecast.png is one member, from the same noise, whose mean intensity is asked to change by
-the usual change plus n standard deviations.
+the usual change plus n standard deviations. The gradient goes through the decoder; with `--network` the alignment
+network reads the latents instead, which is faster and less exact.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from forecast_prediff import MODEL, shown, storm
 from forecast_radar import describe, input_path
 
 from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
-from earthformer_hf.guidance import intensity_change
+from earthformer_hf.guidance import frame_mean, intensity_change
 from earthformer_hf.plotting import plot_sequence
 
 
@@ -24,7 +25,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path)
     parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--guidance_scale", type=float, default=50.0)
+    parser.add_argument("--guidance_scale", type=float, default=1000.0)
+    parser.add_argument("--network", action="store_true", help="read the noisy latents, not the decoded frames")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/guided_forecast.png"))
     arguments = parser.parse_args()
@@ -41,7 +43,8 @@ def main():
     rows = {"observed": shown(known[past:], known[:past])}
     for n in (-2, -1, 0, 1, 2):
         target = intensity_change(usual["change_mean"], usual["change_deviation"], n)
-        guide = KnowledgeAlignmentCallback(target, guidance_scale=arguments.guidance_scale)
+        quantity = None if arguments.network else frame_mean
+        guide = KnowledgeAlignmentCallback(target, quantity, arguments.guidance_scale)
         generator = torch.Generator().manual_seed(arguments.seed)
         member = pipeline(**inputs, ensemble_size=1, generator=generator, callback_on_step_end=guide).predictions[0, 0]
         asked, got = float(target(inputs["past_values"])[0]), float(member.mean())

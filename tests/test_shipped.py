@@ -24,7 +24,7 @@ from earthformer_hf.evaluation import (
     score_index,
     score_rain,
 )
-from earthformer_hf.guidance import intensity_change
+from earthformer_hf.guidance import frame_mean, intensity_change
 from earthformer_hf.metrics import correlation_by_lead, rmse_by_lead
 from earthformer_hf.protocols import PROTOCOLS
 
@@ -134,10 +134,12 @@ def test_the_ensemble_beats_dressed_persistence_and_obeys():
     past_values, usual = windows[0]["past_values"][None], pipeline.alignment.config.statistics
     means = []
     for n in (-2, 0, 2):
-        guide = KnowledgeAlignmentCallback(intensity_change(usual["change_mean"], usual["change_deviation"], n))
+        target = intensity_change(usual["change_mean"], usual["change_deviation"], n)
+        guide = KnowledgeAlignmentCallback(target, frame_mean, guidance_scale=1000)
         generator = torch.Generator().manual_seed(0)
-        member = pipeline(past_values, 1, 10, generator, callback_on_step_end=guide)
-        means.append(member.predictions.mean())
+        member = pipeline(past_values, 1, 10, generator, callback_on_step_end=guide).predictions
+        means.append(member.mean())
+        assert abs(member.mean() - target(past_values)) < usual["change_deviation"]
     assert means[0] < means[1] < means[2]
 
 
