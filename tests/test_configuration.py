@@ -75,7 +75,6 @@ def test_names_that_the_library_looks_for():
         ({"decoder_depths": [1, 0]}, "decoder_depths"),
         ({"num_global_vectors": -1}, "num_global_vectors"),
         ({"num_covariates": -1}, "num_covariates"),
-        ({"num_covariates": 1.5}, "num_covariates"),
         ({"stem_channels": [4, 12]}, "stem_channels"),
         ({"stem_channels": []}, "stem_channels"),
         ({"stem_channels": [5, 16], "stem_norm_groups": 2}, "stem_norm_groups"),
