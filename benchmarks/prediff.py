@@ -96,7 +96,7 @@ def main():
         scheduler = getattr(diffusers, options.pop("class"))(**options)
         published = PreDiffPipeline(AutoencoderKL(**recipe["vae"]), unet, scheduler)
         published.set_progress_bar_config(disable=True)
-        members(published, "published size, random weights", 2)
+        members(published, "published size, random weights", 1)
     curve(
         pipeline,
         arguments.windows,
