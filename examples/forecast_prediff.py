@@ -30,7 +30,8 @@ def storm(path: Path | None, pipeline: PreDiffPipeline) -> tuple[dict, np.ndarra
     except (ValueError, OSError) as reason:
         raise SystemExit(f"--input: {reason}") from reason
     length = config.context_length + config.prediction_length
-    minutes = int(np.timedelta64(*_duration(extractor.time_step)) / np.timedelta64(1, "m"))
+    number, unit = int(extractor.time_step[:-1]), extractor.time_step[-1]
+    minutes = int(np.timedelta64(number, unit) / np.timedelta64(1, "m"))
     stride = minutes // events[0]["geo"]["minutes"]
     event = wettest(events, extractor, stride * (length - 1) + 1)
     codes = event["values"][::stride][:length].astype("float32")
@@ -44,10 +45,6 @@ def storm(path: Path | None, pipeline: PreDiffPipeline) -> tuple[dict, np.ndarra
     known[: len(codes)] = np.where(extractor.observed(codes), codes, np.nan)
     leads = [f"{minutes * (i - config.context_length + 1):+d} min" for i in range(length)]
     return event, known, leads
-
-
-def _duration(step: str) -> tuple[int, str]:
-    return int(step[:-1]), step[-1]
 
 
 def shown(frames: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:

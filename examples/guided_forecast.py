@@ -41,9 +41,9 @@ def main():
 
     known = extractor.to_physical(codes)
     rows = {"observed": shown(known[past:], known[:past])}
+    quantity = None if arguments.network else frame_mean
     for n in (-2, -1, 0, 1, 2):
         target = intensity_change(usual["change_mean"], usual["change_deviation"], n)
-        quantity = None if arguments.network else frame_mean
         guide = KnowledgeAlignmentCallback(target, quantity, arguments.guidance_scale)
         generator = torch.Generator().manual_seed(arguments.seed)
         member = pipeline(**inputs, ensemble_size=1, generator=generator, callback_on_step_end=guide).predictions[0, 0]

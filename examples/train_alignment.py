@@ -26,9 +26,8 @@ class AlignmentArguments(LatentArguments):
 
 def usual_intensity(windows: EncodedWindows) -> dict[str, float]:
     """Mean and deviation of the future's mean intensity, and of its change from the last context frame."""
-    items = [windows[n] for n in range(len(windows))]
-    future = torch.stack([item["future_mean"].nanmean() for item in items])
-    change = future - torch.stack([item["context_mean"][-1] for item in items])
+    future = torch.cat([chunk.get_tensor("future_mean") for chunk in windows.chunks]).nanmean(1)
+    change = future - torch.cat([chunk.get_tensor("context_mean") for chunk in windows.chunks])[:, -1]
     return {
         "mean": future.mean().item(),
         "deviation": future.std().item(),

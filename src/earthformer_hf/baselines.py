@@ -89,7 +89,6 @@ def steps_ensemble(
                 velocity,
                 prediction_length,
                 n_ens_members=ensemble_size,
-                n_cascade_levels=6,
                 precip_thr=dry,
                 kmperpixel=kilometers,
                 timestep=minutes,

@@ -35,7 +35,8 @@ class KnowledgeAlignmentCallback(PipelineCallback):
 
     Args:
         target: what `quantity` should be, also to be set later: a number, a tensor (B,) or (B, E), or a function of
-            the context frames (B, T_in, H, W, C) that returns one; see [`intensity_change`], [`mean_intensity`].
+            the context frames (B, T_in, H, W, C) that returns one; see [`intensity_change`], [`mean_intensity`]. The
+            same function as `quantity`, a mean over frames, conserves it.
         quantity (`callable`, *optional*): a differentiable function of decoded frames (N, T_out, H, W, C) that returns
             one number per member, (N,). If omitted, an alignment network tells the mean over frames of what it was
             trained on, from the noisy latents.
@@ -241,19 +242,6 @@ def mean_intensity(mean: float, deviation: float, n: float) -> float:
     return mean + n * deviation
 
 
-def conserved(quantity: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Target: what `quantity` is in the context.
-
-    Args:
-        quantity: frames (N, T, H, W, C) -> (N,), a mean over frames, so that context and forecast compare.
-    """
-
-    def target(past_values: torch.Tensor) -> torch.Tensor:
-        return quantity(past_values)
-
-    return target
-
-
 def n_body_energy(
     positions: torch.Tensor, velocities: torch.Tensor, gravity: float = 0.05, softening: float = 10.0
 ) -> torch.Tensor:
@@ -278,7 +266,6 @@ def n_body_energy(
 
 __all__ = [
     "KnowledgeAlignmentCallback",
-    "conserved",
     "frame_mean",
     "intensity_change",
     "mean_intensity",

@@ -87,7 +87,7 @@ def export(
         OSError: the disk is full or cannot be written.
     """
     folder = Path(folder)
-    parts = _parts(model_or_pipeline, feature_extractor)
+    extractor = _extractor(model_or_pipeline, feature_extractor)
     if folder.exists():
         _refuse_to_replace(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -98,8 +98,8 @@ def export(
             _write_pipeline(model_or_pipeline, draft, max_shard_size)
         elif not isinstance(model_or_pipeline, EarthformerFeatureExtractor):
             _write_model(model_or_pipeline, draft, max_shard_size)
-        if parts["extractor"] is not None:
-            _write_extractor(parts["extractor"], draft)
+        if extractor is not None:
+            _write_extractor(extractor, draft)
         _write_card(model_or_pipeline, card, draft)
         _put(draft, folder, overwrite)
     except SafetensorError as reason:
@@ -109,8 +109,8 @@ def export(
     return folder
 
 
-def _parts(thing: Any, feature_extractor: Any) -> dict[str, Any]:
-    """Refuse what cannot be exported; `extractor` is what lies in the folder itself, not in a pipeline's subfolder."""
+def _extractor(thing: Any, feature_extractor: Any) -> EarthformerFeatureExtractor | None:
+    """What lies in the folder itself, not in a pipeline's subfolder; refuses what cannot be exported."""
     if isinstance(thing, PreDiffPipeline):
         expected = NETWORKS | {"feature_extractor": EarthformerFeatureExtractor}
         for name, kind in expected.items():
@@ -120,11 +120,11 @@ def _parts(thing: Any, feature_extractor: Any) -> dict[str, Any]:
                 raise ValueError(f"`model_or_pipeline`: its {name} must be a {kind.__name__}, got {type(part)}.")
         if feature_extractor is not None:
             raise ValueError("`feature_extractor`: a pipeline brings its own, set `pipeline.feature_extractor`.")
-        return {"extractor": None}
+        return None
     if isinstance(thing, EarthformerFeatureExtractor):
         if feature_extractor is not None:
             raise ValueError("`feature_extractor` goes beside a model, and `model_or_pipeline` is one itself.")
-        return {"extractor": thing}
+        return thing
     if not isinstance(thing, (EarthformerModel, EarthformerForPrediction)):
         raise ValueError(
             "`model_or_pipeline` must be an EarthformerForPrediction, EarthformerModel, PreDiffPipeline or "
@@ -132,7 +132,7 @@ def _parts(thing: Any, feature_extractor: Any) -> dict[str, Any]:
         )
     if not isinstance(feature_extractor, EarthformerFeatureExtractor | None):
         raise ValueError(f"`feature_extractor` must be an EarthformerFeatureExtractor, got {type(feature_extractor)}.")
-    return {"extractor": feature_extractor}
+    return feature_extractor
 
 
 def _write_model(model: Any, folder: Path, max_shard_size: int | str):

@@ -440,11 +440,10 @@ class PreDiffPipeline(DiffusionPipeline):
                 callback.check_inputs(self, past_values, ensemble_size)
 
 
-def encode_frames(vae: AutoencoderKL, frames: torch.Tensor, sample: bool = False) -> torch.Tensor:
-    """Frames (B, T, H, W, C) -> scaled latents (B, T, h, w, c): the posterior's mode, or a sample of it."""
+def encode_frames(vae: AutoencoderKL, frames: torch.Tensor) -> torch.Tensor:
+    """Frames (B, T, H, W, C) -> the mode of their scaled latents (B, T, h, w, c)."""
     images = frames.flatten(0, 1).permute(0, 3, 1, 2).to(vae.dtype)  # (B * T, C, H, W)
-    posterior = vae.encode(images.contiguous()).latent_dist
-    latents = posterior.sample() if sample else posterior.mode()
+    latents = vae.encode(images.contiguous()).latent_dist.mode()
     latents = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
     return latents.permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
 
