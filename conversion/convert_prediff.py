@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from checkpoints import load_tensors
 from convert_earthformer import (
     ERRORS,
     INDEX,
@@ -24,7 +25,6 @@ from convert_earthformer import (
     WHAT,
     Conversion,
     fitted,
-    load_tensors,
     new_folder,
     refuse,
     report,

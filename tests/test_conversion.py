@@ -1,7 +1,6 @@
 """Parity with outputs recorded from the original on random weights, and what conversion refuses."""
 
 import hashlib
-import importlib.util
 import json
 import re
 import subprocess
@@ -18,14 +17,10 @@ from earthformer_hf import EarthformerForPrediction
 from earthformer_hf.cuboid import Cuboid, CuboidCrossAttention
 
 
-def _load_script():
-    spec = importlib.util.spec_from_file_location("convert_earthformer", ROOT / "conversion/convert_earthformer.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(ROOT / "conversion"))
+import convert_earthformer as convert  # noqa: E402
 
 
-convert = _load_script()
 FIXTURES = ROOT / "tests/fixtures/parity"
 SMALL = ["ef_cross_ntemporal", "ef_enso", "ef_spatial_lg", "ef_swin_zeros", "efaux_earthnet"]
 # Everything the configuration covers. Left out, with the reason that conversion gives: see CONTRIBUTING.md.
