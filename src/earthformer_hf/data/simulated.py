@@ -1,6 +1,6 @@
-"""Simulated weather and ocean, for examples, tests and benchmarks where no real data is at hand.
+"""Simulated weather, ocean and land, for examples, tests and benchmarks where no real data is at hand.
 
-Neither is meant to be realistic; both move, grow and decay in ways that a forecast can learn or fail at.
+None is meant to be realistic; all move, grow and decay in ways that a forecast can learn or fail at.
 """
 
 import numpy as np
@@ -60,3 +60,47 @@ def sst_events(years: int = 60, seed: int = 0) -> list[dict]:
     values[:, (np.abs(lat)[:, None] > 25) | (lon < 185) | (lon > 285)] = np.nan
     time = np.datetime64("1900-01", "M") + np.arange(12 * years)
     return [{"id": f"simulated-sst:{seed}", "time": time, "values": values, "geo": {"lat": lat, "lon": lon}}]
+
+
+def land_events(number: int, length: int = 30, size: int = 32, seed: int = 0) -> list[dict]:
+    """Plants that follow the weather, in the layout of EarthNet2021: a frame every 5 days.
+
+    Vegetation grows with rain that fell on warm days, most on low ground, and withers by itself; red light falls and
+    near infrared rises with it. Clouds, a smooth field above a threshold, hide a third of the pixels.
+
+    Returns:
+        Events with `values` (length, size, size, 4) float32, blue, green, red and near infrared in 0..1, `observed`
+        (length, size, size), and `covariates` (length, size, size, 7) float32 in the order of EarthNet2021: elevation,
+        precipitation, pressure, mean, minimum and maximum temperature, coarse elevation.
+    """
+    events = []
+    for i in range(number):
+        random = np.random.default_rng([seed, i])
+        height = 0.5 + 0.2 * _smooth_field(random, size)
+        soil = 0.15 + 0.02 * _smooth_field(random, size)
+        day = random.integers(365) + 5 * np.arange(length)
+        warm = 0.5 - 0.3 * np.cos(2 * np.pi * day / 365) + 0.05 * random.standard_normal(length)
+        rain = np.maximum(random.gamma(0.7, 0.4, length) - 0.1, 0)
+        plants = np.empty((length, size, size))
+        state = np.full((size, size), random.uniform(0.2, 0.7))
+        for t in range(length):
+            growth = 0.5 * rain[t] * np.clip(warm[t], 0, 1) * np.clip(1.2 - height, 0, 1)
+            state = state + growth * (1 - state) - 0.06 * state
+            plants[t] = state
+        bands = [0.3 * soil + 0 * plants, soil - 0.05 * plants, soil * (1 - 0.8 * plants), soil + 0.35 * plants]
+        values = np.stack(bands, axis=-1) + random.normal(0, 0.005, (length, size, size, 4))
+        clouds = np.stack([_smooth_field(random, size) > 0.4 for _ in range(length)])
+        weather = [rain, 0.5 - 0.2 * rain, warm, warm - 0.1, warm + 0.1]
+        fields = [height, *(x[:, None, None] for x in weather), np.full((size, size), height.mean())]
+        covariates = np.stack([np.broadcast_to(field, (length, size, size)) for field in fields], axis=-1)
+        events.append(
+            {
+                "id": f"simulated-land:{seed}:{i}",
+                "time": np.datetime64("2000-01-01", "D") + day.astype("timedelta64[D]"),
+                "values": np.where(clouds[..., None], 1.0, values.clip(0, 1)).astype("float32"),
+                "observed": ~clouds,
+                "covariates": covariates.astype("float32"),
+                "geo": {},
+            }
+        )
+    return events
