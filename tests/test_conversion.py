@@ -297,6 +297,8 @@ def test_a_preset_instead_of_a_file(tmp_path, monkeypatch, capsys):
     assert card.startswith((ROOT / "model_cards/earthformer-icar-enso/README.md").read_text())
     assert hashlib.sha256((tmp_path / "x.pt").read_bytes()).hexdigest() in card and "it was not checked" in card
     assert hub.check(tmp_path / "out") == []
+    _, again, extractor = hub.load(tmp_path / "out")
+    hub.export(again, tmp_path / "out", extractor, tmp_path / "out/README.md")  # the same bytes: nothing to replace
 
     status, printed = main(monkeypatch, capsys, *options[:2], "--output_dir", tmp_path / "b", "--preset", "sevir")
     assert status == 1 and "checkpoint: tensor 'dec_final_proj.weight' must have shape" in printed

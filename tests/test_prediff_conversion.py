@@ -464,6 +464,7 @@ def test_the_command_makes_a_pipeline(originals):
     assert "| `logvar` | dropped: not of this network |" in card and str(folder) not in card
     assert "as the original was trained on" in card and pipeline.feature_extractor is None
     assert hub.check(folder / "out") == []
+    hub.export(pipeline, folder / "out", card=folder / "out/README.md")  # the same bytes: nothing to replace
     assert {"pipeline_prediff.py", "guidance.py"} < {path.name for path in (folder / "out").iterdir()}
 
 
