@@ -42,7 +42,7 @@ def random_inputs(network: Network, batch: int) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def export(network: Network, path: Path) -> torch.onnx.ONNXProgram:
+def export(network: Network, path: Path):
     """Write `network` as ONNX: inputs as it names them, one output, the batch free."""
     inputs = random_inputs(network, batch=2)  # a traced batch of 1 would stay 1
     output = "prediction" if isinstance(network, EarthformerUNetModel) else "predictions"
@@ -54,7 +54,6 @@ def export(network: Network, path: Path) -> torch.onnx.ONNXProgram:
         )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(path)
-    return program
 
 
 @torch.no_grad()
