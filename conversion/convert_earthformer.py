@@ -5,31 +5,36 @@
 
 X.pt is a state dict, or has one as `state_dict`: everything else in it becomes an inert placeholder, and a file that
 asks for anything unusual is refused before it is loaded. X.yaml has a `model:` block with the original's options;
-options it leaves out take the defaults of the original constructor. A preset is the `model:` block of a recipe in
-`examples/configs`. Every option and every tensor is translated, dropped by a rule below, or refused. The folder's card
-says which tensor became which.
+options it leaves out take the defaults of the original constructor. A preset is a recipe in `examples/configs`; it
+also knows the range of the data, and brings the model card of a released setting. Every option and every tensor is
+translated, dropped by a rule below, or refused. The folder's card says which tensor became which.
 """
 
 import argparse
-import contextlib
 import hashlib
-import os
 import re
 import shlex
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import yaml
 from checkpoints import load_tensors
+from safetensors import SafetensorError
 from yaml import YAMLError
 
-from earthformer_hf import EarthformerConfig, EarthformerForPrediction
+from earthformer_hf import (
+    EarthformerConfig,
+    EarthformerFeatureExtractor,
+    EarthformerForPrediction,
+    PreDiffPipeline,
+    hub,
+)
 from earthformer_hf.cuboid import CROSS_ATTENTION_PATTERNS, SELF_ATTENTION_PATTERNS
 
 
@@ -475,32 +480,23 @@ def read_config(path: Path) -> EarthformerConfig:
     return convert_config(document["model"])
 
 
+def recipe(name: str) -> dict:
+    """A file of `examples/configs`."""
+    return yaml.safe_load((ROOT / f"examples/configs/{name.replace('-', '_')}.yaml").read_text())
+
+
 def preset_config(name: str) -> EarthformerConfig:
-    """The configuration of a recipe of this package."""
-    recipe = ROOT / f"examples/configs/earthformer_{name.replace('-', '_')}.yaml"
-    return EarthformerConfig(**yaml.safe_load(recipe.read_text())["model"])
+    """The configuration of a published setting."""
+    return EarthformerConfig(**recipe(f"earthformer_{name}")["model"])
 
 
-@contextlib.contextmanager
-def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """An empty folder whose files go to `path` once all of them are there; if anything fails, `path` is as it was.
-
-    Raises:
-        ValueError: `path` is a file, or a folder that holds something and `overwrite` is false.
-    """
-    path = Path(path).resolve()
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"output_dir: {path} is a file.")
-    if path.exists() and any(path.iterdir()) and not overwrite:
-        raise ValueError(f"output_dir: {path} holds something already; name another folder, or give --overwrite.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-        yield Path(temporary)
-        for file in sorted(Path(temporary).rglob("*")):
-            if file.is_file():
-                target = path / file.relative_to(temporary)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, target)
+def released_card(name: str, conversion_report: str) -> str | None:
+    """The card of `model_cards/NAME`, if there is one, and where these weights come from."""
+    path = ROOT / "model_cards" / name / "README.md"
+    if not path.is_file():
+        return None
+    unchecked = "We know no SHA-256 of the released files, so it was not checked whether these are the ones."
+    return f"{path.read_text(encoding='utf-8')}\n{conversion_report}\n{unchecked}\n"
 
 
 def report(command: str, sources: Iterable[tuple[Path, Conversion]]) -> str:
@@ -518,7 +514,7 @@ def report(command: str, sources: Iterable[tuple[Path, Conversion]]) -> str:
         tables += [f"| `{name}` | `{target}` |" for name, target in conversion.renamed.items()]
         tables += [f"| `{name}` | dropped: {reason} |" for name, reason in conversion.dropped.items()]
         tables += ["", "</details>", ""]
-    lines += ["The folder was loaded again, and its outputs on a fixed input are those from before it was saved.", ""]
+    lines += ["The weights were saved and loaded again; outputs on a fixed input are those from before.", ""]
     return "\n".join(lines + tables)
 
 
@@ -540,6 +536,8 @@ An [Earthformer](https://arxiv.org/abs/2207.05833) of {parameters:,} parameters,
 |---|---|---|
 {inputs}
 
+{range}
+
 ## Use
 
 ```python
@@ -554,26 +552,37 @@ predictions = model({arguments}).predictions
 {report}"""
 
 
-def card(name: str, model: EarthformerForPrediction, conversion_report: str) -> str:
+def card(
+    name: str,
+    model: EarthformerForPrediction,
+    extractor: EarthformerFeatureExtractor | None,
+    conversion_report: str,
+) -> str:
     """The model card: metadata, shapes, use, and where the weights come from."""
     config, size = model.config, ", ".join(map(str, model.config.image_size))
-    rows = [("past_values", config.context_length, config.num_channels, "as the original was trained on")]
+    rows = [("past_values", config.context_length, config.num_channels)]
     if config.num_covariates:
-        unit = "as the original was trained on"
-        rows.append(("past_covariates", config.context_length, config.num_covariates, unit))
-        rows.append(("future_covariates", config.prediction_length, config.num_covariates, unit))
+        rows.append(("past_covariates", config.context_length, config.num_covariates))
+        rows.append(("future_covariates", config.prediction_length, config.num_covariates))
     arguments = ", ".join(f"{row[0]}={row[0]}" for row in rows)
-    rows.append(("predictions", config.prediction_length, config.num_output_channels, "as `past_values`"))
-    inputs = "\n".join(
-        f"| `{n}` | (B, {time}, {size}, {channels}) float32 | {unit} |" for n, time, channels, unit in rows
-    )
+    rows.append(("predictions", config.prediction_length, config.num_output_channels))
+    unit = "as the original was trained on" if extractor is None else "as the feature extractor gives it"
+    inputs = "\n".join(f"| `{n}` | (B, {time}, {size}, {channels}) float32 | {unit} |" for n, time, channels in rows)
+    if extractor is None:
+        stated_range = "The range of the data is the original's; the file and its configuration do not state it."
+    else:
+        stated_range = (
+            f"The feature extractor gives (raw - {extractor.offset}) x {extractor.scale}; raw values are "
+            f"{extractor.variable}, in units of {extractor.units}."
+        )
     return CARD.format(
-        name=name, parameters=model.num_parameters(), inputs=inputs, arguments=arguments, report=conversion_report
-    )
+        name=name, parameters=model.num_parameters(), inputs=inputs, arguments=arguments, range=stated_range,
+        report=conversion_report,
+    )  # fmt: skip
 
 
 @torch.no_grad()
-def forecast(model: EarthformerForPrediction) -> torch.Tensor:
+def outputs(model: EarthformerForPrediction) -> list[torch.Tensor]:
     """What a model makes of a fixed input."""
     config = model.config
 
@@ -585,28 +594,63 @@ def forecast(model: EarthformerForPrediction) -> torch.Tensor:
     if config.num_covariates:
         covariates["past_covariates"] = ramp(config.context_length, config.num_covariates)
         covariates["future_covariates"] = ramp(config.prediction_length, config.num_covariates)
-    return model(ramp(config.context_length, config.num_channels), **covariates).predictions
+    return [model(ramp(config.context_length, config.num_channels), **covariates).predictions]
+
+
+Converted = TypeVar("Converted", EarthformerForPrediction, PreDiffPipeline)
+
+
+def share(
+    model: Converted,
+    outputs: Callable[[Converted], list[torch.Tensor]],
+    output_dir: Path,
+    text: str,
+    extractor: EarthformerFeatureExtractor | None = None,
+    overwrite: bool = False,
+) -> Converted:
+    """Save, load again, compare, and export what was loaded, with `text` as its card; returns it.
+
+    Raises:
+        ValueError: the reloaded model computes something else, or `output_dir` holds something else.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        model.save_pretrained(temporary)
+        reloaded = type(model).from_pretrained(temporary)
+        for one, other in zip(outputs(model), outputs(reloaded)):
+            if not torch.allclose(one, other, rtol=0, atol=1e-6 * float(one.abs().max())):
+                raise ValueError("checkpoint: what was saved and loaded again computes something else.")
+        readme = Path(temporary) / "README.md"
+        readme.write_text(text, encoding="utf-8")
+        hub.export(reloaded, output_dir, extractor, readme, overwrite)
+    return reloaded
 
 
 def convert(
-    checkpoint_path: Path, config: EarthformerConfig, output_dir: Path, command: str = "", overwrite: bool = False
+    checkpoint_path: Path,
+    config: EarthformerConfig,
+    output_dir: Path,
+    command: str = "",
+    overwrite: bool = False,
+    preset: str | None = None,
 ) -> EarthformerForPrediction:
-    """Convert, save, reload and compare; returns the reloaded model.
+    """Convert, compare and export; returns the reloaded model.
+
+    Args:
+        preset: the published setting that `config` is of, if any; it adds a feature extractor and its model card.
 
     Raises:
-        ValueError: anything of the checkpoint has no place here, or `output_dir` holds something already.
+        ValueError: anything of the checkpoint has no place here, or `output_dir` holds something else.
     """
-    with new_folder(output_dir, overwrite) as folder:
-        model = EarthformerForPrediction(config).eval()
-        conversion = convert_state_dict(load_tensors(checkpoint_path), model)
-        model.load_state_dict(conversion.tensors)
-        model.save_pretrained(folder)
-        reloaded = EarthformerForPrediction.from_pretrained(folder)
-        if not torch.equal(forecast(model), forecast(reloaded)):
-            raise ValueError(f"output_dir: the model reloaded from {output_dir} forecasts something else.")
-        text = card(Path(output_dir).resolve().name, model, report(command, [(checkpoint_path, conversion)]))
-        (folder / "README.md").write_text(text)
-    return reloaded
+    model = EarthformerForPrediction(config).eval()
+    conversion = convert_state_dict(load_tensors(checkpoint_path), model)
+    model.load_state_dict(conversion.tensors)
+    text = report(command, [(checkpoint_path, conversion)])
+    extractor = released = None
+    if preset is not None:
+        extractor = EarthformerFeatureExtractor(**recipe(f"earthformer_{preset}")["feature_extractor"])
+        released = released_card(f"earthformer-{preset}", text)
+    text = released or card(Path(output_dir).resolve().name, model, extractor, text)
+    return share(model, outputs, output_dir, text, extractor, overwrite)
 
 
 def stated(script: str, arguments: argparse.Namespace) -> str:
@@ -619,7 +663,7 @@ def stated(script: str, arguments: argparse.Namespace) -> str:
 
 
 # What main() turns into one line.
-ERRORS = (ValueError, TypeError, IndexError, OSError, RuntimeError, YAMLError, UnpicklingError)
+ERRORS = (ValueError, TypeError, IndexError, OSError, RuntimeError, SafetensorError, YAMLError, UnpicklingError)
 
 
 def main() -> int:
@@ -629,12 +673,14 @@ def main() -> int:
     configuration.add_argument("--config_path", type=Path, help="configuration of the original (.yaml)")
     configuration.add_argument("--preset", choices=PRESETS, help="a published setting instead")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something already")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that output_dir holds")
     arguments = parser.parse_args()
     try:
         config = preset_config(arguments.preset) if arguments.preset else read_config(arguments.config_path)
         command = stated("convert_earthformer.py", arguments)
-        model = convert(arguments.checkpoint_path, config, arguments.output_dir, command, arguments.overwrite)
+        model = convert(
+            arguments.checkpoint_path, config, arguments.output_dir, command, arguments.overwrite, arguments.preset
+        )
     except ERRORS as reason:
         print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
         return 1

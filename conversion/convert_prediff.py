@@ -1,17 +1,19 @@
 """Convert the three checkpoints of the original PreDiff (gaozhihan/PreDiff) to one pipeline folder.
 
     python conversion/convert_prediff.py --vae_checkpoint_path vae.pt --unet_checkpoint_path unet.pt \\
-        --alignment_checkpoint_path alignment.pt --config_path prediff_sevirlr_v1.yaml --output_dir DIR
+        --alignment_checkpoint_path alignment.pt --preset sevir-lr --output_dir DIR
 
 Each checkpoint is a plain state dict or a Lightning checkpoint of which only the state dict is read: everything else
 in it becomes an inert placeholder, and a file that asks for anything unusual is refused before it is loaded. Options
-that the configuration leaves out take the original's defaults; what this package does not have is refused by name.
+that a configuration (`--config_path` instead of `--preset`) leaves out take the original's defaults; what this package
+does not have is refused by name. A preset also brings the feature extractor and the model card of the release.
 """
 
 import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -25,14 +27,21 @@ from convert_earthformer import (
     WHAT,
     Conversion,
     fitted,
-    new_folder,
+    recipe,
     refuse,
+    released_card,
     report,
+    share,
     stated,
 )
 from diffusers import AutoencoderKL, DDPMScheduler
 
-from earthformer_hf import EarthformerAlignmentModel, EarthformerUNetModel, PreDiffPipeline
+from earthformer_hf import (
+    EarthformerAlignmentModel,
+    EarthformerFeatureExtractor,
+    EarthformerUNetModel,
+    PreDiffPipeline,
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,74 +283,95 @@ def convert_scheduler(options: dict) -> dict:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def convert(
-    vae_checkpoint_path: Path,
-    unet_checkpoint_path: Path,
-    alignment_checkpoint_path: Path | None,
-    config_path: Path,
-    output_dir: Path,
-    command: str = "",
-    overwrite: bool = False,
-) -> None:
-    """Convert, save, reload and compare.
+PRESETS = ("sevir-lr",)
+
+
+def read_config(path: Path, aligned: bool) -> dict[str, Any]:
+    """The parts of a pipeline that a file of the original describes, with random weights.
+
+    Args:
+        aligned: whether the alignment network is one of them.
 
     Raises:
-        ValueError: anything of the configuration or a checkpoint has no place here, or `output_dir` holds something.
+        ValueError: the file lacks a block, or has an option that has no place here.
     """
-    with new_folder(output_dir, overwrite) as folder:
-        pipeline, sources = build(vae_checkpoint_path, unet_checkpoint_path, alignment_checkpoint_path, config_path)
-        pipeline.save_pretrained(folder)
-        reloaded = PreDiffPipeline.from_pretrained(folder)
-        pairs = zip(outputs(pipeline), outputs(reloaded))
-        if not all(torch.allclose(one, other, rtol=0, atol=1e-6 * float(one.abs().max())) for one, other in pairs):
-            raise ValueError(f"output_dir: the networks reloaded from {output_dir} compute something else.")
-        text = card(Path(output_dir).resolve().name, pipeline, report(command, sources))
-        (folder / "README.md").write_text(text)
-
-
-def build(
-    vae_checkpoint_path: Path, unet_checkpoint_path: Path, alignment_checkpoint_path: Path | None, config_path: Path
-) -> tuple[PreDiffPipeline, list[tuple[Path, Conversion]]]:
-    """The pipeline, and what became of each file's tensors.
-
-    Raises:
-        ValueError: anything of the configuration or a checkpoint has no place here.
-    """
-    document = yaml.safe_load(Path(config_path).read_text())
+    document = yaml.safe_load(Path(path).read_text())
     blocks = document.get("model") if isinstance(document, dict) else None
     for name in ("vae", "latent_model", "diffusion"):
         if not isinstance(blocks, dict) or not isinstance(blocks.get(name), dict):
-            raise ValueError(f"config_path: {config_path} has no block `model: {name}:`.")
+            raise ValueError(f"config_path: {path} has no block `model: {name}:`.")
     scale = float(blocks["diffusion"].get("scale_factor", 1.0))
     if scale != 1.0:
         refuse("diffusion.scale_factor", scale, "only 1.0, since the original scales the context by nothing else")
-    models = {
-        "vae": AutoencoderKL(**convert_vae(blocks["vae"]), scaling_factor=1.0),
-        "unet": EarthformerUNetModel(**convert_network(blocks["latent_model"], "latent_model")),
-    }
-    paths = {"vae": vae_checkpoint_path, "unet": unet_checkpoint_path}
-    if alignment_checkpoint_path is not None:
+    vae = AutoencoderKL(**convert_vae(blocks["vae"]), scaling_factor=1.0)
+    unet = EarthformerUNetModel(**convert_network(blocks["latent_model"], "latent_model"))
+    if vae.config.latent_channels != unet.config.in_channels:
+        refuse("vae.latent_channels", vae.config.latent_channels, f"the denoiser takes {unet.config.in_channels}")
+    parts = {"vae": vae, "unet": unet, "scheduler": DDPMScheduler(**convert_scheduler(blocks["diffusion"]))}
+    if aligned:
         align = blocks.get("align") or {}
         if align.get("alignment_type") != "avg_x" or align.get("model_type", "cuboid") != "cuboid":
             kinds = align.get("alignment_type"), align.get("model_type")
             refuse("align.alignment_type / model_type", kinds, "only 'avg_x' and 'cuboid'")
-        models["alignment"] = EarthformerAlignmentModel(**convert_network(align.get("model_args") or {}, "align"))
+        parts["alignment"] = EarthformerAlignmentModel(**convert_network(align.get("model_args") or {}, "align"))
+    return parts
+
+
+def preset_parts(name: str, aligned: bool) -> dict[str, Any]:
+    """The same of a published setting, and its feature extractor."""
+    blocks = recipe(f"prediff_{name}")
+    vae = AutoencoderKL(**blocks["vae"])
+    unet = EarthformerUNetModel(in_channels=vae.config.latent_channels, **blocks["unet"])
+    scheduler = {key: value for key, value in blocks["scheduler"].items() if key != "class"}
+    parts = {"vae": vae, "unet": unet, "scheduler": DDPMScheduler(**scheduler)}
+    if aligned:
+        shape = {field: unet.config[field] for field in ("sample_size", "prediction_length", "in_channels")}
+        parts["alignment"] = EarthformerAlignmentModel(**shape, **blocks["alignment_network"])
+    return parts | {"feature_extractor": EarthformerFeatureExtractor(**blocks["feature_extractor"])}
+
+
+def convert(
+    vae_checkpoint_path: Path,
+    unet_checkpoint_path: Path,
+    output_dir: Path,
+    alignment_checkpoint_path: Path | None = None,
+    config_path: Path | None = None,
+    preset: str | None = None,
+    command: str = "",
+    overwrite: bool = False,
+) -> PreDiffPipeline:
+    """Convert, compare and export; returns the reloaded pipeline.
+
+    Raises:
+        ValueError: anything of the configuration or a checkpoint has no place here, or `output_dir` holds something
+            else.
+    """
+    paths = {"vae": vae_checkpoint_path, "unet": unet_checkpoint_path}
+    if alignment_checkpoint_path is not None:
         paths["alignment"] = alignment_checkpoint_path
-    sources = []
-    for part, model in models.items():
-        tensors = load_tensors(paths[part])
-        chosen = select(tensors, part)
-        conversion = convert_state_dict(chosen, model, part)
-        model.load_state_dict(conversion.tensors)
-        model.eval()
-        of_the_network = {prefix + name for prefix in ("", *PREFIXES[part]) for name in chosen}
-        beside = {name: "not of this network" for name in tensors if name not in of_the_network}
-        sources.append((paths[part], conversion._replace(dropped=conversion.dropped | beside)))
-    channels = models["vae"].config.latent_channels, models["unet"].config.in_channels
-    if channels[0] != channels[1]:
-        refuse("vae.latent_channels", channels[0], f"the denoiser takes {channels[1]}")
-    scheduler = DDPMScheduler(**convert_scheduler(blocks["diffusion"]))
-    return PreDiffPipeline(scheduler=scheduler, **models), sources
+    aligned = "alignment" in paths
+    parts = preset_parts(preset, aligned) if preset else read_config(config_path, aligned)
+    sources = [fill(parts[part], path, part) for part, path in paths.items()]
+    pipeline, text = PreDiffPipeline(**parts), report(command, sources)
+    released = released_card(f"prediff-{preset}", text) if preset else None
+    text = released or card(Path(output_dir).resolve().name, pipeline, text)
+    return share(pipeline, outputs, output_dir, text, overwrite=overwrite)
+
+
+def fill(model: torch.nn.Module, path: Path, part: str) -> tuple[Path, Conversion]:
+    """Give a network its weights; returns the file and what became of its tensors.
+
+    Raises:
+        ValueError: a tensor has no place here.
+    """
+    tensors = load_tensors(path)
+    chosen = select(tensors, part)
+    conversion = convert_state_dict(chosen, model, part)
+    model.load_state_dict(conversion.tensors)
+    model.eval()
+    of_the_network = {prefix + name for prefix in ("", *PREFIXES[part]) for name in chosen}
+    beside = {name: "not of this network" for name in tensors if name not in of_the_network}
+    return path, conversion._replace(dropped=conversion.dropped | beside)
 
 
 CARD = """---
@@ -414,9 +444,11 @@ def main() -> int:
     parser.add_argument("--vae_checkpoint_path", type=Path, required=True)
     parser.add_argument("--unet_checkpoint_path", type=Path, required=True)
     parser.add_argument("--alignment_checkpoint_path", type=Path, help="without it the pipeline has no `alignment`")
-    parser.add_argument("--config_path", type=Path, required=True, help="configuration of the original (.yaml)")
+    configuration = parser.add_mutually_exclusive_group(required=True)
+    configuration.add_argument("--config_path", type=Path, help="configuration of the original (.yaml)")
+    configuration.add_argument("--preset", choices=PRESETS, help="a published setting instead")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something already")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that output_dir holds")
     arguments = parser.parse_args()
     try:
         convert(**vars(arguments), command=stated("convert_prediff.py", arguments))

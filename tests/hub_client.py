@@ -173,9 +173,11 @@ def feature_extractor():
     from earthformer_hf import EarthformerFeatureExtractor
 
     _, extractor, _ = things()
-    extractor.push_to_hub("someone/extractor")
+    extractor.push_to_hub("someone/extractor", tag="v1")
+    EarthformerFeatureExtractor(scale=2.0).push_to_hub("someone/extractor")
+    assert EarthformerFeatureExtractor.from_pretrained("someone/extractor").scale == 2.0
     for loaded in (EarthformerFeatureExtractor, AutoFeatureExtractor):
-        loaded = loaded.from_pretrained("someone/extractor")
+        loaded = loaded.from_pretrained("someone/extractor", revision="v1")
         assert type(loaded) is EarthformerFeatureExtractor and loaded.valid_range == [0, 254]
         np.testing.assert_array_equal(loaded(raw_frames())["past_values"], extractor(raw_frames())["past_values"])
 
@@ -191,6 +193,11 @@ def dataset():
     for k, row in enumerate(streamed):
         np.testing.assert_array_equal(np.frombuffer(row["values"], "uint8").reshape(row["shape"]), values[k])
     assert load_dataset("someone/events", split="train")[2]["values"] == rows[2]["values"]
+    HfApi().create_tag("someone/events", tag="v1", repo_type="dataset")
+    Dataset.from_list(rows[:1]).push_to_hub("someone/events")
+    assert len(load_dataset("someone/events", split="train")) == 1
+    assert load_dataset("someone/events", split="train", revision="v1")["id"][:] == [row["id"] for row in rows]
+    raises(HfHubHTTPError, lambda: Dataset.from_list(rows).push_to_hub("someone/events", token="hf_wrong"), "401")
 
 
 def interrupted_upload():
@@ -284,7 +291,7 @@ def model_by_its_own_code():
 
 
 def extractor_by_its_own_code():
-    extractor = AutoFeatureExtractor.from_pretrained("someone/extractor", trust_remote_code=True)
+    extractor = AutoFeatureExtractor.from_pretrained("someone/extractor", revision="v1", trust_remote_code=True)
     assert extractor.valid_range == [0, 254]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from test_recipes import PUBLISHED
 from tiny import GOLDENS, ROOT
 
-from earthformer_hf import EarthformerForPrediction
+from earthformer_hf import EarthformerFeatureExtractor, EarthformerForPrediction, hub
 from earthformer_hf.cuboid import Cuboid, CuboidCrossAttention
 
 
@@ -276,6 +277,8 @@ def test_files_of_every_kind(tmp_path, monkeypatch, capsys, kind):
     assert sum(row.startswith("dropped") for name, row in rows.items() if name in tensors) == 24
     assert "16 were dropped: an index" in card and "6 were dropped: updates global" in card
     assert "2 were dropped: another start" in card and "| `past_covariates` | (B, 3, 16, 24, 7)" in card
+    assert "The range of the data is the original's" in card and hub.check(tmp_path / "out") == []
+    assert not (tmp_path / "out/preprocessor_config.json").exists()
 
 
 def test_a_preset_instead_of_a_file(tmp_path, monkeypatch, capsys):
@@ -286,9 +289,50 @@ def test_a_preset_instead_of_a_file(tmp_path, monkeypatch, capsys):
     assert status == 0 and "1,394,325 parameters" in printed
     converted = EarthformerForPrediction.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(converted[name], tensor) for name, tensor in model.state_dict().items())
+
+    # the range of the data and the released card come along, and how these weights were made
+    extractor = EarthformerFeatureExtractor.from_pretrained(tmp_path / "out")
+    assert extractor.encode([-16.549121856689453, 10.198975563049316])[0].tolist() == pytest.approx([0, 1], abs=1e-6)
+    card = (tmp_path / "out/README.md").read_text()
+    assert card.startswith((ROOT / "model_cards/earthformer-icar-enso/README.md").read_text())
+    assert hashlib.sha256((tmp_path / "x.pt").read_bytes()).hexdigest() in card and "it was not checked" in card
+    assert hub.check(tmp_path / "out") == []
+    _, again, extractor = hub.load(tmp_path / "out")
+    hub.export(again, tmp_path / "out", extractor, tmp_path / "out/README.md")  # the same bytes: nothing to replace
+
     status, printed = main(monkeypatch, capsys, *options[:2], "--output_dir", tmp_path / "b", "--preset", "sevir")
     assert status == 1 and "checkpoint: tensor 'dec_final_proj.weight' must have shape" in printed
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("name", convert.PRESETS)
+def test_every_preset_knows_the_range_of_its_data(name):
+    extractor = EarthformerFeatureExtractor(**convert.recipe(f"earthformer_{name}")["feature_extractor"])
+    archive = [-16.549121856689453, 10.198975563049316] if "enso" in name else extractor.valid_range
+    assert extractor.encode(archive)[0].tolist() == pytest.approx([0, 1], abs=1e-6)
+    with torch.device("meta"):
+        text = convert.card("x", EarthformerForPrediction(convert.preset_config(name)), extractor, "")
+    assert f"(raw - {extractor.offset}) x {extractor.scale}" in text and extractor.variable in text
+
+
+@pytest.mark.slow
+def test_a_converted_folder_loads_without_this_package(tmp_path):
+    options, groups = recorded(FIXTURES, "ef_enso")
+    assert run(tmp_path, options, groups["state_dict"]).returncode == 0
+    torch.save(groups["input"]["x"], tmp_path / "input.pt")
+    script = f"""
+import sys
+sys.modules["earthformer_hf"] = None  # any import of it fails
+import torch
+from transformers import AutoModelForTimeSeriesPrediction
+model = AutoModelForTimeSeriesPrediction.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True)
+inputs = torch.load({str(tmp_path / "input.pt")!r})
+torch.save(model(inputs).predictions.detach(), {str(tmp_path / "output.pt")!r})
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert relative(torch.load(tmp_path / "output.pt"), groups["output"]["out"]) < 5e-5
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch, capsys):
@@ -299,15 +343,18 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch, caps
     (tmp_path / "out/config.json").write_text("mine")
     command = ["--checkpoint_path", tmp_path / "x.pt", "--config_path", tmp_path / "cfg.yaml", "--output_dir"]
     status, printed = main(monkeypatch, capsys, *command, tmp_path / "out")
-    assert status == 1 and "holds something already" in printed
+    assert status == 1 and "holds something else" in printed and "--overwrite" in printed
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
     status, printed = main(monkeypatch, capsys, *command, tmp_path / "x.pt")
     assert status == 1 and "is a file" in printed
+    (tmp_path / "out/model-00001-of-00002.safetensors").write_bytes(b"of an earlier conversion")
     status, _ = main(monkeypatch, capsys, *command, tmp_path / "out", "--overwrite")
     assert status == 0
     first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert set(first) == {"README.md", "config.json", "model.safetensors"}
-    main(monkeypatch, capsys, *command, tmp_path / "out", "--overwrite")
+    code = {"configuration_earthformer.py", "cuboid.py", "modeling_earthformer.py"}
+    assert set(first) == {"README.md", "config.json", "model.safetensors"} | code
+    status, _ = main(monkeypatch, capsys, *command, tmp_path / "out")  # which holds exactly this already
+    assert status == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
     assert {path.name for path in tmp_path.iterdir()} == {"cfg.yaml", "x.pt", "out"}
 
@@ -328,6 +375,7 @@ def test_a_half_downloaded_file_is_refused(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_full_disk_leaves_no_half_folder(tmp_path):
     """The process may write files of at most 30 kB: the configuration fits, the weights do not."""
+    (tmp_path / "temporary").mkdir()
     options, groups = recorded(FIXTURES, "ef_enso")
     torch.save(groups["state_dict"], tmp_path / "x.pt")
     (tmp_path / "cfg.yaml").write_text(yaml.safe_dump({"model": options}))
@@ -338,11 +386,16 @@ import convert_earthformer as convert
 folder = pathlib.Path({str(tmp_path)!r})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-convert.convert(folder / "x.pt", convert.read_config(folder / "cfg.yaml"), folder / "out")
+paths = {{"checkpoint_path": "x.pt", "config_path": "cfg.yaml", "output_dir": "out"}}
+sys.argv = ["convert", *(part for name, path in paths.items() for part in ("--" + name, str(folder / path)))]
+sys.exit(convert.main())
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.returncode != 0 and "too large" in result.stderr, result.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"x.pt", "cfg.yaml"}
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 1 and last.startswith("error: ") and "too large" in last, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"x.pt", "cfg.yaml", "temporary"}
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 @pytest.mark.parametrize(

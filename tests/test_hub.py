@@ -300,12 +300,14 @@ def test_our_cards_pass(card):
     assert hub.check(card) == []
 
 
-@pytest.mark.parametrize("name", ["sevir", "icar_enso"])
+@pytest.mark.parametrize("name", ["sevir", "icar_enso", "earthnet2021"])
 def test_the_released_settings_are_the_recipes(name):
     folder = ROOT / "model_cards" / f"earthformer-{name.replace('_', '-')}"
     stored = EarthformerConfig.from_pretrained(folder)
-    recipe = yaml.safe_load((ROOT / f"examples/configs/earthformer_{name}.yaml").read_text())["model"]
-    assert {key: getattr(stored, key) for key in recipe} == recipe
+    recipe = yaml.safe_load((ROOT / f"examples/configs/earthformer_{name}.yaml").read_text())
+    assert {key: getattr(stored, key) for key in recipe["model"]} == recipe["model"]
+    extractor = EarthformerFeatureExtractor.from_pretrained(folder)
+    assert extractor.to_dict() == EarthformerFeatureExtractor(**recipe["feature_extractor"]).to_dict()
     with torch.device("meta"):
         parameters = EarthformerForPrediction(stored).num_parameters()
     assert f"{parameters:,} parameters" in " ".join((folder / "README.md").read_text().split())

@@ -16,7 +16,14 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from test_conversion import FIXTURES, recorded, relative
 from tiny import GOLDENS, ROOT
 
-from earthformer_hf import EarthformerAlignmentModel, EarthformerUNetModel, KnowledgeAlignmentCallback, PreDiffPipeline
+from earthformer_hf import (
+    EarthformerAlignmentModel,
+    EarthformerFeatureExtractor,
+    EarthformerUNetModel,
+    KnowledgeAlignmentCallback,
+    PreDiffPipeline,
+    hub,
+)
 from earthformer_hf.guidance import energy_gradient
 from earthformer_hf.losses import denoising_loss
 from earthformer_hf.schedules import denoised, noise_levels, posterior_deviation, use_float64_tables
@@ -455,14 +462,47 @@ def test_the_command_makes_a_pipeline(originals):
     for name in networks:
         assert hashlib.sha256((folder / f"{name}.pt").read_bytes()).hexdigest() in card
     assert "| `logvar` | dropped: not of this network |" in card and str(folder) not in card
+    assert "as the original was trained on" in card and pipeline.feature_extractor is None
+    assert hub.check(folder / "out") == []
+    hub.export(pipeline, folder / "out", card=folder / "out/README.md")  # the same bytes: nothing to replace
+    assert {"pipeline_prediff.py", "guidance.py"} < {path.name for path in (folder / "out").iterdir()}
+
+
+def test_overwriting_leaves_nothing_of_before(originals):
+    folder, _ = originals
+    files = (folder / "vae.pt", folder / "unet.pt", folder / "out")
+    convert.convert(*files, config_path=folder / "x.yaml")
+    assert not (folder / "out/alignment").exists()  # which no file was given for
+    first = {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
+    (folder / "out/unet/diffusion_pytorch_model-00001-of-00002.safetensors").write_bytes(b"of an earlier conversion")
+    with pytest.raises(ValueError, match="holds something else"):
+        convert.convert(*files, config_path=folder / "x.yaml")
+    convert.convert(*files, config_path=folder / "x.yaml", overwrite=True)
+    assert {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()} == first
+
+
+def test_the_preset_is_the_released_setting():
+    with torch.device("meta"):
+        parts = convert.preset_parts("sevir-lr", aligned=True)
+        assert "alignment" not in convert.preset_parts("sevir-lr", aligned=False)
+    folder = ROOT / "model_cards/prediff-sevir-lr"
+    for name in ("vae", "unet", "alignment", "scheduler"):
+        stored, built = type(parts[name]).load_config(folder / name), dict(parts[name].config)
+        assert {key: list(x) if isinstance(x := built[key], tuple) else x for key in stored if key[0] != "_"} == {
+            key: value for key, value in stored.items() if key[0] != "_"
+        }
+    stored = EarthformerFeatureExtractor.from_pretrained(folder / "feature_extractor")
+    assert parts["feature_extractor"].to_dict() == stored.to_dict()
+    card = convert.released_card("prediff-sevir-lr", "## Conversion\n")
+    assert card.startswith((folder / "README.md").read_text()) and "it was not checked" in card
 
 
 def test_a_folder_that_holds_something_is_left_alone(originals):
     folder, _ = originals
     (folder / "out").mkdir()
     (folder / "out/notes.txt").write_text("mine")
-    result = command(folder)
-    assert result.returncode == 1 and "--overwrite" in result.stderr.splitlines()[-1]
+    with pytest.raises(ValueError, match="holds something else.*--overwrite"):
+        convert.convert(folder / "vae.pt", folder / "unet.pt", folder / "out", config_path=folder / "x.yaml")
     assert [path.name for path in (folder / "out").iterdir()] == ["notes.txt"]
 
 
@@ -567,6 +607,6 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
 def test_a_checkpoint_of_another_model_is_refused(originals):
     folder, _ = originals
     torch.save({"something.weight": torch.ones(1)}, folder / "unet.pt")
-    result = command(folder)
-    assert result.returncode == 1 and "something.weight" in result.stderr.splitlines()[-1]
+    with pytest.raises(ValueError, match="something.weight"):
+        convert.convert(folder / "vae.pt", folder / "unet.pt", folder / "out", config_path=folder / "x.yaml")
     assert not (folder / "out").exists()

@@ -363,9 +363,11 @@ class CuboidAttentionBase(nn.Module):
         windows = query.shape[0]
         if mask is not None and mask.shape[0] > 1:
             mask = mask.repeat(windows // mask.shape[0], 1, 1, 1)
+        parts = [slice(None)]
+        if windows > MAX_WINDOWS:
+            parts = [slice(start, start + MAX_WINDOWS) for start in range(0, windows, MAX_WINDOWS)]
         outputs, weights = [], []
-        for start in range(0, windows, MAX_WINDOWS):
-            part = slice(start, start + MAX_WINDOWS) if windows > MAX_WINDOWS else slice(None)
+        for part in parts:
             output, weight = attention(
                 self,
                 query[part],

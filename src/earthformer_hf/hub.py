@@ -213,7 +213,7 @@ def _put(draft: Path, folder: Path, overwrite: bool):
     elif _same(draft, folder):
         return
     elif not overwrite:
-        raise ValueError(f"`folder`: {folder} holds something else; pass `overwrite=True` to replace all of it.")
+        raise ValueError(f"`folder`: {folder} holds something else; overwrite=True (--overwrite) replaces all of it.")
     else:
         old = draft.with_name(f"{draft.name}-old")
         folder.rename(old)

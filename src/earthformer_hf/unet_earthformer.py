@@ -181,7 +181,7 @@ class DownPath(nn.Module):
         hidden_states = hidden_states + self.position_embedding(hidden_states.device)
         global_vectors = None
         if self.global_vectors is not None:
-            global_vectors = self.global_vectors.expand(len(hidden_states), -1, -1)
+            global_vectors = self.global_vectors.expand(hidden_states.shape[0], -1, -1)
         states = []
         for i, blocks in enumerate(self.levels):
             if i > 0:
@@ -289,7 +289,7 @@ class EarthformerNoisyModel(ModelMixin, ConfigMixin):
 
     def _check(self, name: str, frames: torch.Tensor, length: int):
         expected = (length, *self.config.sample_size, self.config.in_channels)
-        if frames.ndim != 5 or tuple(frames.shape[1:]) != expected or len(frames) == 0:
+        if frames.ndim != 5 or tuple(frames.shape[1:]) != expected or frames.shape[0] == 0:
             raise ValueError(
                 f"`{name}` must have shape (batch, time, height, width, channels) = (at least 1, "
                 f"{', '.join(map(str, expected))}), got {tuple(frames.shape)}."
@@ -298,10 +298,10 @@ class EarthformerNoisyModel(ModelMixin, ConfigMixin):
     @staticmethod
     def _timesteps(timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:
         """One number for all, or one per sample -> (B,)."""
-        timestep = torch.as_tensor(timestep, device=sample.device)
-        if timestep.ndim > 1 or timestep.numel() not in (1, len(sample)):
-            raise ValueError(f"`timestep` must be one number or {len(sample)}, got shape {tuple(timestep.shape)}.")
-        return timestep.reshape(-1).expand(len(sample))
+        timestep, batch = torch.as_tensor(timestep, device=sample.device), sample.shape[0]
+        if timestep.ndim > 1 or timestep.numel() not in (1, batch):
+            raise ValueError(f"`timestep` must be one number or {batch}, got shape {tuple(timestep.shape)}.")
+        return timestep.reshape(-1).expand(batch)
 
 
 class EarthformerUNetModel(EarthformerNoisyModel):
@@ -377,8 +377,9 @@ class EarthformerUNetModel(EarthformerNoisyModel):
         """
         self._check("sample", sample, self.config.prediction_length)
         self._check("context", context, self.config.context_length)
-        if len(context) != len(sample):
-            raise ValueError(f"`context` must have the batch size of `sample`, {len(sample)}, got {len(context)}.")
+        batch = sample.shape[0]
+        if context.shape[0] != batch:
+            raise ValueError(f"`context` must have the batch size of `sample`, {batch}, got {context.shape[0]}.")
         hidden_states = torch.cat([context, sample], dim=1)
         observed = torch.zeros_like(hidden_states[..., :1])
         observed[:, : context.shape[1]] = 1

@@ -1,0 +1,85 @@
+"""Export a model, or one denoising step of PreDiff, to ONNX for batches of any size, and compare it with torch.
+
+    python examples/export_onnx.py --model model_cards/earthformer-radar-tiny
+    python examples/export_onnx.py --model model_cards/prediff-radar-tiny     # unet(sample, timestep, context)
+
+The file runs in onnxruntime without torch and without this package. Needs `pip install -e '.[export]'`.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from earthformer_hf import EarthformerForPrediction, EarthformerUNetModel, hub
+
+
+Network = EarthformerForPrediction | EarthformerUNetModel
+TOLERANCE = 1e-4
+
+
+def random_inputs(network: Network, batch: int) -> dict[str, torch.Tensor]:
+    """Everything that `network` takes, by name, each with the batch as first axis."""
+    config, random = network.config, torch.Generator().manual_seed(batch)
+
+    def frames(time: int, size, channels: int) -> torch.Tensor:
+        return torch.rand(batch, time, *size, channels, generator=random)
+
+    if isinstance(network, EarthformerUNetModel):
+        size, channels = config.sample_size, config.in_channels
+        return {
+            "sample": frames(config.prediction_length, size, channels),
+            "timestep": torch.randint(1000, (batch,), generator=random),
+            "context": frames(config.context_length, size, channels),
+        }
+    inputs = {"past_values": frames(config.context_length, config.image_size, config.num_channels)}
+    if config.num_covariates:
+        inputs["past_covariates"] = frames(config.context_length, config.image_size, config.num_covariates)
+        inputs["future_covariates"] = frames(config.prediction_length, config.image_size, config.num_covariates)
+    return inputs
+
+
+def export(network: Network, path: Path):
+    """Write `network` as ONNX: inputs as it names them, one output, the batch free."""
+    inputs = random_inputs(network, batch=2)  # a traced batch of 1 would stay 1
+    output = "prediction" if isinstance(network, EarthformerUNetModel) else "predictions"
+    # Fused kernels lay their results out in another order, which ONNX has no name for.
+    with sdpa_kernel(SDPBackend.MATH):
+        program = torch.onnx.export(
+            network.eval(), kwargs=inputs, dynamic_shapes={name: {0: "batch"} for name in inputs},
+            output_names=[output], dynamo=True, verbose=False,
+        )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program.save(path)
+
+
+@torch.no_grad()
+def difference(network: Network, path: Path, batch: int) -> float:
+    """The largest between what onnxruntime makes of the file and what torch makes of `network`, on the CPU."""
+    inputs = random_inputs(network, batch)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return float(np.abs(output - network(**inputs, return_dict=False)[0].numpy()).max())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="model_cards/earthformer-radar-tiny", help="a model folder, or a hub id")
+    parser.add_argument("--output", type=Path, default=Path("outputs/model.onnx"))
+    arguments = parser.parse_args()
+    _, model, _ = hub.load(arguments.model)
+    network = getattr(model, "unet", model).float()
+    export(network, arguments.output)
+    for batch in (1, 3):
+        found = difference(network, arguments.output, batch)
+        print(f"batch of {batch}: onnxruntime and torch differ by at most {found:.1e}")
+        if found > TOLERANCE:
+            raise SystemExit(f"error: more than {TOLERANCE}")
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()
