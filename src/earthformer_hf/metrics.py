@@ -535,7 +535,8 @@ class RankHistogram(ForecastMetric):
         ensemble, targets, observed = self.windows_of(predictions, targets, observed, members=True)
         check_size(ensemble, self.ensemble_size)
         below, equal = (ensemble < targets[:, None]).sum(1), (ensemble == targets[:, None]).sum(1)
-        rank = below + (torch.stack([self._draw(window) for window in targets]) * (equal + 1)).long()
+        draws = torch.stack([self._draw(window) for window in targets.masked_fill(~observed, 0)])
+        rank = below + (draws * (equal + 1)).long()
         lead = torch.arange(self.prediction_length, device=self.device).view(-1, 1, 1)
         cell = lead * (self.ensemble_size + 1) + rank
         self.ranks += torch.bincount(cell[observed], minlength=self.ranks.numel()).view_as(self.ranks)
