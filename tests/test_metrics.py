@@ -381,7 +381,7 @@ def test_ensemble_scores_are_means_over_observed_pixels():
     metric = EnsembleScores(prediction_length=3, value_range=10)
     metric.update(ensembles, targets, observed)
     result = metric.compute()
-    plain, fair = (score.numpy() / 10 for score in ensemble_crps(ensembles, targets, dim=1))
+    plain, fair = (score.numpy() / 10 for score in ensemble_crps(ensembles.swapaxes(0, 1), targets))
     assert result["crps"] == pytest.approx(plain[observed].mean())
     assert result["fair_crps"] == pytest.approx(fair[observed].mean())
     assert result["fair_crps_by_lead"][2] == pytest.approx(fair[:, 2][observed[:, 2]].mean())
