@@ -108,8 +108,8 @@ def _counts(scores: dict, thresholds: list[float]) -> dict:
 
 def evaluate_index(protocol: IndexProtocol, model, extractor) -> dict:
     path = data_file(protocol.file)
-    (train_event,), (event,) = (open_sst.load_events(path, s) for s in (protocol.train_split, protocol.split))
-    systems, targets = score_index(model, extractor, event, train_event)
+    splits = protocol.split, protocol.train_split, protocol.validation_split
+    systems, targets = score_index(model, extractor, *(open_sst.load_events(path, split)[0] for split in splits))
     print(index_table(systems, targets, protocol.score_name))
     return {
         system: {

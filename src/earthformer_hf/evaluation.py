@@ -15,6 +15,9 @@ from .data.windows import Windows
 from .metrics import ContingencyScores, EnsembleScores, ErrorScores
 
 
+logger = logging.get_logger(__name__)
+
+
 @torch.no_grad()
 def forecast_windows(model, windows: Windows, batch_size: int = 4) -> Iterator[np.ndarray]:
     """Predictions in the model's range (T_out, H, W), one by one in the order of the windows."""
@@ -188,14 +191,15 @@ def ensemble_table(scores: dict[str, dict[str, dict[str, np.ndarray]]], score_na
 
 
 def score_index(
-    model, extractor, event: dict, train_event: dict | None = None
+    model, extractor, event: dict, train_event: dict | None = None, validation_event: dict | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Forecast Nino3.4 over every window of an event, with the model and without it.
 
     Args:
         model, extractor: what `from_pretrained` gives.
         event: a record of months, see `earthformer_hf.data`; its `geo` holds `lat`.
-        train_event: the record on which the statistical forecasts are fitted; without it only persistence is made.
+        train_event, validation_event: the records on which the statistical forecasts are fitted and their settings
+            chosen; without them only persistence is made.
 
     Returns:
         system -> three-month means of the index (windows, leads) in degrees Celsius; and the observed ones.
@@ -208,11 +212,17 @@ def score_index(
     )
     index = nino34(np.where(ocean, maps, np.nan).astype("float64"))
     systems = {"model": three_month_means(index), "persistence": baselines.persisted_index(test)}
-    if train_event is not None:
-        train, lat = baselines.OceanRecord(train_event, nino34, *lengths), event["geo"]["lat"]
+    if train_event is not None and validation_event is not None:
+        train, validation = (baselines.OceanRecord(x, nino34, *lengths) for x in (train_event, validation_event))
+        lat = event["geo"]["lat"]
         systems["damped persistence"] = baselines.damped_persistence(train, test)
-        systems["linear inverse model"] = baselines.linear_inverse_model(train, test, lat)
-        systems["seasonal ridge"] = baselines.seasonal_ridge(train, test, lat)
+        for name, forecast, grid in (
+            ("linear inverse model", baselines.linear_inverse_model, baselines.LINEAR_INVERSE_GRID),
+            ("seasonal ridge", baselines.seasonal_ridge, baselines.SEASONAL_RIDGE_GRID),
+        ):
+            setting = baselines.best_setting(forecast, train, validation, lat, grid)
+            logger.info(f"{name}: chosen on the validation record {setting}")
+            systems[name] = forecast(train, test, lat, **setting)
     return systems, test.targets()
 
 
