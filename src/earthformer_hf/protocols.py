@@ -25,6 +25,7 @@ class IndexProtocol:
     score_name: str
     file: str
     train_split: str
+    validation_split: str
     split: str
     description: str
 
@@ -61,6 +62,7 @@ PROTOCOLS: dict[str, RainProtocol | IndexProtocol] = {
             score_name="Nino3.4 correlation skill (three-month means, 12 leads)",
             file="sst_kaplan_1856_2014.nc",
             train_split="train",
+            validation_split="val",
             split="test",
             description="every window of 12 + 14 months within 1993-2014, Kaplan anomalies; index = plain mean over "
             "latitude -5..5, longitude 190..240; correlation and RMSE over windows per lead, averaged over leads",

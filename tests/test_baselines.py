@@ -1,0 +1,151 @@
+"""The forecasts without a neural network: known answers, and what they reach on real data."""
+
+import numpy as np
+import pytest
+from tiny import DATA
+
+from earthformer_hf import baselines
+from earthformer_hf.benchmark_metrics import correlation_by_lead, rmse_by_lead
+from earthformer_hf.data import open_sst, simulated
+from earthformer_hf.data.open_sst import three_month_means
+
+
+pysteps = pytest.mark.skipif(
+    not baselines.has_extrapolation(), reason="pysteps and OpenCV are not installed: the extra `optical-flow`"
+)
+kaplan = pytest.mark.skipif(
+    not (DATA / "sst_kaplan_1856_2014.nc").exists(), reason="ocean data: set EARTHFORMER_HF_DATA"
+)
+
+
+def test_dressed_persistence_keeps_the_errors_and_the_sign():
+    past = np.full((3, 2, 2), 0.5)
+    errors = np.stack([np.full((4, 2, 2), 0.2), np.full((4, 2, 2), -0.7)])
+    ensemble = baselines.dressed_persistence(past, errors)
+    assert ensemble.shape == (2, 4, 2, 2) and np.allclose(ensemble[0], 0.7) and (ensemble[1] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def moving_rain():
+    """Rain that moves by two pixels a frame, and where it cannot have come from outside."""
+    still = simulated.rain_events(1, length=1, seed=5)[0]["values"][0]
+    inside = np.ones((3, 128, 128), bool)
+    inside[:, :, :16] = False
+    return np.stack([np.roll(still, 2 * t, axis=1) for t in range(7)]), inside
+
+
+@pysteps
+def test_extrapolation_moves_rain_with_the_flow(moving_rain):
+    rain, inside = moving_rain
+    forecast, reachable = baselines.extrapolation(rain[:4], 3)
+    inside = inside & reachable
+    error = np.abs(forecast - rain[4:])[inside].mean()
+    assert error < 0.4 * np.abs(baselines.persistence(rain[:4], 3) - rain[4:])[inside].mean()
+    assert (forecast[~reachable] == 0).all()
+
+
+@pysteps
+@pytest.mark.parametrize("method", [baselines.sprog, baselines.anvil])
+def test_cascades_move_rain_with_the_flow(moving_rain, method):
+    rain, inside = moving_rain
+    forecast = method(rain[:4], 3)
+    assert forecast.shape == (3, 128, 128) and np.isfinite(forecast).all() and (forecast >= 0).all()
+    assert not np.array_equal(forecast, baselines.extrapolation(rain[:4], 3)[0])  # it ran
+    error = np.abs(forecast - rain[4:])[inside].mean()
+    with pytest.raises(ValueError, match="frames or more, got 2"):
+        method(rain[:2], 3)
+    assert error < 0.6 * np.abs(baselines.persistence(rain[:4], 3) - rain[4:])[inside].mean()
+
+
+@pysteps
+def test_steps_members_part_and_move_with_the_flow(moving_rain):
+    rain, inside = moving_rain
+    ensemble = baselines.steps_ensemble(rain[:4], 3, 4, minutes=4, kilometers=3, seed=0)
+    assert ensemble.shape == (4, 3, 128, 128) and np.isfinite(ensemble).all() and (ensemble >= 0).all()
+    spread = ensemble.std(axis=0).mean(axis=(1, 2))
+    assert 0 < spread[0] < spread[2]
+    stay = np.abs(baselines.persistence(rain[:4], 3) - rain[4:])[inside].mean()
+    assert np.abs(ensemble.mean(0) - rain[4:])[inside].mean() < stay
+    again = baselines.steps_ensemble(rain[:4], 3, 4, minutes=4, kilometers=3, seed=0)
+    np.testing.assert_array_equal(ensemble, again)
+
+
+@pysteps
+@pytest.mark.parametrize("wet_pixels", [0, 1, 9])
+def test_where_cascades_cannot_be_run_the_forecast_is_the_extrapolation(wet_pixels):
+    rain = np.zeros((4, 32, 32))
+    rain[:, 10 : 10 + wet_pixels, 12] = 1.0
+    still = baselines.extrapolation(rain, 2)[0]
+    assert still.sum() == pytest.approx(2 * wet_pixels)
+    for forecast in (
+        baselines.sprog(rain, 2),
+        baselines.anvil(rain, 2),
+        *baselines.steps_ensemble(rain, 2, 3, minutes=4, kilometers=3, seed=0),
+    ):
+        np.testing.assert_array_equal(forecast, still)
+
+
+@kaplan
+def test_ocean_baselines_have_their_known_scores():
+    path = DATA / "sst_kaplan_1856_2014.nc"
+    train, validation, test = (
+        baselines.OceanRecord(open_sst.load_events(path, split)[0], open_sst.nino34, 12, 14)
+        for split in ("train", "val", "test")
+    )
+    lat = open_sst.load_events(path, "test")[0]["geo"]["lat"]
+    targets = test.targets()
+    assert targets.shape == (237, 12)
+    expected = {
+        "persistence": (baselines.persisted_index(test), 0.277, 0.830),
+        "damped persistence": (baselines.damped_persistence(train, test), 0.405, 0.591),
+        "linear inverse model": (baselines.linear_inverse_model(train, test, lat, number=20, lag=3), 0.383, 0.623),
+        "seasonal ridge": (baselines.seasonal_ridge(train, test, lat, number=12, penalty=10), 0.605, 0.541),
+    }
+    for name, (forecast, skill, error) in expected.items():
+        assert correlation_by_lead(forecast, targets).mean() == pytest.approx(skill, abs=0.001), name
+        assert rmse_by_lead(forecast, targets).mean() == pytest.approx(error, abs=0.001), name
+
+    grid = {"number": (20, 30), "lag": (3, 6)}  # chosen on the validation years, a larger map is better on both
+    chosen = baselines.best_setting(baselines.linear_inverse_model, train, validation, lat, grid)
+    assert chosen == {"number": 30, "lag": 6}
+    skill = correlation_by_lead(baselines.linear_inverse_model(train, test, lat, **chosen), targets).mean()
+    assert skill == pytest.approx(0.483, abs=0.001)
+
+
+def test_a_linear_ocean_is_forecast_by_the_linear_models():
+    """Where the ocean is a noisy oscillator, models that know its phase beat persistence at long leads."""
+    train, test = (
+        baselines.OceanRecord(simulated.sst_events(years, seed)[0], open_sst.nino34, 12, 14)
+        for years, seed in ((150, 1), (60, 2))
+    )
+    lat = simulated.sst_events(3)[0]["geo"]["lat"]
+    targets = test.targets()
+    persisted = correlation_by_lead(baselines.persisted_index(test), targets)[-1]
+    for forecast in (
+        baselines.linear_inverse_model(train, test, lat, number=3, lag=1),
+        baselines.seasonal_ridge(train, test, lat, number=3, penalty=10),
+    ):
+        assert correlation_by_lead(forecast, targets)[-1] > persisted + 0.1
+
+
+def test_a_setting_is_chosen_by_its_error_on_the_validation_record():
+    """The simulated ocean has two modes: with one component less, or a penalty that stifles, forecasts are worse."""
+    train, validation = (
+        baselines.OceanRecord(simulated.sst_events(years, seed)[0], open_sst.nino34, 12, 14)
+        for years, seed in ((150, 1), (60, 2))
+    )
+    lat = simulated.sst_events(3)[0]["geo"]["lat"]
+    grid = {"number": (1, 2), "penalty": (1.0, 1e9)}
+    chosen = baselines.best_setting(baselines.seasonal_ridge, train, validation, lat, grid)
+    assert chosen == {"number": 2, "penalty": 1.0}
+
+
+def test_linear_maps_explain_a_linear_ocean():
+    (event,) = simulated.sst_events(100, seed=3)
+    record = baselines.OceanRecord(event, open_sst.nino34, 12, 14)
+    maps = baselines.linear_maps(record, event["geo"]["lat"], number=3, penalty=1.0)
+    assert maps.shape == (len(record.last), 14, 24, 48)
+    assert (np.isnan(maps) == np.isnan(event["values"][0])).all()
+    skill = correlation_by_lead(three_month_means(open_sst.nino34(maps.astype("float64"))), record.targets())
+    persisted = correlation_by_lead(baselines.persisted_index(record), record.targets())
+    assert (skill > persisted).all() and skill[-1] > persisted[-1] + 0.1
