@@ -173,7 +173,7 @@ def as_event(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_events(batch: dict[str, list]) -> dict[str, list]:
-    """A batch of rows, column by column, as a batch of events: the transform of a table that `load_dataset` returns."""
+    """A batch of rows, column by column, as a batch of events: the transform of tables that `load_dataset` returns."""
     names = list(batch)
     events = [as_event(dict(zip(names, row))) for row in zip(*batch.values())]
     return {name: [event[name] for event in events] for name in events[0]} if events else {}
