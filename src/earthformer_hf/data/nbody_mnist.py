@@ -1,9 +1,9 @@
 """N-body MNIST: three digits that attract each other, drawn as they fall around and bounce off the borders.
 
-Source: Gao et al., "Earthformer", NeurIPS 2022, https://arxiv.org/abs/2207.05833, section 4.1, with the constants of its
-published data set `nbody_digits3_len20_size64_r0_train20k`. The law is that of the published code, a pull of
-G d / sqrt(d^2 + softening^2), nearly the same at any distance d; the paper's text writes another one. Only numbers are
-drawn and stored; frames are rendered when they are asked for.
+Source: Gao et al., "Earthformer", NeurIPS 2022, https://arxiv.org/abs/2207.05833, section 4.1, with the constants of
+its published data set `nbody_digits3_len20_size64_r0_train20k`. The law is that of the published code, a pull of
+G d / sqrt(d^2 + softening^2), nearly the same at any distance d; the authors' text writes another one. Only numbers
+are drawn and stored; frames are rendered when they are asked for.
 
 ```
 draw (digits, corners, velocities) --motion: 100 raw steps--> every 5th --render: 128 x 128--> bicubic --> 64 x 64
@@ -21,6 +21,7 @@ import torch
 
 from ..guidance import n_body_energy
 from .events import EventBuilder, EventConfig, Facts, LazyFrames
+from .guards import load_npz, open_npy
 
 
 BODIES, FRAMES, STEPS = 3, 20, 5  # raw steps from one frame to the next
@@ -54,8 +55,8 @@ class NBodyMnistConfig(EventConfig):
 class NBodyMnist(EventBuilder):
     """Sequences of a split: `values` (20, 64, 64) float32 in 0..255.
 
-    `series`: `energy` (20,), see [`~earthformer_hf.guidance.n_body_energy`], which the motion keeps but for borders and
-    the speed limit; `positions` (20, 3, 2) of the digits' upper left corners (x, y) in raw pixels, between which the
+    `series`: `energy` (20,), see [`~earthformer_hf.guidance.n_body_energy`], which the motion keeps but for borders
+    and the speed limit; `positions` (20, 3, 2) of the digits' upper left corners (x, y) in raw pixels, between which the
     forces act, and `velocities` (20, 3, 2) in raw pixels a step.
     """
 
@@ -98,13 +99,12 @@ class NBodyMnist(EventBuilder):
     def read(reference: dict[str, Any]) -> dict[str, Any]:
         block, place = divmod(reference["index"], BLOCK)
         source = tuple(reference[name] for name in ("digits", "seed", "split", "parameters"))
-        indices, positions, velocities = (part[place] for part in _moved(*source, block))
+        indices, positions, velocities, energy = (part[place] for part in _moved(*source, block))
         crops, _ = load_digits(reference["digits"])
 
         def draw(numbers: range) -> np.ndarray:
             return render(crops[indices], positions[list(numbers)])
 
-        energy = n_body_energy(torch.from_numpy(positions), torch.from_numpy(velocities), GRAVITY, SOFTENING).numpy()
         return {
             "values": LazyFrames((FRAMES, SIZE, SIZE), "float32", draw),
             "series": {"energy": energy, "positions": positions, "velocities": velocities},
@@ -134,17 +134,14 @@ def load_digits(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 def read_digits(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     """The digits (n, 28, 28) of a file as they are stored, and the split (n,) of each if it names them."""
-    if not Path(path).exists():
-        raise ValueError(f"`digits`: {path} does not exist.")
-    loaded = np.load(path, allow_pickle=False)
-    split = None
-    if isinstance(loaded, np.ndarray):
-        digits = loaded
+    if path.endswith(".npy"):
+        digits, split = np.array(open_npy(path)), None
     else:
-        name = next((name for name in ("images", "X") if name in loaded), None)
-        if name is None:
-            raise ValueError(f"`digits`: {path} must hold `images` or `X`, found {list(loaded)}.")
-        digits, split = loaded[name][:50_000], loaded["split"] if "split" in loaded else None
+        arrays = load_npz(path)
+        name = "images" if "images" in arrays else "X"
+        if name not in arrays:
+            raise ValueError(f"`digits`: {path} must hold `images` or `X`, found {sorted(arrays)}.")
+        digits, split = arrays[name][:50_000], arrays.get("split")
     if digits.size != len(digits) * 28 * 28 or digits.dtype.kind not in "uif":
         raise ValueError(f"`digits`: {path} must hold numbers (n, 28, 28), got {digits.dtype} {digits.shape}.")
     if not (digits.min() >= 0 and 1 < digits.max() <= 255):
@@ -154,7 +151,7 @@ def read_digits(path: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 @lru_cache(128)
 def _moved(path: str, seed: int, split: str, parameters: str | None, block: int) -> tuple[np.ndarray, ...]:
-    """Digits (n, 3), positions and velocities (n, 20, 3, 2) of a block of sequences."""
+    """Digits (n, 3), positions and velocities (n, 20, 3, 2), and energy (n, 20) of a block of sequences."""
     _, sizes = load_digits(path)
     chosen = range(block * BLOCK, (block + 1) * BLOCK)
     if parameters is None:
@@ -168,7 +165,9 @@ def _moved(path: str, seed: int, split: str, parameters: str | None, block: int)
         np.stack([speeds * np.cos(angles), speeds * np.sin(angles)], axis=-1),
         sizes[indices],
     )
-    return indices, positions.swapaxes(0, 1), velocities.swapaxes(0, 1)
+    positions, velocities = positions.swapaxes(0, 1), velocities.swapaxes(0, 1)
+    energy = n_body_energy(torch.from_numpy(positions), torch.from_numpy(velocities), GRAVITY, SOFTENING)
+    return indices, positions, velocities, energy.numpy()
 
 
 def _draw(seed: int, split: str, numbers: range, digits: int) -> list[np.ndarray]:
@@ -196,35 +195,29 @@ def _published(path: str) -> dict[str, np.ndarray]:
     """
     import yaml
 
-    if not Path(path).exists():
-        raise ValueError(f"`parameters`: {path} does not exist.")
-    with np.load(path, allow_pickle=False) as file:
-        drawn = dict(file)
-    unchanging = {
+    unchanging: dict[str, int] = {
         "appearance_mult": 1,
         "scale_variation": 1,
         "base_rotation_angle": 0,
         "random_acceleration_magnitude": 0,
     }
-    number = len(drawn.get("digit_indices", ()))
     shapes = {
-        "digit_indices": (number, BODIES),
-        "affine_transforms_multipliers": (number, BODIES, 2),
-        "init_velocity_angle": (number, BODIES),
-        "init_velocity_magnitude": (number, BODIES),
-        "distractor_seeds": (number, FRAMES * STEPS, 0, 5),
+        "digit_indices": (BODIES,),
+        "affine_transforms_multipliers": (BODIES, 2),
+        "init_velocity_angle": (BODIES,),
+        "init_velocity_magnitude": (BODIES,),
+        "distractor_seeds": (FRAMES * STEPS, 0, 5),
     }
-    for name in (*unchanging, *shapes):
-        if name not in drawn:
-            raise ValueError(f"`parameters`: {path} must hold {name!r}, found {sorted(drawn)}.")
-    for name, value in unchanging.items():
-        if (drawn[name] != value).any():
-            raise ValueError(f"`parameters`: {name!r} of {path} must be {value}, as published.")
+    drawn = load_npz(path, [*unchanging, *shapes])
+    for name, number in unchanging.items():
+        if (drawn[name] != number).any():
+            raise ValueError(f"`parameters`: {name!r} of {path} must be {number}, as published.")
     for name, shape in shapes.items():
-        if drawn[name].shape != shape:
-            raise ValueError(f"`parameters`: {name!r} of {path} must be {shape}, got {drawn[name].shape}.")
+        expected = (len(drawn["digit_indices"]), *shape)
+        if drawn[name].shape != expected:
+            raise ValueError(f"`parameters`: {name!r} of {path} must be {expected}, got {drawn[name].shape}.")
     settings = Path(path).with_name("nbody_dataset_cfg.yaml")
-    published = {
+    published: dict[str, Any] = {
         "nbody_acc_mode": "r0",
         "nbody_G": GRAVITY,
         "nbody_softening_distance": SOFTENING,
@@ -234,7 +227,7 @@ def _published(path: str) -> dict[str, np.ndarray]:
         "raw_img_size": RAW_SIZE,
         "raw_seq_len_multiplier": STEPS,
     }
-    stated = yaml.safe_load(settings.read_text()) if settings.exists() else {}
+    stated = (yaml.safe_load(settings.read_text()) if settings.exists() else None) or {}
     stated = stated.get("dataset", stated)
     for name, value in published.items():
         if stated.get(name, value) != value:
