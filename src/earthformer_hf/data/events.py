@@ -8,15 +8,19 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 import numpy as np
 import pyarrow as pa
+
+from .guards import is_bomb, open_npy
 
 
 # name -> module of this folder and its builder
@@ -109,9 +113,11 @@ def decompressed(stored: dict[str, Any]) -> LazyFrames:
     dtype, shape = np.dtype(stored["dtype"]), tuple(stored["shape"])
     if dtype.kind not in "buif":
         raise ValueError(f"`dtype` of stored frames must be of plain numbers, got {dtype}.")
-    size = dtype.itemsize * int(np.prod(shape))
+    size = dtype.itemsize * math.prod(shape)
 
     def read(numbers: range) -> np.ndarray:
+        if is_bomb(len(numbers) * size, sum(len(stored["frames"][number]) for number in numbers)):
+            raise ValueError(f"{len(numbers)} stored frames declare {size} bytes each; not read.")
         frames = np.empty((len(numbers), *shape), dtype)
         for place, number in enumerate(numbers):
             try:
@@ -151,13 +157,22 @@ HOSTED_FEATURES = datasets.Features(
     }
 )
 ARRAYS = ("values", "observed", "covariates")
+FIELDS = ("id", "time", "geo", *ARRAYS, "series")  # of an event
+CACHE = "cache"  # the `source` of rows that refer to memory maps
 
 
 def as_event(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a builder's or a hosted table as an event; an event stays as it is."""
+    """A row of a builder's or a hosted table as an event; an event stays as it is.
+
+    Raises:
+        ValueError: the event cannot be used, or its files have changed and cannot be read.
+    """
+    if row.get("problem"):
+        raise ValueError(f"Event {row['id']!r} cannot be used: {row['problem']}")
     if isinstance(row.get("reference"), str):
         reference = json.loads(row["reference"])
-        parts = builder_of(reference["source"]).read(reference)
+        read = read_cache if reference["source"] == CACHE else builder_of(reference["source"]).read
+        parts = read(reference)
     elif isinstance(row.get("values"), dict):
         parts = {name: decompressed(row[name]) for name in ARRAYS if row[name] is not None and row[name]["frames"]}
         if row["series"]:
@@ -179,6 +194,24 @@ def as_events(batch: dict[str, list]) -> dict[str, list]:
     return {name: [event[name] for event in events] for name in events[0]} if events else {}
 
 
+def read_cache(reference: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an event of [`~earthformer_hf.data.hosted.cached`], views of memory maps."""
+    part = slice(reference["first"], reference["first"] + reference["length"])
+    event: dict[str, Any] = {}
+    for name, array in _memory_maps(reference["path"]).items():
+        field, _, series = name.partition(".")
+        if series:
+            event.setdefault(field, {})[series] = array[part]
+        else:
+            event[name] = array[part]
+    return event
+
+
+@lru_cache(None)
+def _memory_maps(folder: str) -> dict[str, np.ndarray]:
+    return {path.stem: open_npy(path) for path in sorted(Path(folder).glob("*.npy"))}
+
+
 class Events(Sequence):
     """The events of a table, one by one.
 
@@ -189,19 +222,19 @@ class Events(Sequence):
     def __init__(self, table: datasets.Dataset):
         self.table = table.with_format(None)
         self.lengths: list[int] = self.table["length"][:]
-        self.refers = "reference" in table.column_names
-        self.known: dict[int, dict] = {}  # events that hold no frames are kept
+        self.known: dict[int, dict] = {}  # events whose frames are elsewhere are kept
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, number: Any) -> Any:
-        if number not in self.known:
-            event = as_event(self.table[number])
-            if not self.refers:
-                return event
+        if number in self.known:
+            return self.known[number]
+        row = self.table[number]
+        event = as_event(row)
+        if "reference" in row and isinstance(event["values"], LazyFrames | np.memmap):
             self.known[number] = event
-        return self.known[number]
+        return event
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,13 +275,18 @@ class EventBuilder(datasets.GeneratorBasedBuilder):
     def read(reference: dict[str, Any]) -> dict[str, Any]:
         raise NotImplementedError
 
+    @property
+    def facts(self) -> Facts:
+        """`FACTS`, where an option changes them as they then are."""
+        return self.FACTS
+
     def _info(self) -> datasets.DatasetInfo:
         features = FEATURES | {"problem": datasets.Value("string")} if self.config.keep_bad else FEATURES
         return datasets.DatasetInfo(
-            description=f"{self.FACTS.variable}; {self.FACTS.grid}; every {self.FACTS.time_step}",
+            description=f"{self.facts.variable}; {self.facts.grid}; every {self.facts.time_step}",
             features=datasets.Features(features),
-            citation=self.FACTS.citation,
-            license=self.FACTS.licence,
+            citation=self.facts.citation,
+            license=self.facts.licence,
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
@@ -291,6 +329,20 @@ def builder_of(name: str) -> type[EventBuilder]:
     return getattr(importlib.import_module(f".{module}", __package__), kind)
 
 
+def make_builder(
+    name: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None, **options: Any
+) -> EventBuilder:
+    """The builder of a source with its options; arguments and errors are those of [`load_dataset`]."""
+    kind = builder_of(name)
+    data_dir = Path(data_dir or os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")).expanduser().resolve()
+    if not data_dir.exists():
+        raise ValueError(f"`data_dir` must be the folder of the files of {name!r}, {data_dir} does not exist.")
+    known = options_of(kind)
+    if set(options) - known:
+        raise ValueError(f"`options` of {name!r} must be of {sorted(known)}, got {sorted(set(options) - known)}.")
+    return kind(cache_dir=cache_dir, data_dir=str(data_dir), hash=_state(kind, data_dir), **options)
+
+
 def load_dataset(
     name: str,
     data_dir: str | Path | None = None,
@@ -317,20 +369,16 @@ def load_dataset(
         ValueError: no such source, split or option; a file that is missing or crafted; an event that cannot be used,
             with its file and row.
     """
-    kind = builder_of(name)
-    data_dir = Path(data_dir or os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")).expanduser().resolve()
-    if not data_dir.exists():
-        raise ValueError(f"`data_dir` must be the folder of the files of {name!r}, {data_dir} does not exist.")
-    known = options_of(kind)
-    if set(options) - known:
-        raise ValueError(f"`options` of {name!r} must be of {sorted(known)}, got {sorted(set(options) - known)}.")
+    builder = make_builder(name, data_dir, cache_dir, **options)
     split_name = None if split is None else split.partition("[")[0]
-    if split_name is not None and not set(split_name.split("+")) <= set(kind.SPLITS):
-        raise ValueError(f"`split` of {name!r} must be of {list(kind.SPLITS)}, got {split!r}.")
-    builder = kind(cache_dir=cache_dir, data_dir=str(data_dir), hash=_state(kind, data_dir), **options)
+    if split_name is not None and not set(split_name.split("+")) <= set(builder.SPLITS):
+        raise ValueError(f"`split` of {name!r} must be of {list(builder.SPLITS)}, got {split!r}.")
     if streaming:
         stream = builder.as_streaming_dataset(split)
-        return stream.map(as_event) if split else {name: part.map(as_event) for name, part in stream.items()}
+        columns = [*FEATURES, "problem"]
+        if split:
+            return stream.map(as_event, remove_columns=columns)
+        return {name: part.map(as_event, remove_columns=columns) for name, part in stream.items()}
     try:
         builder.download_and_prepare()
     except datasets.exceptions.DatasetGenerationError as failure:

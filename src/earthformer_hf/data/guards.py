@@ -19,7 +19,7 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -87,7 +87,8 @@ def _problem(path: str) -> str | None:
     return (_zarr_problem(path) if kind == "zarr" else None) or _xarray_problem(path, kind)
 
 
-def _is_bomb(declared: int, stored: int) -> bool:
+def is_bomb(declared: int, stored: int) -> bool:
+    """Whether so many stored bytes cannot honestly be so many."""
     return declared > LARGE and declared > RATIO * stored
 
 
@@ -116,7 +117,7 @@ def _hdf5_problem(path: str) -> str | None:
                     declared = math.prod(item.shape or ()) * item.dtype.itemsize
                     if item.is_virtual or item.external:
                         return f"{place!r} is stored elsewhere; not read"
-                    if _is_bomb(declared, item.id.get_storage_size()):
+                    if is_bomb(declared, item.id.get_storage_size()):
                         return f"{place!r} declares {declared} bytes and stores {item.id.get_storage_size()}; not read"
                     if item.shape is not None and 0 not in item.shape:
                         item[(0,) * item.ndim]
@@ -183,7 +184,7 @@ def _xarray_problem(path: str, kind: str) -> str | None:
     stored = _state(path)[1]
     with _xarray(path, kind) as dataset:
         for name, variable in dataset.variables.items():
-            if _is_bomb(variable.nbytes, stored):
+            if is_bomb(variable.nbytes, stored):
                 return f"{name!r} declares {variable.nbytes} bytes, the file has {stored}; not read"
         declared = sum(_stored_bytes(variable) for variable in dataset.variables.values())
         if kind == "netcdf3" and declared > stored:  # which knows no compression
@@ -281,14 +282,14 @@ def _state(path: str | Path) -> tuple[str, int, int]:
     return path, sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
 
 
-def check_files(paths: Sequence[str | Path]) -> dict[str, str]:
-    """What is wrong with files: path -> problem, without those that are fine.
+def check_files(paths: Iterable[Any]) -> dict[Any, str]:
+    """What is wrong with files: path, as it was given, -> problem; without those that are fine.
 
     HDF5 and NetCDF, npy and npz, zip, tar and gzip, Zarr stores, GeoTIFF and GRIB, told apart by their first bytes.
     The files are opened in a child process.
     """
     problems = {}
-    for path in map(str, paths):
+    for path in paths:
         try:
             state = _state(path)
         except OSError:
@@ -303,7 +304,7 @@ def check_files(paths: Sequence[str | Path]) -> dict[str, str]:
 
 
 def _require(path: str | Path) -> tuple[str, int, int]:
-    for _, problem in check_files([path]).items():
+    for problem in check_files([path]).values():
         raise ValueError(f"{path}: {problem}.")
     return _state(path)
 
@@ -319,16 +320,16 @@ def open_hdf5(path: str | Path) -> Any:
     Raises:
         ValueError: the file is missing, not HDF5, damaged or crafted.
     """
-    if kind_problem := _wrong_kind(path, "hdf5"):
-        raise ValueError(kind_problem)
     return _open_hdf5(os.getpid(), _require(path))
 
 
-@functools.lru_cache(32)
+@functools.lru_cache(128)
 def _open_hdf5(process: int, state: tuple[str, int, int]) -> Any:
     """`process` keeps the handles of a fork's parent apart."""
     import h5py
 
+    if problem := _wrong_kind(state[0], "hdf5"):
+        raise ValueError(problem)
     return h5py.File(state[0], "r")
 
 
@@ -438,7 +439,7 @@ def _members(archive: Path, limit_bytes: int | None) -> Iterator[tuple[str, IO[b
         if not plain:
             raise ValueError(f"{name!r} is a link or a device")
         total += size
-        if total > limit_bytes if limit_bytes is not None else _is_bomb(total, stored):
+        if total > limit_bytes if limit_bytes is not None else is_bomb(total, stored):
             raise ValueError(f"unpacks to more than {limit_bytes or max(LARGE, RATIO * stored)} bytes")
         return name
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .events import Events, as_event
+from .events import FIELDS, Events, as_event
 
 
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -169,7 +169,8 @@ def windows(events: Any, encode: Encode, context_length: int, prediction_length:
         return Windows(events, encode, context_length, prediction_length, **options)
     options["series"] = tuple(options.get("series", ()))
     cutter = Cutter(encode, context_length, prediction_length, **options)
-    return events.map(partial(_cut, cutter), batched=True, batch_size=1, remove_columns=events.column_names)
+    columns = events.column_names or list(FIELDS)
+    return events.map(partial(_cut, cutter), batched=True, batch_size=1, remove_columns=columns)
 
 
 def _cut(cutter: Cutter, batch: dict[str, list]) -> dict[str, list]:
