@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import xarray as xr
+from tiny import DATA
 
 from earthformer_hf import EarthformerFeatureExtractor, load_dataset
-from earthformer_hf.data import icar_enso
+from earthformer_hf.data import icar_enso, open_sst
 from earthformer_hf.data.windows import Windows
 
 
@@ -125,3 +126,47 @@ def test_windows_of_the_published_settings(future, gaps, counts):
     long, short = ({"id": "", "values": np.broadcast_to(np.float32(0), (n, 1, 1))} for n in (1836, 1704))
     train = Windows([long] * 15 + [short] * 15, scale, 12, future, stride=gaps[0])
     assert (len(train), len(Windows([short], scale, 12, future, stride=gaps[1]))) == counts
+
+
+# -- the open record --------------------------------------------------------------------------------------------------
+
+
+def write_record(path, first, months):
+    """Maps whose every value is the number of the month, but for missing land."""
+    time = (np.datetime64(first, "M") + np.arange(months)).astype("datetime64[ns]")
+    values = np.arange(months)[:, None, None] * np.ones((24, 72))
+    values[:, 0, :30] = np.nan
+    places = {"time": time, "lat": np.arange(-55.0, 65, 5), "lon": np.arange(0.0, 360, 5)}
+    xr.Dataset({"ssta": (("time", "lat", "lon"), values)}, places).to_netcdf(path)
+
+
+def test_the_open_record_by_years(tmp_path):
+    folder = tmp_path / "sst"
+    folder.mkdir()
+    write_record(folder / "mine.nc", "1999-07", 60)
+    years = {"train": (1999, 2000), "test": (2002, 2003)}
+    tables = load(folder, name="open-sst", file="mine.nc", years=years)
+    assert set(tables) == {"train", "test"} and tables["train"][0]["id"] == "mine:train"
+    event = tables["test"][0]
+    assert event["values"].shape == (24, 24, 48) and str(event["time"][0].astype("M8[M]")) == "2002-01"
+    np.testing.assert_array_equal(event["series"]["nino34"], np.arange(30, 54))
+    assert np.isnan(event["values"][:, 0, :11]).all() and np.isfinite(event["values"][:, 0, 11:]).all()
+    extractor = EarthformerFeatureExtractor(**open_sst.OpenSst.FACTS.feature_extractor)
+    item = Windows(tables["test"], extractor.encode, 12, 2, series=("nino34",))[1]
+    assert item["past_nino34"].tolist() == list(range(31, 43)) and not item["future_observed_mask"][:, 0, :11].any()
+    with pytest.raises(ValueError, match="no month of 1856..1974"):
+        load(folder, "test", name="open-sst", file="mine.nc")
+    with pytest.raises(ValueError, match="other.nc: does not exist"):
+        load(folder, "test", name="open-sst", file="other.nc")
+
+
+@pytest.mark.skipif(not (DATA / "sst_kaplan_1856_2014.nc").exists(), reason="open SST: set EARTHFORMER_HF_DATA")
+def test_the_table_of_the_open_record_holds_its_events(tmp_path):
+    tables = load_dataset("open-sst", DATA, cache_dir=tmp_path)
+    for split, table in tables.items():
+        (expected,) = open_sst.load_events(DATA / "sst_kaplan_1856_2014.nc", split)
+        event = table[0]
+        assert event["id"] == expected["id"] and (event["time"] == expected["time"]).all()
+        np.testing.assert_array_equal(event["values"], expected["values"])
+        np.testing.assert_array_equal(event["series"]["nino34"], open_sst.nino34(expected["values"]))
+        assert event["geo"]["lon"] == expected["geo"]["lon"].tolist()

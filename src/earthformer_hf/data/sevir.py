@@ -57,7 +57,7 @@ SCALINGS = {
     "lght": {"offset": 0.02990, "scale": 1 / 0.60517},
     "vis": {"offset": 0.0, "scale": 1.0},
 }
-EDGES = np.arange(-7200, 7201, 300)  # seconds from an event's time to each of its 49 frames
+EDGES = np.arange(-7200, 7201, 300)  # seconds from an event's time to the 49 frames of its flashes
 
 
 @dataclass
@@ -151,9 +151,10 @@ class Sevir(EventBuilder):
             events = events.iloc[order].iloc[order]  # the loaders shuffle twice with one seed
         size, dtype = self.IMAGE_TYPES[config.image_type]
         shape = (self.FRAMES, size, size)
-        seconds = np.linspace(EDGES[0], EDGES[-1], self.FRAMES).astype("timedelta64[s]")
+        minutes = 240 // (self.FRAMES - 1)
+        offsets = (np.arange(self.FRAMES) - self.FRAMES // 2) * np.timedelta64(minutes, "m")
         bad_files = check_files({str(root / "data" / name) for name in events.file_name})
-        places = events.reindex(columns=PLACE).to_dict("records")
+        places = events.reindex(columns=PLACE).to_dict("records")  # NaN where the catalogue says nothing
         for event, place in zip(events.itertuples(), places):
             path = str(root / "data" / event.file_name)
             problem = bad_files.get(path) or _problem(path, event, shape, dtype)
@@ -162,8 +163,8 @@ class Sevir(EventBuilder):
                 continue
             yield {
                 "id": event.id,
-                "time": event.time_utc.to_datetime64() + seconds,
-                "geo": {name: value for name, value in place.items() if value == value},  # not NaN
+                "time": event.time_utc.to_datetime64() + offsets,
+                "geo": {"minutes": minutes} | {name: value for name, value in place.items() if value == value},
                 "reference": {
                     "path": path,
                     "image_type": config.image_type,
