@@ -35,10 +35,12 @@ def simulations(tmp_path, monkeypatch):
     return folder, records, nino
 
 
-def write(folder, nino, lon=LON, **names):
-    maps = nino[..., None, None] + (0.01 * LAT[:, None] + 0.001 * lon).astype("float32")
+def write(folder, nino, lon=LON, name="sst", maps_of=None):
+    maps = (nino if maps_of is None else maps_of)[..., None, None] + (0.01 * LAT[:, None] + 0.001 * lon).astype(
+        "float32"
+    )
     dims, places = ("year", "month", "lat", "lon"), {"lat": LAT, "lon": lon}
-    xr.Dataset({names.get("sst", "sst"): (dims, maps)}, places).to_netcdf(folder / "CMIP_train.nc")
+    xr.Dataset({name: (dims, maps)}, places).to_netcdf(folder / "CMIP_train.nc")
     xr.Dataset({"nino": (dims[:2], nino)}).to_netcdf(folder / "CMIP_label.nc")
 
 
@@ -78,9 +80,12 @@ def grid():
 def test_a_missing_value_is_named(simulations):
     folder, _, nino = simulations
     holes = nino.copy()
-    holes[16, 20] = np.nan  # of the last model's last row but one
-    write(folder, holes)
-    with pytest.raises(ValueError, match="CMIP_train.nc, row 16: 1152 of 41472 values are missing"):
+    holes[16, 20] = np.nan  # of the last model's last row
+    write(folder, nino, maps_of=holes)
+    with pytest.raises(ValueError, match="'CMIP5:03': .*CMIP_train.nc, row 16: 1152 of 41472 values are missing"):
+        load(folder, "test")
+    write(folder, holes, maps_of=nino)
+    with pytest.raises(ValueError, match="'CMIP5:03': .*CMIP_label.nc, row 16: 1 of 36 values are missing"):
         load(folder, "test")
     tables = load(folder, keep_bad=True)
     problems = [problem for table in tables.values() for problem in table.with_format(None)["problem"]]
@@ -105,7 +110,7 @@ def test_other_files_are_refused(simulations):
     write(folder, nino, lon=LON[4:])
     with pytest.raises(ValueError, match="CMIP_train.nc must hold 'sst' of .*48.* found .*46"):
         load(folder)
-    write(folder, nino, sst="sea")
+    write(folder, nino, name="sea")
     with pytest.raises(ValueError, match="CMIP_train.nc must hold 'sst' .* found .'sea'"):
         load(folder)
     (folder / "CMIP_train.nc").unlink()

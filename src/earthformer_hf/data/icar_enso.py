@@ -99,10 +99,8 @@ def _check(files: dict[str, str]) -> dict[str, list[float]]:
     Raises:
         ValueError: a file that is missing or crafted, or that does not hold what is expected of it.
     """
-    shape = (sum(number * rows for _, number, rows in ARCHIVES), MONTHS)
-    expected = {"nino": {"year": shape[0], "month": MONTHS}}
-    expected["sst"] = expected["nino"] | {"lat": 24, "lon": 48}
-    for name, sizes in expected.items():
+    time = {"year": sum(number * rows for _, number, rows in ARCHIVES), "month": MONTHS}
+    for name, sizes in {"nino": time, "sst": time | {"lat": 24, "lon": 48}}.items():
         with open_dataset(files[name]) as dataset:
             found = _variable(dataset, name)
             if found is None or dict(found.sizes) != sizes or list(found.dims) != list(sizes):
