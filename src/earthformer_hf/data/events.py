@@ -77,11 +77,14 @@ class LazyFrames:
         shape: (T, H, W) or (T, H, W, C).
         dtype: of the values.
         read: range of frame numbers (start, stop, step) -> array (frames, H, W[, C]).
+
+    What goes wrong when frames are read is a ValueError that begins with `place`, the words for where they are.
     """
 
     def __init__(self, shape: Sequence[int], dtype: Any, read: Callable[[range], np.ndarray]):
         self.shape, self.dtype, self.read = tuple(shape), np.dtype(dtype), read
         self.ndim = len(self.shape)
+        self.place = "frames"
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -89,10 +92,22 @@ class LazyFrames:
     def __getitem__(self, key: Any) -> np.ndarray:
         first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
         if isinstance(first, slice):
-            frames = self.read(range(len(self))[first])
+            frames = self._read(range(len(self))[first])
             return frames[(slice(None), *rest)] if rest else frames
         number = range(len(self))[first]  # an IndexError past the end, as of a list
-        return self.read(range(number, number + 1))[(0, *rest)]
+        return self._read(range(number, number + 1))[(0, *rest)]
+
+    def _read(self, numbers: range) -> np.ndarray:
+        try:
+            frames = self.read(numbers)
+        except Exception as reason:  # whatever a damaged file may cause
+            raise ValueError(f"{self.place}: {reason}") from reason
+        expected = (len(numbers), *self.shape[1:])
+        if frames.shape != expected or frames.dtype != self.dtype:
+            raise ValueError(
+                f"{self.place}: must be {self.dtype} {expected}, the file gave {frames.dtype} {frames.shape}."
+            )
+        return frames
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
@@ -167,24 +182,46 @@ def as_event(row: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the event cannot be used, or its files have changed and cannot be read.
     """
-    if row.get("problem"):
-        raise ValueError(f"Event {row['id']!r} cannot be used: {row['problem']}")
     if isinstance(row.get("reference"), str):
-        reference = json.loads(row["reference"])
-        read = read_cache if reference["source"] == CACHE else builder_of(reference["source"]).read
-        parts = read(reference)
+        read = _referred
     elif isinstance(row.get("values"), dict):
-        parts = {name: decompressed(row[name]) for name in ARRAYS if row[name] is not None and row[name]["frames"]}
-        if row["series"]:
-            parts["series"] = {name: np.array(series) for name, series in json.loads(row["series"]).items()}
+        read = _hosted
     else:
         return row
+    place = place_of(row)
+    if row.get("problem"):
+        raise ValueError(f"{place}: {row['problem']}")
+    try:
+        parts = read(row)
+    except Exception as reason:  # whatever a damaged file may cause
+        raise ValueError(f"{place}: {reason}") from reason
+    for name in ARRAYS:
+        if isinstance(parts.get(name), LazyFrames):
+            parts[name].place = f"{place}, `{name}`"
     return {
         "id": row["id"],
         "time": np.array(row["time"], "datetime64[s]"),
         "geo": json.loads(row["geo"]),
         **parts,
     }
+
+
+def _referred(row: dict[str, Any]) -> dict[str, Any]:
+    reference = json.loads(row["reference"])
+    return read_cache(reference) if reference["source"] == CACHE else builder_of(reference["source"]).read(reference)
+
+
+def _hosted(row: dict[str, Any]) -> dict[str, Any]:
+    parts = {name: decompressed(row[name]) for name in ARRAYS if row[name] is not None and row[name]["frames"]}
+    series = json.loads(row["series"] or "{}")
+    return parts | ({"series": {name: np.array(numbers) for name, numbers in series.items()}} if series else {})
+
+
+def place_of(row: dict[str, Any]) -> str:
+    """Words for a row: the event's id, and the file and row it refers to."""
+    reference = json.loads(row.get("reference") or "{}")
+    words = [f"{name} {value}" for name, value in reference.items() if name != "source" and value is not None]
+    return f"event {row['id']!r}{' (' + ', '.join(words) + ')' if words else ''}"
 
 
 def as_events(batch: dict[str, list]) -> dict[str, list]:

@@ -84,7 +84,8 @@ def _problem(path: str) -> str | None:
             return _npy_problem(file, os.path.getsize(path))
     if kind in ("zip", "tar", "gzip"):
         return _archive_problem(path) or (_npz_problem(path) if path.endswith(".npz") else None)
-    return (_zarr_problem(path) if kind == "zarr" else None) or _xarray_problem(path, kind)
+    first = {"zarr": _zarr_problem, "netcdf3": _netcdf3_problem}.get(kind, lambda path: None)
+    return first(path) or _xarray_problem(path, kind)
 
 
 def is_bomb(declared: int, stored: int) -> bool:
@@ -186,14 +187,60 @@ def _xarray_problem(path: str, kind: str) -> str | None:
         for name, variable in dataset.variables.items():
             if is_bomb(variable.nbytes, stored):
                 return f"{name!r} declares {variable.nbytes} bytes, the file has {stored}; not read"
-        declared = sum(_stored_bytes(variable) for variable in dataset.variables.values())
-        if kind == "netcdf3" and declared > stored:  # which knows no compression
-            return f"declares {declared} bytes and has {stored}: truncated"
     return None
 
 
-def _stored_bytes(variable: Any) -> int:
-    return math.prod(variable.shape) * np.dtype(variable.encoding.get("dtype", variable.dtype)).itemsize
+def _netcdf3_problem(path: str) -> str | None:
+    """Whether a file of the classic format ends before its data do, which the library reads as zeros.
+
+    The header's grammar: https://docs.unidata.ucar.edu/netcdf-c/current/file_format_specifications.html
+    """
+    sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8, 7: 1, 8: 2, 9: 4, 10: 8, 11: 8}  # bytes of each type
+    with open(path, "rb") as file:
+        version = file.read(4)[3]
+        width = 8 if version == 5 else 4
+
+        def number(size: int = width) -> int:
+            return int.from_bytes(file.read(size), "big")
+
+        def skip(size: int) -> None:
+            file.seek(-size % 4 + size, os.SEEK_CUR)
+
+        def items() -> range:
+            number(4)  # the list's tag
+            return range(number())
+
+        def skip_attributes() -> None:
+            for _ in items():
+                skip(number())
+                kind = number(4)
+                skip(number() * sizes[kind])
+
+        records = number()
+        lengths = []
+        for _ in items():
+            skip(number())
+            lengths.append(number())
+        skip_attributes()
+        end, ends, record = 0, [0], []  # of all plain variables; of variables in the first record, and their sizes
+        for _ in items():
+            skip(number())
+            shape = [lengths[number()] for _ in range(number())]
+            skip_attributes()
+            size = sizes[number(4)]
+            number()  # its size, which is redundant, and too small for large variables
+            begin = number(4 if version == 1 else 8)
+            if shape and shape[0] == 0:  # along the record dimension
+                size *= math.prod(shape[1:])
+                ends.append(begin + size)
+                record.append(size)
+            else:
+                end = max(end, begin + math.prod(shape) * size)
+        if records != 256**width - 1 and records:  # else they are to be counted from the file's size
+            step = record[0] if len(record) == 1 else sum(-size % 4 + size for size in record)
+            end = max(end, max(ends) + (records - 1) * step)
+    stored = os.path.getsize(path)
+    return f"must have {end} bytes, it has {stored}: truncated" if end > stored else None
 
 
 def _xarray(path: str, kind: str, **options: Any) -> Any:

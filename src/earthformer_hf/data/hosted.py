@@ -31,7 +31,7 @@ from huggingface_hub.hf_api import CommitInfo
 from transformers.utils import logging
 
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
-from .events import ARRAYS, CACHE, HOSTED_FEATURES, Facts, as_event, builder_of, compressed
+from .events import ARRAYS, CACHE, HOSTED_FEATURES, Facts, as_event, builder_of, compressed, place_of
 
 
 logger = logging.get_logger(__name__)
@@ -46,22 +46,19 @@ def event_in_memory(row: dict[str, Any]) -> dict[str, Any]:
         ValueError: the event cannot be used: what its `problem` says, frames that cannot be read, that are no numbers
             or of another number or shape than stated.
     """
-    event = as_event(row)
+    event, length = as_event(row), row["length"]
     for name in ARRAYS:
-        if name not in event:
-            continue
-        array = np.asarray(event[name][:])
-        if array.shape != event[name].shape or len(array) != row["length"] or array.ndim not in (3, 4):
-            raise ValueError(
-                f"`{name}` must be ({row['length']}, H, W) or ({row['length']}, H, W, C), "
-                f"got {array.shape}, stated as {event[name].shape}."
-            )
-        if array.dtype.kind not in "buif":
-            raise ValueError(f"`{name}` must be numbers, got {array.dtype}.")
-        event[name] = array
+        if name in event:
+            array = np.asarray(event[name][:])
+            if array.ndim not in (3, 4) or len(array) != length or array.dtype.kind not in "buif":
+                raise ValueError(
+                    f"{place_of(row)}: `{name}` must be numbers ({length}, H, W) or ({length}, H, W, C), "
+                    f"got {array.dtype} {array.shape}."
+                )
+            event[name] = array
     for name, series in event.get("series", {}).items():
-        if len(series) != row["length"]:
-            raise ValueError(f"the series {name!r} must have {row['length']} values, got {len(series)}.")
+        if len(series) != length:
+            raise ValueError(f"{place_of(row)}: the series {name!r} must have {length} values, got {len(series)}.")
     return event
 
 
@@ -140,7 +137,7 @@ def _parts(table: datasets.Dataset, max_shard_size: int | str) -> Iterator[datas
             event = as_event(row)
             size = sum(math.prod(event[name].shape) * event[name].dtype.itemsize for name in ARRAYS if name in event)
             break
-        except Exception:  # is listed when its shard is written
+        except ValueError:  # is listed when its shard is written
             continue
     most = datasets.utils.py_utils.convert_file_size_to_int(max_shard_size)
     number = max(1, most // max(size, 1))
@@ -175,9 +172,9 @@ def _write_shard(table: datasets.Dataset, path: Path, feature_extractor: dict[st
                 event = event_in_memory(row)
                 missing = missing_values(event, extractor)
                 if missing == event["values"].size:
-                    raise ValueError("none of its values was observed.")
-            except Exception as reason:  # whatever a damaged file may cause
-                record["problems"].append(_named(row, record["split"], reason))
+                    raise ValueError(f"{place_of(row)}: none of its values was observed.")
+            except ValueError as reason:
+                record["problems"].append(f"{record['split']}, {reason}")
                 continue
             rows.append(_hosted_row(row, event, missing))
             record["events"] += 1
@@ -206,14 +203,6 @@ def _hosted_row(row: dict[str, Any], event: dict[str, Any], missing: int) -> dic
         "series": json.dumps(series) if series else None,
         "missing": missing,
     }
-
-
-def _named(row: dict[str, Any], split: str, reason: Exception) -> str:
-    """A reason with the event it is about, and where that was to be found."""
-    place = json.loads(row.get("reference") or "{}")
-    words = ", ".join(f"{name} {value}" for name, value in place.items() if name != "source" and value is not None)
-    kind = "" if isinstance(reason, ValueError) else f"{type(reason).__name__}: "
-    return f"{split}, event {row['id']!r}{f' ({words})' if words else ''}: {kind}{reason}"
 
 
 def _checksum(path: Path) -> str:
@@ -326,20 +315,17 @@ def _write_arrays(table: datasets.Dataset, folder: Path) -> None:
     arrays: dict[str, np.memmap] = {}
     total, first = sum(table["length"][:]), 0
     for row in table:
-        try:
-            event = event_in_memory(row)
-            found = {name: event[name] for name in ARRAYS if name in event}
-            found |= {f"series.{name}": np.asarray(series) for name, series in event.get("series", {}).items()}
-            if not arrays:
-                for name, array in found.items():
-                    arrays[name] = np.lib.format.open_memmap(
-                        part / f"{name}.npy", "w+", array.dtype, (total, *array.shape[1:])
-                    )
-            kinds = [{name: (x.dtype, x.shape[1:]) for name, x in group.items()} for group in (found, arrays)]
-            if kinds[0] != kinds[1]:
-                raise ValueError(f"it holds {kinds[0]}, those before it {kinds[1]}")
-        except Exception as reason:
-            raise ValueError(f"`table`: {_named(row, str(table.split or ''), reason)}") from reason
+        event = event_in_memory(row)
+        found = {name: event[name] for name in ARRAYS if name in event}
+        found |= {f"series.{name}": np.asarray(series) for name, series in event.get("series", {}).items()}
+        for name, array in found.items():
+            if name not in arrays and first == 0:
+                arrays[name] = np.lib.format.open_memmap(
+                    part / f"{name}.npy", "w+", array.dtype, (total, *array.shape[1:])
+                )
+        kinds = [{name: (str(x.dtype), x.shape[1:]) for name, x in group.items()} for group in (found, arrays)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"`table`: {place_of(row)} holds {kinds[0]}, those before it {kinds[1]}.")
         for name, array in found.items():
             arrays[name][first : first + len(array)] = array
         first += row["length"]
