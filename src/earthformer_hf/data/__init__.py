@@ -20,7 +20,8 @@ files --load_dataset(name)--> table of events --prepare--> parquet, pushed to a 
 """
 
 from .events import load_dataset
+from .folder import from_folder
 from .windows import TrainingWindows, Windows, windows
 
 
-__all__ = ["TrainingWindows", "Windows", "load_dataset", "windows"]
+__all__ = ["TrainingWindows", "Windows", "from_folder", "load_dataset", "windows"]
