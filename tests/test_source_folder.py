@@ -270,6 +270,7 @@ def test_bad_files_are_named(folder):
         "falls": (good.isel(time=[0, 1, 3, 2]), r"time must rise, but frame 3 \(2020-01-01T02:00:00\) follows"),
         "twice": (good.isel(time=[0, 1, 1, 2]), r"time must rise, but frame 2 \(2020-01-01T01:00:00\) follows"),
         "text": (good.assign(rain=good["rain"].astype(str)), "must hold real numbers, got"),
+        "none": (good.isel(time=slice(0)), "must not be empty, got"),
         "flat": (good.isel(lon=0, drop=True), "must have a time, a y and an x"),
         "calendar": (good.assign_coords(time=good["time"].convert_calendar("noleap")["time"]), "calendar 'noleap'"),
         "undated": (good.drop_vars("time"), "`time_step`: .*undated.nc has no dates along its 10 frames"),

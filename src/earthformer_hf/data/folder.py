@@ -113,13 +113,12 @@ class Folder(EventBuilder):
             parts = _cut(stretch["parts"], int(begin), int(stop))
             path, number, _ = parts[0]
             name = Path(path).relative_to(self.config.data_dir)
+            stored = {"parts": parts, "shape": stretch["shape"], "dtype": stretch["dtype"]}
             yield {
                 "id": f"{name}:{number}",
                 "time": stretch["time"][begin:stop],
                 "geo": {"file": str(name)} | stretch["geo"],
-                "reference": self.config.layout
-                | {name: stretch[name] for name in ("shape", "dtype")}
-                | {"parts": parts},
+                "reference": self.config.layout | stored,
             }
 
     @staticmethod
@@ -154,7 +153,7 @@ class Folder(EventBuilder):
             paths = sorted(folder.glob(config.pattern))
         else:
             paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-        paths = [path for path in paths if not any(parent.suffix == ".zarr" for parent in path.parents)]
+        paths = [path for path in paths if not any(parent.suffix == ".zarr" for parent in path.parents)]  # chunks
         if not paths:
             raise ValueError(f"`data_dir`: {folder} holds no file {config.pattern or sorted(ENDINGS)}.")
         found: list[dict[str, Any]] = []
@@ -163,21 +162,18 @@ class Folder(EventBuilder):
                 grid = _grid(os.getpid(), str(path), os.stat(path).st_mtime_ns, json.dumps(config.layout))
                 time = _times(grid, path, config)
                 _check_values(grid, path)
-                found.append(
-                    {"path": str(path), "time": time, "shape": grid.shape, "dtype": grid.dtype, "geo": grid.geo}
-                )
+                known = {"shape": grid.shape, "dtype": grid.dtype, "geo": grid.geo}
+                found.append({"path": str(path), "time": time} | known)
             except ValueError as problem:
                 found.append({"path": str(path), "problem": str(problem)})
         return sorted(found, key=lambda file: file["time"][0] if "time" in file else np.datetime64(0, "s"))
 
     @property
     def bad(self) -> list[dict[str, Any]]:
-        folder = Path(self.config.data_dir)
-        return [
-            {"id": str(Path(file["path"]).relative_to(folder)), "problem": file["problem"]}
-            for file in self.files
-            if "problem" in file
-        ]
+        """Rows of the files that cannot be read."""
+        files = [file for file in self.files if "problem" in file]
+        names = [str(Path(file["path"]).relative_to(self.config.data_dir)) for file in files]
+        return [{"id": name, "problem": file["problem"]} for name, file in zip(names, files)]
 
     @cached_property
     def stretches(self) -> list[dict[str, Any]]:
@@ -284,12 +280,11 @@ class _Grid:
             self.arrays.append(array.squeeze([name for name in array.dims if name not in orders[-1]]))
         self.names, self.order = names, orders[0]
         self.length, *shape = (self.arrays[0].sizes[name] for name in self.order)
-        for array, order in zip(self.arrays, orders):
-            if order != self.order or array.sizes != self.arrays[0].sizes or len(order) + (len(names) > 1) > 4:
-                found = {str(array.name): dict(array.sizes) for array in self.arrays}
-                raise ValueError(
-                    f"`variable`: as channels, those of {path} must have one shape (T, H, W), got {found}."
-                )
+        if len(names) > 1 and (len(shape) > 2 or any(array.sizes != self.arrays[0].sizes for array in self.arrays)):
+            sizes = {str(array.name): dict(array.sizes) for array in self.arrays}
+            raise ValueError(f"`variable`: channels of {path} must be of one shape (T, H, W), got {sizes}.")
+        if 0 in (self.length, *shape):
+            raise ValueError(f"`variable`: {names} of {path} must not be empty, got {dict(self.arrays[0].sizes)}.")
         self.shape = [*shape, len(names)] if len(names) > 1 else shape
         self.dtype = str(np.result_type(*(array.dtype for array in self.arrays)))
         self.geo = _geo(dataset, self.arrays[0], self.order)
@@ -447,9 +442,7 @@ def _made_times(length: int, path: Path, config: FolderConfig) -> np.ndarray:
     unit = np.datetime_data(step)[0]
     first = start.astype(f"datetime64[{unit if unit in 'MY' else 's'}]")
     if first != start:
-        raise ValueError(
-            f"`start`: of {path}, it must be the begin of a month or year for steps of {step}, got {start}."
-        )
+        raise ValueError(f"`start`: of {path} must be the first of a month or year for steps of {step}, got {start}.")
     return (first + step * np.arange(length)).astype("datetime64[s]")
 
 
