@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelF
 from . import hub
 from .configuration_earthformer import EarthformerConfig
 from .cuboid import Cuboid
+from .data import load_dataset, windows
 from .feature_extraction_earthformer import EarthformerFeatureExtractor
 from .guidance import KnowledgeAlignmentCallback
 from .modeling_earthformer import EarthformerForPrediction, EarthformerModel
@@ -24,6 +25,8 @@ __all__ = [
     "PreDiffPipeline",
     "PreDiffPipelineOutput",
     "hub",
+    "load_dataset",
+    "windows",
 ]
 
 AutoConfig.register("earthformer", EarthformerConfig)

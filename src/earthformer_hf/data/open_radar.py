@@ -8,9 +8,17 @@ of surface rain: a proxy, not a measurement of it. Here 255 stays "no coverage" 
 Splits share no event and no region.
 """
 
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from .events import EventBuilder, EventConfig, Facts
+from .guards import open_hdf5
 
 
 MISSING = 255
@@ -25,71 +33,101 @@ def rain_rate(code: np.ndarray) -> np.ndarray:
 def stored_code(rain: np.ndarray) -> np.ndarray:
     """The stored code, uint8, of rain rates in mm/h: the inverse of `rain_rate`, to half a dB."""
     reflectivity = 10 * np.log10(np.maximum(200 * np.nan_to_num(rain).astype("float64") ** 1.6, 1e-9))
-    code = np.where(reflectivity < 0, 0, np.clip(np.round(2 * (reflectivity + 32)), 0, 254))
+    code = np.clip(np.round(2 * (reflectivity + 32)), 0, 254)
+    code = np.where(reflectivity < -1e-3, 0, code)  # a rain rate in float32 is as exact as that
     return np.where(np.isnan(rain), MISSING, code).astype("uint8")
+
+
+@dataclass
+class OpenRadarConfig(EventConfig):
+    """Options of the open radar mosaics.
+
+    Args:
+        file: name of the HDF5 file in `data_dir`.
+        sources: prefixes of the groups to read.
+        every: further tiles at every so many pixels, wherever the four surrounding tiles belong to the split.
+    """
+
+    file: str = "radar_open_3km.h5"
+    sources: tuple[str, ...] = ("mrms",)
+    every: int | None = None
+
+
+class OpenRadar(EventBuilder):
+    """Tiles of a split; `values` (T, tile, tile) are proxy codes, views of one mosaic in memory."""
+
+    NAME = "open-radar"
+    BUILDER_CONFIG_CLASS = OpenRadarConfig
+    FACTS = Facts(
+        variable="rain-derived proxy code (a monotone function of surface rain, coded like SEVIR's VIL)",
+        units="1",
+        coding="0..254, 255 no coverage",
+        time_step="2m",
+        grid="128 x 128 tiles at 3 km, or 384 x 384 at 1 km",
+        licence="US Government, public domain (MRMS); CC BY 4.0 (FMI, KNMI, OPERA)",
+        citation="NOAA MRMS; Finnish Meteorological Institute; KNMI; EUMETNET OPERA",
+        splits="by event and by region, regions of MRMS at least 190 km apart: the tiles listed in the file",
+        source="https://github.com/pySTEPS/pysteps-data",
+        feature_extractor={"scale": 1 / 255, "missing_value": MISSING, "fill_value": 0, "valid_range": (0, 254)},
+    )
+
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        config = self.config
+        yield from tiles(Path(config.data_dir) / config.file, split, tuple(config.sources), config.every)
+
+    @staticmethod
+    def read(reference: dict[str, Any]) -> dict[str, Any]:
+        return {"values": _view(reference)}
 
 
 def load_events(
     path: str | Path, split: str, sources: tuple[str, ...] = ("mrms",), every: int | None = None
 ) -> list[dict]:
-    """Tiles of a split as events whose `values` (T, tile, tile) are proxy codes, views of one mosaic in memory.
-
-    Args:
-        path: the HDF5 file.
-        split: "train", "val" or "test".
-        sources: prefixes of the groups to read.
-        every: further tiles at every so many pixels, wherever the four surrounding tiles belong to the split.
+    """The events of one file in memory, see [`OpenRadar`].
 
     Raises:
         ValueError: the file has no tiles of that split and these sources.
     """
-    import h5py
-
-    events = []
-    with h5py.File(path, "r") as file:
-        check_hdf5(file)
-        table = file["vil_lut"][:]
-        table[MISSING] = MISSING
-        for name, group in file.items():
-            if not name.startswith(tuple(sources)) or f"tiles_{split}" not in group:
-                continue
-            values = table[group["code"][:]]
-            time = np.array([text.decode().rstrip("Z") for text in group["time"][:]], dtype="datetime64[s]")
-            size = int(group.attrs["tile_size"])
-            origins = [(int(y), int(x)) for y, x in group[f"tiles_{split}"][:]]
-            for y, x in origins if every is None else _between(origins, size // 4, every):
-                events.append(
-                    {
-                        "id": f"{name}:{y}:{x}",
-                        "time": time,
-                        "values": values[:, y : y + size, x : x + size],
-                        "geo": {"source": name, "row": y, "column": x, "minutes": int(group.attrs["dt_minutes"])},
-                    }
-                )
-    if not events:
+    rows = tiles(Path(path), split, sources, every)
+    if not rows:
         raise ValueError(f"`split`: {path} holds no tiles of split {split!r} from sources {sources}.")
-    return events
+    return [{name: row[name] for name in ("id", "time", "geo")} | {"values": _view(row["reference"])} for row in rows]
 
 
-def check_hdf5(group) -> None:
-    """Refuse what a crafted HDF5 file could read from elsewhere, or blow memory up with.
+def tiles(path: Path, split: str, sources: tuple[str, ...], every: int | None) -> list[dict]:
+    """The rows of a file, see [`~earthformer_hf.data.events.EventBuilder`]."""
+    rows = []
+    for name, group in open_hdf5(path).items():
+        if not name.startswith(tuple(sources)) or f"tiles_{split}" not in group:
+            continue
+        time = np.array([text.decode().rstrip("Z") for text in group["time"][:]], dtype="datetime64[s]")
+        size, minutes = int(group.attrs["tile_size"]), int(group.attrs["dt_minutes"])
+        origins = [(int(y), int(x)) for y, x in group[f"tiles_{split}"][:]]
+        for y, x in origins if every is None else _between(origins, size // 4, every):
+            place = {"row": y, "column": x}
+            rows.append(
+                {
+                    "id": f"{name}:{y}:{x}",
+                    "time": time,
+                    "geo": {"source": name, **place, "minutes": minutes},
+                    "reference": {"path": str(path), "group": name, "size": size, **place},
+                }
+            )
+    return rows
 
-    Raises:
-        ValueError: a link that is not a hard link, external or virtual storage, or a data set that declares more than
-            4 GiB and more than 1000 times its stored bytes.
-    """
-    import h5py
 
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"`path`: {name!r} of {group.file.filename} is a link to elsewhere; not read.")
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            check_hdf5(item)
-        elif item.is_virtual or item.external:
-            raise ValueError(f"`path`: {item.name!r} of {group.file.filename} is stored elsewhere; not read.")
-        elif item.nbytes > 4 * 2**30 and item.nbytes > 1000 * item.id.get_storage_size():
-            raise ValueError(f"`path`: {item.name!r} of {group.file.filename} declares {item.nbytes} bytes; not read.")
+def _view(reference: dict[str, Any]) -> np.ndarray:
+    path, y, x, size = (reference[name] for name in ("path", "row", "column", "size"))
+    return _mosaic(path, reference["group"], os.stat(path).st_mtime_ns)[:, y : y + size, x : x + size]
+
+
+@lru_cache(8)
+def _mosaic(path: str, group: str, changed: int) -> np.ndarray:
+    """The proxy codes (T, H, W) of one source."""
+    file = open_hdf5(path)
+    table = file["vil_lut"][:]
+    table[MISSING] = MISSING
+    return table[file[group]["code"][:]]
 
 
 def _between(origins: list[tuple[int, int]], grid: int, every: int) -> list[tuple[int, int]]:

@@ -8,26 +8,106 @@ window 1      stride ->|--- context_length ---|- prediction_length -|
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from .events import FIELDS, Events, as_event
+
+
+Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """How one window is taken from an event; the arguments are those of [`Windows`]."""
+
+    encode: Encode
+    context_length: int
+    prediction_length: int
+    stride: int = 1
+    frame_stride: int = 1
+    series: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in ("context_length", "prediction_length", "stride", "frame_stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Windows: `{name}` must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def length(self) -> int:
+        """Frames of a window."""
+        return self.context_length + self.prediction_length
+
+    @property
+    def span(self) -> int:
+        """Frames of the event from a window's first to its last."""
+        return self.frame_stride * (self.length - 1) + 1
+
+    def starts(self, length: int) -> range:
+        """First frames of the windows of an event of `length` frames."""
+        return range(0, length - self.span + 1, self.stride)
+
+    def frames(self, event: dict, start: int, name: str = "values") -> np.ndarray:
+        """The stored frames of a window, (T_in + T_out, H, W[, C])."""
+        return np.asarray(event[name][start : start + self.span : self.frame_stride])
+
+    def item(self, event: dict, start: int) -> dict[str, torch.Tensor]:
+        """A window as [`Windows`] gives it."""
+        raw = self.frames(event, start)
+        if raw.ndim not in (3, 4) or len(raw) != self.length:
+            raise ValueError(
+                f"Windows: `values` of event {event.get('id')!r} must be (T, H, W) or (T, H, W, C), "
+                f"got {self.length} frames from {start} as {raw.shape}."
+            )
+        values, observed = self.encode(raw)
+        if "observed" in event:
+            given = self.frames(event, start, "observed")
+            observed = observed & (given if given.ndim == observed.ndim else given[..., None])
+        if not observed[self.context_length :].any():
+            first, last = (start + self.frame_stride * n for n in (self.context_length, self.length - 1))
+            raise ValueError(
+                f"Windows: nothing was observed in the future of event {event.get('id')!r}, frames "
+                f"{first} to {last}: leave it out, or choose another stride."
+            )
+        frames, mask = (
+            torch.from_numpy(x if x.ndim == 4 else x[..., None]) for x in (values, observed)
+        )  # (T, H, W, C)
+        past = self.context_length
+        item = {"past_values": frames[:past], "future_values": frames[past:], "future_observed_mask": mask[past:]}
+        if "covariates" in event:
+            covariates = torch.from_numpy(np.array(self.frames(event, start, "covariates")))  # (T, H, W, K)
+            item |= {"past_covariates": covariates[:past], "future_covariates": covariates[past:]}
+        for name in self.series:
+            numbers = torch.from_numpy(np.asarray(event["series"][name], "float32"))
+            numbers = numbers[start : start + self.span : self.frame_stride]  # (T,)
+            item |= {f"past_{name}": numbers[:past], f"future_{name}": numbers[past:]}
+        return item
+
 
 class Windows(Dataset):
-    """All windows of `context_length + prediction_length` frames of a list of events.
+    """All windows of `context_length + prediction_length` frames of a list or table of events.
 
     Args:
-        events: dicts with `id` and `values` (T, H, W), in stored units.
-        encode: from stored values to the model's range and a mask: (T, H, W) -> float32 (T, H, W), bool (T, H, W),
+        events: dicts as `earthformer_hf.data` describes, or a table of them: what `earthformer_hf.load_dataset` or,
+            for a hosted one, `datasets.load_dataset` returns.
+        encode: from stored values to the model's range and a mask: (T, H, W[, C]) -> float32 and bool of that shape,
             true where observed. Usually `EarthformerFeatureExtractor.encode`.
         context_length, prediction_length: frames of past and future.
         stride: frames between the starts of two windows of an event.
         frame_stride: of the event's frames between two frames of a window: 2 takes every other one.
+        series: names of the events' series to give as well.
 
-    Each item is a dict of tensors: `past_values` (T_in, H, W, 1) and `future_values` (T_out, H, W, 1) float32,
-    `future_observed_mask` (T_out, H, W, 1) bool. Missing values hold the model's fill value.
-    An item whose future was not observed at all is a ValueError: its loss would be undefined.
+    Each item is a dict of tensors: `past_values` (T_in, H, W, C) and `future_values` (T_out, H, W, C) float32,
+    `future_observed_mask` (T_out, H, W, C) bool; missing values hold the model's fill value. With covariates also
+    `past_covariates` (T_in, H, W, K) and `future_covariates` (T_out, H, W, K), with a series `past_<name>` (T_in,) and
+    `future_<name>` (T_out,). An item whose future was not observed at all is a ValueError: its loss would be
+    undefined.
 
     Raises:
         ValueError: no event is long enough.
@@ -35,51 +115,69 @@ class Windows(Dataset):
 
     def __init__(
         self,
-        events: Sequence[dict],
-        encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+        events: Sequence[dict] | datasets.Dataset,
+        encode: Encode,
         context_length: int,
         prediction_length: int,
         stride: int = 1,
         frame_stride: int = 1,
+        series: Sequence[str] = (),
     ):
-        for name, value in (("stride", stride), ("frame_stride", frame_stride)):
-            if value < 1:
-                raise ValueError(f"Windows: `{name}` must be at least 1, got {value}.")
-        self.events, self.encode = events, encode
-        self.context_length, self.length = context_length, context_length + prediction_length
-        self.frame_stride, span = frame_stride, frame_stride * (self.length - 1) + 1  # of the event's frames
-        self.index = [
-            (number, start)
-            for number, event in enumerate(events)
-            for start in range(0, len(event["values"]) - span + 1, stride)
-        ]
-        if not self.index:
-            longest = max((len(event["values"]) for event in events), default=0)
-            raise ValueError(f"Windows: `events` must hold {span} frames or more, the longest has {longest}.")
+        self.events = Events(events) if isinstance(events, datasets.Dataset) else events
+        self.cutter = Cutter(encode, context_length, prediction_length, stride, frame_stride, tuple(series))
+        self.encode, self.context_length, self.length = encode, context_length, self.cutter.length
+        self.frame_stride = frame_stride
+        if isinstance(self.events, Events):
+            lengths = self.events.lengths
+        else:
+            lengths = [len(event["values"]) for event in self.events]
+        counts = [len(self.cutter.starts(length)) for length in lengths]
+        number = np.repeat(np.arange(len(counts)), counts)
+        place = np.arange(len(number)) - np.repeat(np.cumsum([0, *counts[:-1]]), counts) if counts else number
+        self.index = np.stack([number, place * stride], axis=1)  # event and first frame of each window
+        if not len(self.index):
+            longest = max(lengths, default=0)
+            raise ValueError(
+                f"Windows: `events` must hold {self.cutter.span} frames or more, the longest has {longest}."
+            )
 
     def __len__(self) -> int:
         return len(self.index)
 
     def raw(self, item: int) -> np.ndarray:
-        """The stored values of a window, (T_in + T_out, H, W)."""
-        number, start = self.index[item]
-        return self.events[number]["values"][start :: self.frame_stride][: self.length]
+        """The stored values of a window, (T_in + T_out, H, W[, C])."""
+        number, start = self.index[item].tolist()
+        return self.cutter.frames(self.events[number], start)
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
-        values, observed = self.encode(self.raw(item))
-        if not observed[self.context_length :].any():
-            number, start = self.index[item]
-            first, last = (start + self.frame_stride * n for n in (self.context_length, self.length - 1))
-            raise ValueError(
-                f"Windows: nothing was observed in the future of event {self.events[number].get('id')!r}, frames "
-                f"{first} to {last}: leave it out, or choose another stride."
-            )
-        frames, mask = torch.from_numpy(values)[..., None], torch.from_numpy(observed)[..., None]  # (T, H, W, 1)
-        return {
-            "past_values": frames[: self.context_length],
-            "future_values": frames[self.context_length :],
-            "future_observed_mask": mask[self.context_length :],
-        }
+        number, start = self.index[item].tolist()
+        return self.cutter.item(self.events[number], start)
+
+
+def windows(events: Any, encode: Encode, context_length: int, prediction_length: int, **options: Any) -> Any:
+    """Past and future from events: [`Windows`] of a list or table, and their stream of a streamed table.
+
+    Args:
+        events: a list of events, a `datasets.Dataset` or a `datasets.IterableDataset` of them.
+        encode, context_length, prediction_length, options: as for [`Windows`].
+
+    Returns:
+        [`Windows`]; or, of an `IterableDataset`, another one whose examples are the items of [`Windows`]. It is
+        sharded over processes and workers, shuffled and resumed as `datasets` does it.
+    """
+    if not isinstance(events, datasets.IterableDataset):
+        return Windows(events, encode, context_length, prediction_length, **options)
+    options["series"] = tuple(options.get("series", ()))
+    cutter = Cutter(encode, context_length, prediction_length, **options)
+    columns = events.column_names or list(FIELDS)
+    return events.map(partial(_cut, cutter), batched=True, batch_size=1, remove_columns=columns)
+
+
+def _cut(cutter: Cutter, batch: dict[str, list]) -> dict[str, list]:
+    """A batch of one event -> the batch of its windows."""
+    event = as_event({name: column[0] for name, column in batch.items()})
+    items = [cutter.item(event, start) for start in cutter.starts(len(event["values"]))]
+    return {name: [item[name] for item in items] for name in (items[0] if items else ("past_values",))}
 
 
 class TrainingWindows(Dataset):
@@ -115,8 +213,8 @@ class TrainingWindows(Dataset):
         teacher_weight: float = 0.0,
         weights: np.ndarray | None = None,
     ):
-        if turn and any(event["values"].shape[1] != event["values"].shape[2] for event in windows.events):
-            raise ValueError("TrainingWindows: `turn` needs square frames.")
+        if turn:
+            _check_square(windows.events[0])
         if gain < 1:
             raise ValueError(f"TrainingWindows: `gain` must be at least 1, got {gain}.")
         self.windows, self.seed, self.turn = windows, seed, turn
@@ -128,7 +226,7 @@ class TrainingWindows(Dataset):
     def _item(self, number: int) -> dict[str, torch.Tensor]:
         item = self.windows[number]
         if self.teacher_weight:
-            event, start = self.windows.index[number]
+            event, start = self.windows.index[number].tolist()
             values, known = self.windows.encode(self.windows.events[event]["teacher"][start])
             mixed = torch.lerp(item["future_values"], torch.from_numpy(values)[..., None], self.teacher_weight)
             item["future_values"] = torch.where(torch.from_numpy(known)[..., None], mixed, item["future_values"])
@@ -151,13 +249,19 @@ class TrainingWindows(Dataset):
                 item[name] = np.cos(angle) * item[name] + np.sin(angle) * other[name]
             item["future_observed_mask"] = item["future_observed_mask"] & other["future_observed_mask"]
         for name, tensor in item.items():
-            if self.turn:
+            if self.turn and tensor.ndim == 4:  # (T, H, W, C)
                 tensor = torch.rot90(tensor, turns, dims=(1, 2))
                 tensor = tensor.flip(2) if flip else tensor
-            if tensor.is_floating_point() and factor != 1:
+            if name in ("past_values", "future_values") and factor != 1:
                 tensor = (tensor * factor).clamp(max=self.highest)
             item[name] = tensor
         return item
+
+
+def _check_square(event: dict):
+    height, width = event["values"].shape[1:3]
+    if height != width:
+        raise ValueError(f"TrainingWindows: `turn` needs square frames, got {height} x {width}.")
 
 
 def heavy_share(windows: Windows, threshold: float, part: str = "future", floor: float = 0.002) -> np.ndarray:
@@ -181,8 +285,8 @@ def heavy_share(windows: Windows, threshold: float, part: str = "future", floor:
     if part not in parts:
         raise ValueError(f"heavy_share: `part` must be one of {sorted(parts)}, got {part!r}.")
     shares = []
-    for event in windows.events:
-        sampled = event["values"][:, ::4, ::4]
+    for number in range(len(windows.events)):
+        sampled = windows.events[number]["values"][:, ::4, ::4]
         _, observed = windows.encode(sampled)
         shares.append((observed & (sampled >= threshold)).mean(axis=(1, 2)))
     frames = windows.frame_stride * np.arange(*parts[part])

@@ -1,0 +1,449 @@
+"""Events as rows of a table: what every source's builder makes, and how a row becomes an event again.
+
+A builder's table has a row per event, and the frames stay in the source's files until they are sliced: a data set of a
+terabyte is ready in seconds and never copied. A hosted table (`hosted.py`) holds the frames themselves.
+"""
+
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from .guards import is_bomb, open_npy
+
+
+# name -> module of this folder and its builder
+SOURCES: dict[str, tuple[str, str]] = {
+    "sevir": ("sevir", "Sevir"),
+    "sevir-lr": ("sevir", "SevirLR"),
+    "icar-enso": ("icar_enso", "IcarEnso"),
+    "nbody-mnist": ("nbody_mnist", "NBodyMnist"),
+    "moving-mnist": ("moving_mnist", "MovingMnist"),
+    "earthnet2021": ("earthnet", "EarthNet2021"),
+    "earthnet2021x": ("earthnet", "EarthNet2021x"),
+    "open-radar": ("open_radar", "OpenRadar"),
+    "open-sst": ("open_sst", "OpenSst"),
+    "folder": ("folder", "Folder"),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a user must know about a data set before using it.
+
+    Args:
+        variable, units, coding: what the stored numbers are.
+        time_step: between frames, in numpy's notation: "5m".
+        grid: size and spacing of a frame.
+        licence, citation: of the data.
+        splits: the rule, and where it is from.
+        source: where the files are published.
+        feature_extractor: keyword arguments of [`EarthformerFeatureExtractor`] that bring the stored values to the
+            model's range.
+    """
+
+    variable: str
+    units: str
+    coding: str
+    time_step: str
+    grid: str
+    licence: str
+    citation: str
+    splits: str
+    source: str
+    feature_extractor: dict[str, Any] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frames
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LazyFrames:
+    """Frames that are read when they are sliced along time, as an array would be.
+
+    Args:
+        shape: (T, H, W) or (T, H, W, C).
+        dtype: of the values.
+        read: range of frame numbers (start, stop, step) -> array (frames, H, W[, C]).
+
+    What goes wrong when frames are read is a ValueError that begins with `place`, the words for where they are.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: Any, read: Callable[[range], np.ndarray]):
+        self.shape, self.dtype, self.read = tuple(shape), np.dtype(dtype), read
+        self.ndim = len(self.shape)
+        self.place = "frames"
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
+        if isinstance(first, slice):
+            frames = self._read(range(len(self))[first])
+            return frames[(slice(None), *rest)] if rest else frames
+        number = range(len(self))[first]  # an IndexError past the end, as of a list
+        return self._read(range(number, number + 1))[(0, *rest)]
+
+    def _read(self, numbers: range) -> np.ndarray:
+        try:
+            frames = self.read(numbers)
+        except Exception as reason:  # whatever a damaged file may cause
+            raise ValueError(f"{self.place}: {reason}") from reason
+        expected = (len(numbers), *self.shape[1:])
+        if frames.shape != expected or frames.dtype != self.dtype:
+            raise ValueError(
+                f"{self.place}: must be {self.dtype} {expected}, the file gave {frames.dtype} {frames.shape}."
+            )
+        return frames
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+def compressed(frames: np.ndarray) -> dict[str, Any]:
+    """Frames as a hosted table holds them: each compressed on its own (zstd), with their shape and dtype."""
+    packed = [pa.compress(np.ascontiguousarray(frame).tobytes(), "zstd", asbytes=True) for frame in frames]
+    return {"frames": packed, "shape": list(frames.shape[1:]), "dtype": str(frames.dtype)}
+
+
+def decompressed(stored: dict[str, Any]) -> LazyFrames:
+    """The inverse of [`compressed`], frame by frame as they are asked for.
+
+    Raises:
+        ValueError: a dtype that does not hold plain numbers, or, on reading, a frame of another size than stated.
+    """
+    dtype, shape = np.dtype(stored["dtype"]), tuple(stored["shape"])
+    if dtype.kind not in "buif":
+        raise ValueError(f"`dtype` of stored frames must be of plain numbers, got {dtype}.")
+    size = dtype.itemsize * math.prod(shape)
+
+    def read(numbers: range) -> np.ndarray:
+        if is_bomb(len(numbers) * size, sum(len(stored["frames"][number]) for number in numbers)):
+            raise ValueError(f"{len(numbers)} stored frames declare {size} bytes each; not read.")
+        frames = np.empty((len(numbers), *shape), dtype)
+        for place, number in enumerate(numbers):
+            try:
+                data = pa.decompress(stored["frames"][number], size, "zstd")
+                frames[place] = np.frombuffer(data, dtype).reshape(shape)
+            except (OSError, ValueError) as reason:
+                raise ValueError(f"frame {number} does not hold {size} bytes of {dtype}: {reason}") from None
+        return frames
+
+    return LazyFrames((len(stored["frames"]), *shape), dtype, read)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows
+# ---------------------------------------------------------------------------------------------------------------------
+
+_FRAMES = {
+    "frames": datasets.List(datasets.Value("binary")),
+    "shape": datasets.List(datasets.Value("int32")),
+    "dtype": datasets.Value("string"),
+}
+_EVENT = {
+    "id": datasets.Value("string"),
+    "length": datasets.Value("int32"),
+    "time": datasets.List(datasets.Value("timestamp[s]")),
+    "geo": datasets.Value("string"),  # JSON
+}
+FEATURES = datasets.Features(_EVENT | {"reference": datasets.Value("string")})  # JSON: what the source's `read` takes
+HOSTED_FEATURES = datasets.Features(
+    _EVENT
+    | {
+        "values": _FRAMES,
+        "observed": _FRAMES,
+        "covariates": _FRAMES,
+        "series": datasets.Value("string"),  # JSON
+        "missing": datasets.Value("int64"),
+    }
+)
+ARRAYS = ("values", "observed", "covariates")
+FIELDS = ("id", "time", "geo", *ARRAYS, "series")  # of an event
+CACHE = "cache"  # the `source` of rows that refer to memory maps
+
+
+def as_event(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a builder's or a hosted table as an event; an event stays as it is.
+
+    Raises:
+        ValueError: the event cannot be used, or its files have changed and cannot be read.
+    """
+    if isinstance(row.get("reference"), str):
+        read = _referred
+    elif isinstance(row.get("values"), dict):
+        read = _hosted
+    else:
+        return row
+    place = place_of(row)
+    if row.get("problem"):
+        raise ValueError(f"{place}: {row['problem']}")
+    try:
+        parts = read(row)
+    except Exception as reason:  # whatever a damaged file may cause
+        raise ValueError(f"{place}: {reason}") from reason
+    for name in ARRAYS:
+        if isinstance(parts.get(name), LazyFrames):
+            parts[name].place = f"{place}, `{name}`"
+    return {
+        "id": row["id"],
+        "time": np.array(row["time"], "datetime64[s]"),
+        "geo": json.loads(row["geo"]),
+        **parts,
+    }
+
+
+def _referred(row: dict[str, Any]) -> dict[str, Any]:
+    reference = json.loads(row["reference"])
+    return read_cache(reference) if reference["source"] == CACHE else builder_of(reference["source"]).read(reference)
+
+
+def _hosted(row: dict[str, Any]) -> dict[str, Any]:
+    parts = {name: decompressed(row[name]) for name in ARRAYS if row[name] is not None and row[name]["frames"]}
+    series = json.loads(row["series"] or "{}")
+    return parts | ({"series": {name: np.array(numbers) for name, numbers in series.items()}} if series else {})
+
+
+def place_of(row: dict[str, Any]) -> str:
+    """Words for a row: the event's id, and the file and row it refers to."""
+    reference = json.loads(row.get("reference") or "{}")
+    words = [
+        f"{name} {value}" for name, value in reference.items() if name != "source" and isinstance(value, str | int)
+    ]
+    return f"event {row['id']!r}{' (' + ', '.join(words) + ')' if words else ''}"
+
+
+def as_events(batch: dict[str, list]) -> dict[str, list]:
+    """A batch of rows, column by column, as a batch of events: the transform of tables that `load_dataset` returns."""
+    names = list(batch)
+    events = [as_event(dict(zip(names, row))) for row in zip(*batch.values())]
+    return {name: [event[name] for event in events] for name in events[0]} if events else {}
+
+
+def read_cache(reference: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an event of [`~earthformer_hf.data.hosted.cached`], views of memory maps."""
+    part = slice(reference["first"], reference["first"] + reference["length"])
+    event: dict[str, Any] = {}
+    for name, array in _memory_maps(reference["path"]).items():
+        field, _, series = name.partition(".")
+        if series:
+            event.setdefault(field, {})[series] = array[part]
+        else:
+            event[name] = array[part]
+    return event
+
+
+@lru_cache(None)
+def _memory_maps(folder: str) -> dict[str, np.ndarray]:
+    return {path.stem: open_npy(path) for path in sorted(Path(folder).glob("*.npy"))}
+
+
+class Events(Sequence):
+    """The events of a table, one by one.
+
+    Args:
+        table: of a builder or hosted, whatever its format.
+    """
+
+    def __init__(self, table: datasets.Dataset):
+        self.table = table.with_format(None)
+        self.lengths: list[int] = self.table["length"][:]
+        self.known: dict[int, dict] = {}  # events whose frames are elsewhere are kept
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: Any) -> Any:
+        if number in self.known:
+            return self.known[number]
+        row = self.table[number]
+        event = as_event(row)
+        if "reference" in row and isinstance(event["values"], LazyFrames | np.memmap):
+            self.known[number] = event
+        return event
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Builders
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class EventConfig(datasets.BuilderConfig):
+    """Options that all sources share.
+
+    Args:
+        data_dir: the folder of the source's files.
+        keep_bad: give an event that cannot be read as a row whose `problem` says why, instead of a ValueError.
+    """
+
+    keep_bad: bool = False
+
+
+class EventBuilder(datasets.GeneratorBasedBuilder):
+    """A source of events. A subclass states `FACTS` and `SPLITS`, lists its events, and reads them.
+
+    `rows(split)` yields dicts: `id`, `time`, `geo` (a dict), and `reference` (a dict of JSON values, from which `read`
+    finds the frames again); or `id` and `problem`, for an event that is in the catalogue and cannot be used.
+    `read(reference)` returns the fields of the event that hold frames: `values`, and `observed`, `covariates`,
+    `series` where the source has them.
+    """
+
+    BUILDER_CONFIG_CLASS = EventConfig
+    FACTS: ClassVar[Facts]
+    SPLITS: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    NAME: ClassVar[str]
+
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        raise NotImplementedError
+
+    @staticmethod
+    def read(reference: dict[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @property
+    def facts(self) -> Facts:
+        """`FACTS`, where an option changes them as they then are."""
+        return self.FACTS
+
+    def _info(self) -> datasets.DatasetInfo:
+        features = FEATURES | {"problem": datasets.Value("string")} if self.config.keep_bad else FEATURES
+        return datasets.DatasetInfo(
+            description=f"{self.facts.variable}; {self.facts.grid}; every {self.facts.time_step}",
+            features=datasets.Features(features),
+            citation=self.facts.citation,
+            license=self.facts.licence,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator(name=name, gen_kwargs={"split": name}) for name in self.SPLITS]
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, row in enumerate(self.rows(split)):
+            problem = row.get("problem") or _time_problem(row["time"])
+            if problem and not self.config.keep_bad:
+                raise ValueError(f"{self.NAME}, event {row['id']!r}: {problem}")
+            reference = {"source": self.NAME} | row.get("reference", {})
+            filled = {
+                "id": row["id"],
+                "length": len(row.get("time", ())),
+                "time": np.asarray(row.get("time", ()), "datetime64[s]").tolist(),
+                "geo": json.dumps(row.get("geo", {})),
+                "reference": json.dumps(reference),
+            }
+            yield str(number), filled | ({"problem": problem or ""} if self.config.keep_bad else {})
+
+
+def _time_problem(time: np.ndarray) -> str | None:
+    falling = np.flatnonzero(np.diff(np.asarray(time, "datetime64[s]")) <= np.timedelta64(0, "s"))
+    if len(falling):
+        return (
+            f"`time` must rise, but frame {falling[0] + 1} ({time[falling[0] + 1]}) does not follow {time[falling[0]]}"
+        )
+    return None
+
+
+def builder_of(name: str) -> type[EventBuilder]:
+    """The builder of a source.
+
+    Raises:
+        ValueError: no source has that name.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"`name` must be one of {sorted(SOURCES)}, got {name!r}.")
+    module, kind = SOURCES[name]
+    return getattr(importlib.import_module(f".{module}", __package__), kind)
+
+
+def make_builder(
+    name: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None, **options: Any
+) -> EventBuilder:
+    """The builder of a source with its options; arguments and errors are those of [`load_dataset`]."""
+    kind = builder_of(name)
+    data_dir = Path(data_dir or os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")).expanduser().resolve()
+    if not data_dir.exists():
+        raise ValueError(f"`data_dir` must be the folder of the files of {name!r}, {data_dir} does not exist.")
+    known = options_of(kind)
+    if set(options) - known:
+        raise ValueError(f"`options` of {name!r} must be of {sorted(known)}, got {sorted(set(options) - known)}.")
+    return kind(cache_dir=cache_dir, data_dir=str(data_dir), hash=_state(kind, data_dir), **options)
+
+
+def load_dataset(
+    name: str,
+    data_dir: str | Path | None = None,
+    split: str | None = None,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+    **options: Any,
+) -> Any:
+    """The events of a source's files as a table whose rows are events.
+
+    Args:
+        name: "open-radar", ...: a key of `earthformer_hf.data.events.SOURCES`.
+        data_dir: the folder of the source's files; EARTHFORMER_HF_DATA (default ../shared/data) if omitted.
+        split: one split, in the notation of `datasets` ("train", "test[:10]"); all if omitted.
+        streaming: list the events as they are asked for, and write no table.
+        cache_dir: where tables are kept, `datasets`' own place if omitted. A table is made anew when the files change.
+        options: fields of the source's configuration.
+
+    Returns:
+        A `datasets.Dataset`, or an `IterableDataset` when streaming; without `split`, a dict of them by split, of a
+        `Dataset` those that have events. Frames are read when `values` is sliced. For
+        [`~earthformer_hf.data.windows.windows`].
+
+    Raises:
+        ValueError: no such source, split or option; a file that is missing or crafted; an event that cannot be used,
+            with its file and row.
+    """
+    builder = make_builder(name, data_dir, cache_dir, **options)
+    split_name = None if split is None else split.partition("[")[0]
+    if split_name is not None and not set(split_name.split("+")) <= set(builder.SPLITS):
+        raise ValueError(f"`split` of {name!r} must be of {list(builder.SPLITS)}, got {split!r}.")
+    if streaming:
+        stream = builder.as_streaming_dataset(split)
+        columns = [*FEATURES, "problem"]
+        if split:
+            return stream.map(as_event, remove_columns=columns)
+        return {name: part.map(as_event, remove_columns=columns) for name, part in stream.items()}
+    try:
+        builder.download_and_prepare()
+    except datasets.exceptions.DatasetGenerationError as failure:
+        if isinstance(failure.__cause__, ValueError | OSError):
+            raise ValueError(str(failure.__cause__)) from failure.__cause__
+        raise
+    if split:
+        return builder.as_dataset(split).with_transform(as_events)
+    filled = [name for name, info in builder.info.splits.items() if info.num_examples]
+    return datasets.DatasetDict({name: builder.as_dataset(name).with_transform(as_events) for name in filled})
+
+
+def options_of(kind: type[EventBuilder]) -> set[str]:
+    """Names of the options that a source takes."""
+    names = [
+        {field.name for field in fields(config)} for config in (kind.BUILDER_CONFIG_CLASS, datasets.BuilderConfig)
+    ]
+    return names[0] - names[1]
+
+
+def _state(kind: type[EventBuilder], data_dir: Path) -> str:
+    """What a kept table depends on: the builder's code, and names, sizes and times of the files."""
+    digest = hashlib.sha256(inspect.getsource(inspect.getmodule(kind)).encode())  # type: ignore[arg-type]
+    for folder, _, names in sorted(os.walk(data_dir)):
+        for name in sorted(names):
+            state = os.stat(os.path.join(folder, name))
+            digest.update(f"{folder}/{name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
