@@ -8,13 +8,27 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from test_data import write_radar, write_sst
-from tiny import ROOT
+from tiny import ROOT, tiny_model
 
 from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
-from earthformer_hf.losses import intensity_weighted_mse
+from earthformer_hf.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from earthformer_hf.losses import intensity_weighted_mse, laplace_loss
 from earthformer_hf.optimization import Muon, orthogonalized
+from earthformer_hf.schedules import denoised, noise_for_training
+from earthformer_hf.training import Run, TrainingArguments, optimizers_of
+
+
+FIXTURES = ROOT / "tests/fixtures/parity"
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_intensity_weighted_loss():
@@ -55,6 +69,117 @@ def test_muon_steps_as_torch_does():
     assert (ours.flatten(1) - theirs).norm() < 0.02 * moved  # theirs is in bfloat16
     with pytest.raises(ValueError, match=r"shape \(3,\)"):
         Muon([torch.nn.Parameter(torch.zeros(3))])
+
+
+def test_averaged_weights_as_recorded(tmp_path):
+    tensors = load_file(FIXTURES / "ema.safetensors")
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+
+    def fill(prefix):
+        start = f"input/{prefix}."
+        stored = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        model.load_state_dict(stored, strict=prefix == "init")
+
+    fill("init")
+    model[0].bias.requires_grad_(False)  # what does not learn is not recorded
+    run = Run(TrainingArguments(str(tmp_path), ema_decay=0.9999))
+    run.prepare(model)
+    for step in range(5):
+        fill(f"step{step}")
+        run.ema.step(model.parameters())
+        for (name, parameter), ours in zip(model.named_parameters(), run.ema.shadow_params):
+            if not parameter.requires_grad:
+                continue
+            torch.testing.assert_close(ours, tensors[f"output/step{step}.{name.replace('.', '')}"])
+
+
+def test_learning_rates_as_recorded(tmp_path):
+    rates = load_file(FIXTURES / "lr_schedule_sevir.safetensors")["output/lr"]
+    run = Run(
+        TrainingArguments(
+            str(tmp_path), max_steps=50, warmup_steps=10, learning_rate=1e-3, min_lr_rate=1e-3, optimizer="adamw"
+        )
+    )
+    run.prepare(torch.nn.Linear(1, 1))
+    ours = []
+    for _ in rates:
+        ours.append(run.schedules[0].get_last_lr()[0])
+        run.optimizers[0].step()
+        run.schedules[0].step()
+    torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), rates, rtol=1e-9, atol=0)
+
+
+def test_adamw_decays_no_norm_and_no_bias():
+    model = tiny_model()
+    arguments = TrainingArguments(optimizer="adamw", learning_rate=1e-3, weight_decay=0.1, position_rate=3.0)
+    (optimizer,) = optimizers_of(model, arguments)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    modules = dict(model.named_modules())
+    seen = set()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            seen.add(name)
+            norm = isinstance(modules[name.rpartition(".")[0]], torch.nn.LayerNorm)
+            assert group["weight_decay"] == (0 if norm or "bias" in name else 0.1), name
+            assert group["lr"] == pytest.approx(3e-3 if "position" in name else 1e-3), name
+    assert seen == set(names.values())
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDPMScheduler(prediction_type="epsilon"),
+        DDPMScheduler(prediction_type="sample"),
+        DDPMScheduler(prediction_type="v_prediction"),
+        FlowMatchEulerDiscreteScheduler(),
+    ],
+    ids=["noise", "x0", "v", "flow"],
+)
+def test_a_network_that_says_the_target_knows_the_clean_sample(scheduler):
+    clean, noise = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
+    share = torch.tensor([0.0, 0.5, 0.9])
+    noisy, timestep, target = noise_for_training(scheduler, clean, noise, share)
+    for b in range(3):
+        if "FlowMatch" in type(scheduler).__name__:
+            level = torch.tensor([1 - share[b], share[b]])
+        else:
+            assert timestep[b] == int(share[b] * 1000)
+            product = scheduler.alphas_cumprod[timestep[b]]
+            level = torch.stack([product.sqrt(), (1 - product).sqrt()])
+        torch.testing.assert_close(noisy[b], level[0] * clean[b] + level[1] * noise[b])
+        torch.testing.assert_close(denoised(scheduler, level, target[b], noisy[b]), clean[b], rtol=1e-4, atol=1e-4)
+
+
+def test_laplace_loss_is_a_likelihood_of_observed_values():
+    values, observed = torch.tensor([[1.0, 2.0, float("nan")], [0.0, 0.0, 3.0]]), torch.tensor([[True, True, False]])
+    predictions = torch.tensor([[0.0, 2.5, 7.0], [1.0, 0.0, 9.0]])
+    log_variance = torch.tensor(0.5, requires_grad=True)
+    loss = laplace_loss(predictions, values, observed, log_variance)
+    assert loss.item() == pytest.approx((2.5 / np.exp(0.5) + 4 * 0.5) / 2)
+    loss.backward()
+    assert log_variance.grad.item() == pytest.approx((4 - 2.5 / np.exp(0.5)) / 2)
+
+
+def test_the_discriminator_judges_patches():
+    judge = PatchDiscriminator(1, channels=4)
+    pictures = torch.rand(2, 1, 64, 64, requires_grad=True)
+    (judgement,) = judge(pictures)
+    assert judgement.shape == (2, 1, 6, 6)
+    judge.eval()
+    (grid,) = torch.autograd.grad(judge(pictures)[0][0, 0, 3, 3], pictures)
+    touched = grid[0, 0].nonzero()
+    assert (touched.max(0).values - touched.min(0).values < 70).all() and grid[1].abs().sum() == 0
+    assert sum(p.numel() for p in PatchDiscriminator().parameters()) == 2_763_585
+    assert hinge_loss(torch.tensor([0.5, 2.0]), torch.tensor([-3.0, 0.0])).item() == pytest.approx(0.5 * (0.25 + 0.5))
+
+
+def test_the_game_moves_the_last_layer_as_much_as_the_reconstruction():
+    weight = torch.tensor([2.0, 1.0], requires_grad=True)
+    reconstruction, game = (3 * weight).sum(), (weight * torch.tensor([0.0, 0.5])).sum()
+    expected = np.sqrt(18) / (0.5 + 1e-4)
+    assert adaptive_weight(reconstruction, game, weight).item() == pytest.approx(expected)
+    assert adaptive_weight(reconstruction, 0 * game, weight).item() == 1e4
 
 
 def train(folder, *options, script="train_earthformer"):

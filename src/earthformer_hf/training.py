@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import datasets
-import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
@@ -90,6 +89,11 @@ class TrainingArguments:
     seed: int = 0
 
 
+def join_processes() -> PartialState:
+    """The processes that torchrun started; without being told, Accelerate leaves each alone where there is no GPU."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def parse_recipe(**parts: Any) -> tuple[dict, ...]:
     """A YAML recipe given as --recipe, its entries overridden by the command line.
 
@@ -102,6 +106,7 @@ def parse_recipe(**parts: Any) -> tuple[dict, ...]:
     Raises:
         SystemExit: an entry that no dataclass has.
     """
+    join_processes()
     recipe_parser = argparse.ArgumentParser(add_help=False)
     recipe_parser.add_argument("--recipe", type=Path, required=True)
     known, others = recipe_parser.parse_known_args()
@@ -172,7 +177,7 @@ class Run:
     """
 
     def __init__(self, arguments: TrainingArguments):
-        at_once = arguments.batch_size * PartialState().num_processes
+        at_once = arguments.batch_size * join_processes().num_processes
         self.samples = arguments.total_batch_size or at_once  # of a step
         self.micro_steps, rest = divmod(self.samples, at_once)
         if rest or not self.micro_steps:
@@ -183,6 +188,7 @@ class Run:
         self.arguments, self.folder = arguments, Path(arguments.output_dir)
         self.checkpoint = self.folder / "checkpoints" / "last"
         self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=arguments.mixed_precision,
             gradient_accumulation_steps=self.micro_steps,
             step_scheduler_with_optimizer=False,  # else a schedule takes one step per process
@@ -222,7 +228,7 @@ class Run:
             self.whole = copy.deepcopy(model)
         for module in model.modules():
             if arguments.gradient_checkpointing and isinstance(module, PreTrainedModel):
-                module.gradient_checkpointing_enable()
+                module.activation_checkpointing_enable()
             elif arguments.gradient_checkpointing and isinstance(module, ModelMixin):
                 module.enable_gradient_checkpointing()
             if arguments.torch_compile and isinstance(module, GradientCheckpointingLayer):
@@ -314,7 +320,7 @@ class Run:
     def _readable(self, batches: Iterator[dict]) -> Iterator[dict]:
         try:
             yield from batches
-        except (OSError, ValueError, SafetensorError) as reason:
+        except (OSError, EOFError, ValueError, SafetensorError) as reason:
             self._stop(f"the data cannot be read: {reason}", reason)
 
     def _micro_batches(self, batches: Iterator[dict]) -> Iterator[dict]:
@@ -361,7 +367,7 @@ class Run:
 
     def _not_finite(self, losses: list[torch.Tensor]):
         """Say which items made the step not finite; stop unless such steps are skipped."""
-        mine = torch.stack([loss.detach().isfinite() for loss in losses])
+        mine = torch.stack([loss.detach().isfinite().int() for loss in losses])
         finite = self.accelerator.gather(mine).view(-1, len(losses)).T.flatten().tolist()  # by time, then process
         size, first = self.arguments.batch_size, self.step * self.samples
         guilty = [first + size * n for n, good in enumerate(finite) if not good]
@@ -412,10 +418,12 @@ class Run:
         return self.whole
 
     def _draw(self, figure: "Figure"):
+        from matplotlib.image import imread
+
         path = self.folder / "figures" / f"step_{self.step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
-        pixels = np.asarray(figure.canvas.buffer_rgba())[None, ..., :3]  # type: ignore[attr-defined]
+        pixels = imread(path)[None, ..., :3]
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 tracker.log_images({"forecast": pixels}, step=self.step, dataformats="NHWC")
