@@ -275,3 +275,43 @@ def test_a_diffusion_pipeline_is_trained_in_three_steps_that_resume(tmp_path):
     guide = KnowledgeAlignmentCallback(0.9)
     guided = pipeline(past_values, ensemble_size=2, num_inference_steps=2, callback_on_step_end=guide)
     assert np.isfinite(guided.predictions).all()
+
+
+@pytest.mark.slow
+def test_an_autoencoder_that_plays_against_a_discriminator_resumes(tmp_path):
+    write_radar(tmp_path / "radar.h5", [(0, 0)])
+    with h5py.File(tmp_path / "radar.h5", "a") as file:
+        group = file["mrms_test"]
+        del group["code"]
+        group["code"] = np.random.default_rng(0).integers(0, 200, (5, 64, 64)).astype("uint8")
+        group["tiles_val"] = np.array([(32, 32)], "int32")
+        group.attrs["tile_size"] = 32
+    recipe = {
+        "vae": {
+            "in_channels": 1, "out_channels": 1, "block_out_channels": [4, 8], "norm_num_groups": 2,
+            "latent_channels": 3, "down_block_types": ["DownEncoderBlock2D"] * 2,
+            "up_block_types": ["UpDecoderBlock2D"] * 2,
+        },
+        "feature_extractor": {"scale": 1 / 255, "missing_value": 255, "fill_value": 0},
+        "data": {"source": "open_radar", "file": "radar.h5", "eval_stride": 1},
+        "autoencoder": {
+            "max_steps": 8, "batch_size": 2, "warmup_steps": 2, "eval_every": 8, "save_every": 8, "ema_decay": None,
+            "optimizer": "adamw", "betas": [0.5, 0.9], "loss": "laplace", "learn_log_variance": True,
+            "discriminator_weight": 0.5, "discriminator_start": 4,
+        },
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    def both(folder):
+        return (load_file(folder / f"checkpoints/last/model{n}.safetensors") for n in ("", "_1"))
+
+    whole, parts, start = tmp_path / "whole", tmp_path / "parts", tmp_path / "start"
+    train(tmp_path, "--output_dir", str(whole), script="train_autoencoder")
+    train(tmp_path, "--output_dir", str(start), "--stop_at", "4", script="train_autoencoder")
+    train(tmp_path, "--output_dir", str(parts), "--stop_at", "6", script="train_autoencoder")
+    train(tmp_path, "--output_dir", str(parts), script="train_autoencoder")
+    assert_same(whole, parts, "checkpoints/last/model.safetensors", "checkpoints/last/model_1.safetensors")
+    (autoencoder, judge), (_, untrained) = both(whole), both(start)
+    assert autoencoder["log_variance"].abs() > 1e-4
+    assert not untrained["layers.3.num_batches_tracked"] and judge["layers.3.num_batches_tracked"]
+    assert not torch.equal(judge["layers.0.weight"], untrained["layers.0.weight"])

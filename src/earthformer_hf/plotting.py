@@ -74,6 +74,32 @@ def plot_sequence(
     return figure
 
 
+def plot_frames(rows: dict[str, np.ndarray], columns: Sequence[str], title: str, label: str) -> "Figure":
+    """Maps of any quantity on one scale of colours, one row per entry, one column per time.
+
+    Args:
+        rows: label -> values (columns, H, W); NaN is left blank.
+        columns: a label for each column.
+        title: says what is drawn.
+        label: the quantity and its unit.
+    """
+    figure = _figure(figsize=(1.9 * len(columns) + 1.2, 1.95 * len(rows) + 0.9), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    everything = np.stack([*rows.values()])
+    scale = {"vmin": np.nanmin(everything), "vmax": np.nanmax(everything), "interpolation": "nearest"}
+    for line, (name, frames) in zip(axes, rows.items()):
+        line[0].set_ylabel(name, fontsize=10)
+        for axis, frame in zip(line, frames):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            image = axis.imshow(frame, **scale)
+    for axis, column in zip(axes[0], columns):
+        axis.set_title(column, fontsize=10)
+    figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01).set_label(label, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def plot_ocean(
     skill: dict[str, np.ndarray],
     months: np.ndarray,

@@ -569,11 +569,11 @@ def write_card(folder: str | Path, recipe: dict, data: str, run: Run):
     sections = {
         "Data": data,
         "Scores": scores,
-        "Training": f"{progress['step']} steps of {run.samples} samples on {run.accelerator.num_processes} processes; "
-        f"{progress['skipped']} were skipped. Kept: step {progress['best_step']}, which has the lowest validation "
+        "Training": f"{progress['step']} steps of {run.samples} samples, processes: {run.accelerator.num_processes}; "
+        f"skipped steps: {progress['skipped']}. Kept: step {progress['best_step']}, which has the lowest validation "
         f"loss, {progress['best']:.6g}.\n\nCode: commit {git_state()}; torch {torch.__version__}.\n\n"
         f"```\npython {shlex.join(sys.argv)}\n```",
-        "Recipe": f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, width=110)}```",
+        "Recipe": f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110)}```",
     }
     body = "\n\n".join(f"## {title}\n\n{section}" for title, section in sections.items())
     kind = "PreDiff ensemble forecasts" if pipeline else "An Earthformer"
