@@ -1,6 +1,7 @@
 # make forecast   set everything up, then forecast rain and El Nino with the shipped models (INPUT=file for your own)
 # make test       set everything up, then run the tests
 # JOBS=8 runs the tests in as many processes; two if omitted.
+# make demo-train two minutes of training that survive a kill, scored, with a card
 # TORCH_INDEX_URL=https://... chooses another index for torch, such as one with CPU builds; PYTHON=... another Python.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,13 +11,16 @@ OPTICAL_FLOW := $(if $(shell command -v cc 2>/dev/null),$(comma)optical-flow)
 STAMP := .venv/.installed
 JOBS ?= 2
 
-.PHONY: forecast test test-slow quality style bench
+.PHONY: forecast demo-train test test-slow quality style bench
 
 forecast: $(STAMP)
 	@$(if $(filter %.nc,$(INPUT)),true,$(BIN)/python examples/forecast_radar.py $(addprefix --input ,$(INPUT)))
 	@$(if $(filter %.nc,$(INPUT)),true,$(BIN)/python examples/forecast_prediff.py $(addprefix --input ,$(INPUT)))
 	@$(if $(filter %.nc,$(INPUT)),true,$(BIN)/python examples/guided_forecast.py $(addprefix --input ,$(INPUT)))
 	@$(if $(filter-out %.nc,$(INPUT)),true,$(BIN)/python examples/forecast_enso.py $(addprefix --input ,$(INPUT)))
+
+demo-train: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo_train.py
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -37,6 +41,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/prediff.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/training.py
 
 # Installed once; again only when the requirements change. torch goes first: see constraints.txt.
 $(STAMP): pyproject.toml constraints.txt

@@ -3,21 +3,28 @@
     python examples/train_earthformer.py --recipe examples/configs/earthformer_radar_tiny.yaml --output_dir runs/radar
 
 Every `save_every` steps the complete state is written to OUTPUT_DIR/checkpoints; the model with the best score on the
-validation split is in OUTPUT_DIR, ready for `from_pretrained`.
+validation split is in OUTPUT_DIR, ready for `from_pretrained`, with its card, and figures of its forecasts.
+
+    torchrun --standalone --nproc_per_node 8 examples/train_earthformer.py --recipe ... --output_dir ...
+
+trains on 8 GPUs (or, without one, 8 processes of the CPU). `total_batch_size` of the recipe stays what it is.
 """
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
 from accelerate.utils import set_seed
 
-from earthformer_hf import EarthformerConfig, EarthformerFeatureExtractor, EarthformerForPrediction
+from earthformer_hf import EarthformerConfig, EarthformerFeatureExtractor, EarthformerForPrediction, hub
 from earthformer_hf.baselines import OceanRecord, linear_maps
 from earthformer_hf.data import open_radar, open_sst
 from earthformer_hf.data.windows import TrainingWindows, Windows, heavy_share
 from earthformer_hf.losses import intensity_weighted_mse
-from earthformer_hf.training import TrainingArguments, mean_over, parse_recipe, train
+from earthformer_hf.plotting import plot_events
+from earthformer_hf.training import Run, TrainingArguments, mean_over, parse_recipe, train, write_card
 
 
 SOURCES = {"open_radar": open_radar.load_events, "open_sst": open_sst.load_events}
@@ -25,7 +32,7 @@ SOURCES = {"open_radar": open_radar.load_events, "open_sst": open_sst.load_event
 
 @dataclass
 class DataArguments:
-    source: str = field(default="", metadata={"help": "open_radar or open_sst"})
+    source: str = field(default="", metadata={"help": "name of the data set"})
     file: str = field(default="", metadata={"help": "file name below EARTHFORMER_HF_DATA"})
     train_options: dict = field(default_factory=dict, metadata={"help": "options of the reader, for training only"})
     turn: bool = field(default=False, metadata={"help": "draw flips and quarter turns"})
@@ -37,6 +44,7 @@ class DataArguments:
     heavy_part: str = field(default="future", metadata={"help": "the part of a window that counts: future or context"})
     teacher_weight: float = field(default=0.0, metadata={"help": "share of the target taken from a linear forecast"})
     frame_stride: int = field(default=1, metadata={"help": "2 takes every other frame"})
+    train_stride: int = field(default=1, metadata={"help": "frames between training windows"})
     eval_stride: int = field(default=4, metadata={"help": "frames between validation windows"})
 
 
@@ -54,6 +62,8 @@ def load_windows(
     path = Path(os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")) / data.file
     if data.source not in SOURCES:
         raise SystemExit(f"--source must be one of {sorted(SOURCES)}, got {data.source!r}.")
+    if not path.exists():
+        raise SystemExit(f"{path} does not exist: set EARTHFORMER_HF_DATA to the folder that holds {data.file}.")
     events = SOURCES[data.source](path, "train", **data.train_options)
     highest = (
         (extractor.valid_range[1] - extractor.offset) * extractor.scale if extractor.valid_range else float("inf")
@@ -63,7 +73,7 @@ def load_windows(
             raise SystemExit(f"--teacher_weight needs the source open_sst, got {data.source!r}.")
         for event in events:
             event["teacher"] = linear_maps(OceanRecord(event, open_sst.nino34, *lengths), event["geo"]["lat"])
-    windows = Windows(events, extractor.encode, *lengths, frame_stride=data.frame_stride)
+    windows = Windows(events, extractor.encode, *lengths, data.train_stride, data.frame_stride)
     train_set = TrainingWindows(
         windows,
         seed,
@@ -76,6 +86,36 @@ def load_windows(
     )
     val = SOURCES[data.source](path, "val")
     return train_set, Windows(val, extractor.encode, *lengths, data.eval_stride, data.frame_stride)
+
+
+def forecast_figure(model, windows: Windows, extractor: EarthformerFeatureExtractor):
+    """Observed and forecast frames of the window that varies most, in stored units."""
+    items = [windows[n] for n in np.linspace(0, len(windows) - 1, min(16, len(windows))).astype(int)]
+    item = max(items, key=lambda item: item["future_values"].std().item())
+    forecast = model(item["past_values"][None].to(model.device)).predictions[0]
+    shown = np.unique(np.linspace(0, len(forecast) - 1, 6).astype(int))
+    observed = torch.where(item["future_observed_mask"], item["future_values"], torch.nan)
+    frames = {"observed": observed, "forecast": forecast.float().cpu()}
+    rows = {name: extractor.decode(values[shown, ..., 0]) for name, values in frames.items()}
+    label = f"{extractor.variable or 'value'}, {extractor.units or 'units not stated'}"
+    return plot_events(rows, {name: [f"frame {n + 1}" for n in shown] for name in rows}, label, "validation")
+
+
+def describe(data: DataArguments, train_set, eval_set) -> str:
+    """What a model is trained on, in words."""
+    place = f"{data.source} ({data.file})" if data.file else data.source
+    return f"{place}: {len(train_set)} windows for training, {len(eval_set)} for validation."
+
+
+def publish(run: Run, recipe: dict, description: str):
+    """Write the card of what a run has trained, and push both if that was asked for."""
+    arguments = run.arguments
+    if not run.accelerator.is_main_process or not run.progress["best_step"]:
+        return
+    write_card(arguments.output_dir, recipe, description, run)
+    if arguments.push_to_hub:
+        folder, model, extractor = hub.load(arguments.output_dir)
+        hub.push(model, arguments.push_to_hub, extractor, folder / "README.md")
 
 
 def main():
@@ -91,8 +131,9 @@ def main():
         model = EarthformerForPrediction(config)
 
     def loss_of(model, batch):
+        inputs = ("past_values", "past_covariates", "future_covariates")
         return intensity_weighted_mse(
-            model(batch["past_values"]).predictions,
+            model(**{name: batch[name] for name in inputs if name in batch}).predictions,
             batch["future_values"],
             batch["future_observed_mask"],
             arguments.intensity_weight,
@@ -112,7 +153,11 @@ def main():
         model.save_pretrained(arguments.output_dir)
         extractor.save_pretrained(arguments.output_dir)
 
-    train(model, loss_of, train_set, score_of, save_best, arguments)
+    def figure_of(model):
+        return forecast_figure(model, eval_set, extractor)
+
+    run = train(model, loss_of, train_set, score_of, save_best, arguments, figure_of)
+    publish(run, recipe, describe(data, train_set.windows, eval_set))
 
 
 if __name__ == "__main__":

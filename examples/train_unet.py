@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from torch import nn
-from train_earthformer import DataArguments, load_windows
+from train_earthformer import DataArguments, describe, load_windows, publish
 
 from earthformer_hf import EarthformerFeatureExtractor, EarthformerUNetModel, PreDiffPipeline
 from earthformer_hf.data.latents import EncodedWindows
@@ -107,7 +107,8 @@ def main():
     def save_best(model):
         PreDiffPipeline(vae, model.unet, scheduler, feature_extractor=extractor).save_pretrained(arguments.output_dir)
 
-    train(model, loss_of, train_set, score_of, save_best, arguments)
+    run = train(model, loss_of, train_set, score_of, save_best, arguments)
+    publish(run, recipe, describe(data, train_set, eval_set))
 
 
 if __name__ == "__main__":

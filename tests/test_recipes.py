@@ -1,5 +1,7 @@
 """The released and paper settings: parameters exactly, multiply-adds to one per cent."""
 
+import sys
+
 import pytest
 import torch
 import yaml
@@ -13,6 +15,7 @@ from earthformer_hf import (
     EarthformerForPrediction,
     EarthformerUNetModel,
 )
+from earthformer_hf.training import parse_recipe
 
 
 # name -> parameters of the original, those of them that never receive a gradient, multiply-adds in units of 1e9
@@ -52,6 +55,25 @@ def test_every_recipe_is_valid():
     assert set(PUBLISHED) < names
     for name in names:
         recipe_config(name)
+
+
+def test_every_entry_of_every_recipe_is_known(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from train_alignment import AlignmentArguments
+    from train_autoencoder import AutoencoderArguments
+    from train_earthformer import DataArguments, ForecastArguments
+    from train_unet import DenoiserArguments
+
+    stages = {"autoencoder": AutoencoderArguments, "denoiser": DenoiserArguments, "alignment": AlignmentArguments}
+    for path in (ROOT / "examples/configs").glob("*former_*.yaml"):
+        monkeypatch.setattr(sys, "argv", ["train", "--recipe", str(path)])
+        _, data, arguments = parse_recipe(data=DataArguments, training=ForecastArguments)
+        assert data.source and arguments.max_steps > arguments.warmup_steps
+    for path in (ROOT / "examples/configs").glob("prediff_*.yaml"):
+        for stage, kind in stages.items():
+            monkeypatch.setattr(sys, "argv", ["train", "--recipe", str(path)])
+            _, data, arguments = parse_recipe(data=DataArguments, **{stage: kind})
+            assert data.source and arguments.max_steps > arguments.warmup_steps
 
 
 def test_defaults_are_the_released_sevir_setting_with_masked_padding():

@@ -8,13 +8,27 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from test_data import write_radar, write_sst
-from tiny import ROOT
+from tiny import ROOT, tiny_model
 
 from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
-from earthformer_hf.losses import intensity_weighted_mse
+from earthformer_hf.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from earthformer_hf.losses import intensity_weighted_mse, laplace_loss
 from earthformer_hf.optimization import Muon, orthogonalized
+from earthformer_hf.schedules import denoised, noise_for_training
+from earthformer_hf.training import Run, TrainingArguments, optimizers_of
+
+
+FIXTURES = ROOT / "tests/fixtures/parity"
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_intensity_weighted_loss():
@@ -57,9 +71,121 @@ def test_muon_steps_as_torch_does():
         Muon([torch.nn.Parameter(torch.zeros(3))])
 
 
+def test_averaged_weights_as_recorded(tmp_path):
+    tensors = load_file(FIXTURES / "ema.safetensors")
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+
+    def fill(prefix):
+        start = f"input/{prefix}."
+        stored = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        model.load_state_dict(stored, strict=prefix == "init")
+
+    fill("init")
+    model[0].bias.requires_grad_(False)  # what does not learn is not recorded
+    run = Run(TrainingArguments(str(tmp_path), ema_decay=0.9999))
+    run.prepare(model)
+    for step in range(5):
+        fill(f"step{step}")
+        run.ema.step(model.parameters())
+        for (name, parameter), ours in zip(model.named_parameters(), run.ema.shadow_params):
+            if not parameter.requires_grad:
+                continue
+            torch.testing.assert_close(ours, tensors[f"output/step{step}.{name.replace('.', '')}"])
+
+
+def test_learning_rates_as_recorded(tmp_path):
+    rates = load_file(FIXTURES / "lr_schedule_sevir.safetensors")["output/lr"]
+    run = Run(
+        TrainingArguments(
+            str(tmp_path), max_steps=50, warmup_steps=10, learning_rate=1e-3, min_lr_rate=1e-3, optimizer="adamw"
+        )
+    )
+    run.prepare(torch.nn.Linear(1, 1))
+    ours = []
+    for _ in rates:
+        ours.append(run.schedules[0].get_last_lr()[0])
+        run.optimizers[0].step()
+        run.schedules[0].step()
+    torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), rates, rtol=1e-9, atol=0)
+
+
+def test_adamw_decays_no_norm_and_no_bias():
+    model = tiny_model()
+    arguments = TrainingArguments(optimizer="adamw", learning_rate=1e-3, weight_decay=0.1, position_rate=3.0)
+    (optimizer,) = optimizers_of(model, arguments)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    modules = dict(model.named_modules())
+    seen = set()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            seen.add(name)
+            norm = isinstance(modules[name.rpartition(".")[0]], torch.nn.LayerNorm)
+            assert group["weight_decay"] == (0 if norm or "bias" in name else 0.1), name
+            assert group["lr"] == pytest.approx(3e-3 if "position" in name else 1e-3), name
+    assert seen == set(names.values())
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDPMScheduler(prediction_type="epsilon"),
+        DDPMScheduler(prediction_type="sample"),
+        DDPMScheduler(prediction_type="v_prediction"),
+        FlowMatchEulerDiscreteScheduler(),
+    ],
+    ids=["noise", "x0", "v", "flow"],
+)
+def test_a_network_that_says_the_target_knows_the_clean_sample(scheduler):
+    clean, noise = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
+    share = torch.tensor([0.0, 0.5, 0.9])
+    noisy, timestep, target = noise_for_training(scheduler, clean, noise, share)
+    for b in range(3):
+        if "FlowMatch" in type(scheduler).__name__:
+            level = torch.tensor([1 - share[b], share[b]])
+        else:
+            assert timestep[b] == int(share[b] * 1000)
+            product = scheduler.alphas_cumprod[timestep[b]]
+            level = torch.stack([product.sqrt(), (1 - product).sqrt()])
+        torch.testing.assert_close(noisy[b], level[0] * clean[b] + level[1] * noise[b])
+        torch.testing.assert_close(denoised(scheduler, level, target[b], noisy[b]), clean[b], rtol=1e-4, atol=1e-4)
+
+
+def test_laplace_loss_is_a_likelihood_of_observed_values():
+    values, observed = torch.tensor([[1.0, 2.0, float("nan")], [0.0, 0.0, 3.0]]), torch.tensor([[True, True, False]])
+    predictions = torch.tensor([[0.0, 2.5, 7.0], [1.0, 0.0, 9.0]])
+    log_variance = torch.tensor(0.5, requires_grad=True)
+    loss = laplace_loss(predictions, values, observed, log_variance)
+    assert loss.item() == pytest.approx((2.5 / np.exp(0.5) + 4 * 0.5) / 2)
+    loss.backward()
+    assert log_variance.grad.item() == pytest.approx((4 - 2.5 / np.exp(0.5)) / 2)
+
+
+def test_the_discriminator_judges_patches():
+    judge = PatchDiscriminator(1, channels=4)
+    pictures = torch.rand(2, 1, 64, 64, requires_grad=True)
+    (judgement,) = judge(pictures)
+    assert judgement.shape == (2, 1, 6, 6)
+    judge.eval()
+    (grid,) = torch.autograd.grad(judge(pictures)[0][0, 0, 3, 3], pictures)
+    touched = grid[0, 0].nonzero()
+    assert (touched.max(0).values - touched.min(0).values < 70).all() and grid[1].abs().sum() == 0
+    assert sum(p.numel() for p in PatchDiscriminator().parameters()) == 2_763_585
+    assert hinge_loss(torch.tensor([0.5, 2.0]), torch.tensor([-3.0, 0.0])).item() == pytest.approx(0.5 * (0.25 + 0.5))
+
+
+def test_the_game_moves_the_last_layer_as_much_as_the_reconstruction():
+    weight = torch.tensor([2.0, 1.0], requires_grad=True)
+    reconstruction, game = (3 * weight).sum(), (weight * torch.tensor([0.0, 0.5])).sum()
+    expected = np.sqrt(18) / (0.5 + 1e-4)
+    assert adaptive_weight(reconstruction, game, weight).item() == pytest.approx(expected)
+    assert adaptive_weight(reconstruction, 0 * game, weight).item() == 1e4
+
+
 def train(folder, *options, script="train_earthformer"):
     command = [sys.executable, str(ROOT / f"examples/{script}.py"), "--recipe", str(folder / "recipe.yaml"), *options]
     environment = {"EARTHFORMER_HF_DATA": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
+    environment["PYTHONPATH"] = str(ROOT / "src")
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stderr + result.stdout
@@ -150,3 +276,43 @@ def test_a_diffusion_pipeline_is_trained_in_three_steps_that_resume(tmp_path):
     guide = KnowledgeAlignmentCallback(0.9)
     guided = pipeline(past_values, ensemble_size=2, num_inference_steps=2, callback_on_step_end=guide)
     assert np.isfinite(guided.predictions).all()
+
+
+@pytest.mark.slow
+def test_an_autoencoder_that_plays_against_a_discriminator_resumes(tmp_path):
+    write_radar(tmp_path / "radar.h5", [(0, 0)])
+    with h5py.File(tmp_path / "radar.h5", "a") as file:
+        group = file["mrms_test"]
+        del group["code"]
+        group["code"] = np.random.default_rng(0).integers(0, 200, (5, 64, 64)).astype("uint8")
+        group["tiles_val"] = np.array([(32, 32)], "int32")
+        group.attrs["tile_size"] = 32
+    recipe = {
+        "vae": {
+            "in_channels": 1, "out_channels": 1, "block_out_channels": [4, 8], "norm_num_groups": 2,
+            "latent_channels": 3, "down_block_types": ["DownEncoderBlock2D"] * 2,
+            "up_block_types": ["UpDecoderBlock2D"] * 2,
+        },
+        "feature_extractor": {"scale": 1 / 255, "missing_value": 255, "fill_value": 0},
+        "data": {"source": "open_radar", "file": "radar.h5", "eval_stride": 1},
+        "autoencoder": {
+            "max_steps": 8, "batch_size": 2, "warmup_steps": 2, "eval_every": 8, "save_every": 8, "ema_decay": None,
+            "optimizer": "adamw", "betas": [0.5, 0.9], "loss": "laplace", "learn_log_variance": True,
+            "discriminator_weight": 0.5, "discriminator_start": 4,
+        },
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    def both(folder):
+        return (load_file(folder / f"checkpoints/last/model{n}.safetensors") for n in ("", "_1"))
+
+    whole, parts, start = tmp_path / "whole", tmp_path / "parts", tmp_path / "start"
+    train(tmp_path, "--output_dir", str(whole), script="train_autoencoder")
+    train(tmp_path, "--output_dir", str(start), "--stop_at", "4", script="train_autoencoder")
+    train(tmp_path, "--output_dir", str(parts), "--stop_at", "6", script="train_autoencoder")
+    train(tmp_path, "--output_dir", str(parts), script="train_autoencoder")
+    assert_same(whole, parts, "checkpoints/last/model.safetensors", "checkpoints/last/model_1.safetensors")
+    (autoencoder, judge), (_, untrained) = both(whole), both(start)
+    assert autoencoder["log_variance"].abs() > 1e-4
+    assert not untrained["layers.3.num_batches_tracked"] and judge["layers.3.num_batches_tracked"]
+    assert not torch.equal(judge["layers.0.weight"], untrained["layers.0.weight"])

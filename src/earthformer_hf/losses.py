@@ -26,6 +26,24 @@ def intensity_weighted_mse(
     return (weight * error.square()).sum() / observed.sum()
 
 
+def laplace_loss(
+    predictions: torch.Tensor, values: torch.Tensor, observed: torch.Tensor, log_variance: torch.Tensor
+) -> torch.Tensor:
+    """Sum over observed values of |prediction - value| / exp(log_variance) + log_variance, mean over samples.
+
+    The reconstruction's part of PreDiff's autoencoder loss, after Rombach et al., "High-resolution image synthesis
+    with latent diffusion models", CVPR 2022.
+
+    Args:
+        predictions, values: (B, ...).
+        observed: bool, broadcasts to them.
+        log_variance: one number for all values; 0 leaves the plain error.
+    """
+    observed = observed.expand_as(predictions)
+    error = torch.where(observed, predictions - values, 0.0).abs() / log_variance.exp()
+    return (error.sum() + log_variance * observed.sum()) / len(predictions)
+
+
 def denoising_loss(model_output: torch.Tensor, target: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
     """Mean squared error of what a denoiser should say, weighed by a learned variance per timestep.
 
