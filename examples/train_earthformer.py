@@ -10,31 +10,29 @@ validation split is in OUTPUT_DIR, ready for `from_pretrained`, with its card, a
 trains on 8 GPUs (or, without one, 8 processes of the CPU). `total_batch_size` of the recipe stays what it is.
 """
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils import set_seed
 
-from earthformer_hf import EarthformerConfig, EarthformerFeatureExtractor, EarthformerForPrediction, hub
+from earthformer_hf import EarthformerConfig, EarthformerFeatureExtractor, EarthformerForPrediction, hub, load_dataset
 from earthformer_hf.baselines import OceanRecord, linear_maps
-from earthformer_hf.data import open_radar, open_sst
+from earthformer_hf.data.open_sst import nino34
 from earthformer_hf.data.windows import TrainingWindows, Windows, heavy_share
 from earthformer_hf.losses import intensity_weighted_mse
 from earthformer_hf.plotting import plot_events
 from earthformer_hf.training import Run, TrainingArguments, mean_over, parse_recipe, train, write_card
 
 
-SOURCES = {"open_radar": open_radar.load_events, "open_sst": open_sst.load_events}
-
-
 @dataclass
 class DataArguments:
-    source: str = field(default="", metadata={"help": "name of the data set"})
-    file: str = field(default="", metadata={"help": "file name below EARTHFORMER_HF_DATA"})
-    train_options: dict = field(default_factory=dict, metadata={"help": "options of the reader, for training only"})
+    source: str = field(default="", metadata={"help": "name of the data set, as of earthformer_hf.load_dataset"})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "folder of its files; EARTHFORMER_HF_DATA if omitted"}
+    )
+    options: dict = field(default_factory=dict, metadata={"help": "of the data set"})
+    train_options: dict = field(default_factory=dict, metadata={"help": "further options, for training only"})
     turn: bool = field(default=False, metadata={"help": "draw flips and quarter turns"})
     gain: float = field(default=1.0, metadata={"help": "draw a factor for the values from 1/gain .. gain"})
     mix: bool = field(default=False, metadata={"help": "draw sums of two windows, for anomalies"})
@@ -59,20 +57,21 @@ def load_windows(
     data: DataArguments, extractor: EarthformerFeatureExtractor, lengths: tuple[int, int], seed: int
 ) -> tuple[TrainingWindows, Windows]:
     """The varied windows of the training split and the plain ones of the validation split."""
-    path = Path(os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")) / data.file
-    if data.source not in SOURCES:
-        raise SystemExit(f"--source must be one of {sorted(SOURCES)}, got {data.source!r}.")
-    if not path.exists():
-        raise SystemExit(f"{path} does not exist: set EARTHFORMER_HF_DATA to the folder that holds {data.file}.")
-    events = SOURCES[data.source](path, "train", **data.train_options)
+    try:
+        events = load_dataset(data.source, data.data_dir, "train", **data.options, **data.train_options)
+        val = load_dataset(data.source, data.data_dir, "val", **data.options)
+    except ValueError as reason:
+        raise SystemExit(str(reason)) from reason
     highest = (
         (extractor.valid_range[1] - extractor.offset) * extractor.scale if extractor.valid_range else float("inf")
     )
     if data.teacher_weight:
-        if data.source != "open_sst":
-            raise SystemExit(f"--teacher_weight needs the source open_sst, got {data.source!r}.")
-        for event in events:
-            event["teacher"] = linear_maps(OceanRecord(event, open_sst.nino34, *lengths), event["geo"]["lat"])
+        if data.source != "open-sst":
+            raise SystemExit(f"--teacher_weight needs the source open-sst, got {data.source!r}.")
+        events = [
+            event | {"teacher": linear_maps(OceanRecord(event, nino34, *lengths), np.array(event["geo"]["lat"]))}
+            for event in events
+        ]
     windows = Windows(events, extractor.encode, *lengths, data.train_stride, data.frame_stride)
     train_set = TrainingWindows(
         windows,
@@ -84,7 +83,6 @@ def load_windows(
         data.teacher_weight,
         None if data.heavy_threshold is None else heavy_share(windows, data.heavy_threshold, data.heavy_part),
     )
-    val = SOURCES[data.source](path, "val")
     return train_set, Windows(val, extractor.encode, *lengths, data.eval_stride, data.frame_stride)
 
 
@@ -103,8 +101,7 @@ def forecast_figure(model, windows: Windows, extractor: EarthformerFeatureExtrac
 
 def describe(data: DataArguments, train_set, eval_set) -> str:
     """What a model is trained on, in words."""
-    place = f"{data.source} ({data.file})" if data.file else data.source
-    return f"{place}: {len(train_set)} windows for training, {len(eval_set)} for validation."
+    return f"{data.source}: {len(train_set)} windows for training, {len(eval_set)} for validation."
 
 
 def publish(run: Run, recipe: dict, description: str):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import DATA, tiny_pipeline
 
-from earthformer_hf import EarthformerFeatureExtractor
+from earthformer_hf import EarthformerFeatureExtractor, load_dataset
 from earthformer_hf.data import open_radar, open_sst, simulated
 from earthformer_hf.data.latents import EncodedWindows
 from earthformer_hf.data.windows import TrainingWindows, Windows, heavy_share
@@ -332,3 +332,21 @@ def test_a_teacher_replaces_its_share_of_the_target():
     torch.testing.assert_close(item["past_values"], plain["past_values"])
     torch.testing.assert_close(item["future_values"][:, 0, 0], plain["future_values"][:, 0, 0])
     torch.testing.assert_close(item["future_values"][:, 1], 75 + 0.25 * plain["future_values"][:, 1])
+
+
+def test_simulated_land_follows_its_weather():
+    table = load_dataset("simulated-land", split="val", sizes=(2, 3, 2))
+    event, again = table[1], simulated.land_event(1, seed=1)
+    for name in ("values", "observed", "covariates"):
+        np.testing.assert_array_equal(event[name], again[name])
+    item = Windows(table, lambda raw: (raw, np.isfinite(raw)), 10, 20)[1]
+    assert item["past_covariates"].shape == (10, 32, 32, 7) and item["future_values"].shape == (20, 32, 32, 4)
+    assert 0.4 < item["future_observed_mask"].float().mean() < 0.9
+    changes, rain = [], []
+    for i in range(20):
+        values, driver = (simulated.land_event(i)[name].astype("float64") for name in ("values", "covariates"))
+        seen = simulated.land_event(i)["observed"]
+        red, infrared = (np.where(seen, values[..., band], np.nan) for band in (2, 3))
+        changes.append(np.diff(np.nanmean((infrared - red) / (infrared + red), axis=(1, 2))))
+        rain.append(driver[1:, 0, 0, 1])
+    assert np.corrcoef(np.concatenate(changes), np.concatenate(rain))[0, 1] > 0.7

@@ -201,7 +201,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
             "stem_channels": [8], "stem_strides": [4], "stem_num_convs": 1, "head_num_convs": 1,
         },
         "feature_extractor": {"scale": 1.0, "fill_value": 0},
-        "data": {"source": "open_sst", "file": "sst.nc", "gain": 1.5, "mix": True, "eval_stride": 20},
+        "data": {"source": "open-sst", "options": {"file": "sst.nc"}, "gain": 1.5, "mix": True, "eval_stride": 20},
         "training": {
             "max_steps": 40, "batch_size": 2, "warmup_steps": 2, "eval_every": 20, "save_every": 5,
             "learning_rate": 5e-3, "ema_decay": 0.9,
@@ -248,7 +248,7 @@ def test_a_diffusion_pipeline_is_trained_in_three_steps_that_resume(tmp_path):
         "scheduler": {"class": "DDIMScheduler", "prediction_type": "v_prediction", "clip_sample": False},
         "feature_extractor": {"scale": 1 / 255, "missing_value": 255, "fill_value": 0},
         "data": {
-            "source": "open_radar", "file": "radar.h5", "turn": True, "frame_stride": 2, "eval_stride": 1,
+            "source": "open-radar", "options": {"file": "radar.h5"}, "turn": True, "frame_stride": 2, "eval_stride": 1,
             "heavy_threshold": 100,
         },
         "autoencoder": steps,
@@ -294,7 +294,7 @@ def test_an_autoencoder_that_plays_against_a_discriminator_resumes(tmp_path):
             "up_block_types": ["UpDecoderBlock2D"] * 2,
         },
         "feature_extractor": {"scale": 1 / 255, "missing_value": 255, "fill_value": 0},
-        "data": {"source": "open_radar", "file": "radar.h5", "eval_stride": 1},
+        "data": {"source": "open-radar", "options": {"file": "radar.h5"}, "eval_stride": 1},
         "autoencoder": {
             "max_steps": 8, "batch_size": 2, "warmup_steps": 2, "eval_every": 8, "save_every": 8, "ema_decay": None,
             "optimizer": "adamw", "betas": [0.5, 0.9], "loss": "laplace", "learn_log_variance": True,

@@ -35,6 +35,7 @@ SOURCES: dict[str, tuple[str, str]] = {
     "open-radar": ("open_radar", "OpenRadar"),
     "open-sst": ("open_sst", "OpenSst"),
     "folder": ("folder", "Folder"),
+    "simulated-land": ("simulated", "SimulatedLand"),
 }
 
 
@@ -306,6 +307,7 @@ class EventBuilder(datasets.GeneratorBasedBuilder):
     FACTS: ClassVar[Facts]
     SPLITS: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     NAME: ClassVar[str]
+    NEEDS_FILES: ClassVar[bool] = True
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         raise NotImplementedError
@@ -374,7 +376,7 @@ def make_builder(
     """The builder of a source with its options; arguments and errors are those of [`load_dataset`]."""
     kind = builder_of(name)
     data_dir = Path(data_dir or os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")).expanduser().resolve()
-    if not data_dir.exists():
+    if kind.NEEDS_FILES and not data_dir.exists():
         raise ValueError(f"`data_dir` must be the folder of the files of {name!r}, {data_dir} does not exist.")
     known = options_of(kind)
     if set(options) - known:

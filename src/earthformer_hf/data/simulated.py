@@ -3,7 +3,13 @@
 None is meant to be realistic; all move, grow and decay in ways that a forecast can learn or fail at.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+
+from .events import EventBuilder, EventConfig, Facts
 
 
 def rain_events(number: int, length: int = 25, size: int = 128, seed: int = 0) -> list[dict]:
@@ -62,45 +68,85 @@ def sst_events(years: int = 60, seed: int = 0) -> list[dict]:
     return [{"id": f"simulated-sst:{seed}", "time": time, "values": values, "geo": {"lat": lat, "lon": lon}}]
 
 
-def land_events(number: int, length: int = 30, size: int = 32, seed: int = 0) -> list[dict]:
+def land_event(i: int, length: int = 30, size: int = 32, seed: int = 0) -> dict:
     """Plants that follow the weather, in the layout of EarthNet2021: a frame every 5 days.
 
     Vegetation grows with rain that fell on warm days, most on low ground, and withers by itself; red light falls and
     near infrared rises with it. Clouds, a smooth field above a threshold, hide a third of the pixels.
 
     Returns:
-        Events with `values` (length, size, size, 4) float32, blue, green, red and near infrared in 0..1, `observed`
+        An event with `values` (length, size, size, 4) float32, blue, green, red and near infrared in 0..1, `observed`
         (length, size, size), and `covariates` (length, size, size, 7) float32 in the order of EarthNet2021: elevation,
         precipitation, pressure, mean, minimum and maximum temperature, coarse elevation.
     """
-    events = []
-    for i in range(number):
-        random = np.random.default_rng([seed, i])
-        height = 0.5 + 0.2 * _smooth_field(random, size)
-        soil = 0.15 + 0.02 * _smooth_field(random, size)
-        day = random.integers(365) + 5 * np.arange(length)
-        warm = 0.5 - 0.3 * np.cos(2 * np.pi * day / 365) + 0.05 * random.standard_normal(length)
-        rain = np.maximum(random.gamma(0.7, 0.4, length) - 0.1, 0)
-        plants = np.empty((length, size, size))
-        state = np.full((size, size), random.uniform(0.2, 0.7))
-        for t in range(length):
-            growth = 0.5 * rain[t] * np.clip(warm[t], 0, 1) * np.clip(1.2 - height, 0, 1)
-            state = state + growth * (1 - state) - 0.06 * state
-            plants[t] = state
-        bands = [0.3 * soil + 0 * plants, soil - 0.05 * plants, soil * (1 - 0.8 * plants), soil + 0.35 * plants]
-        values = np.stack(bands, axis=-1) + random.normal(0, 0.005, (length, size, size, 4))
-        clouds = np.stack([_smooth_field(random, size) > 0.4 for _ in range(length)])
-        weather = [rain, 0.5 - 0.2 * rain, warm, warm - 0.1, warm + 0.1]
-        fields = [height, *(x[:, None, None] for x in weather), np.full((size, size), height.mean())]
-        covariates = np.stack([np.broadcast_to(field, (length, size, size)) for field in fields], axis=-1)
-        events.append(
-            {
-                "id": f"simulated-land:{seed}:{i}",
-                "time": np.datetime64("2000-01-01", "D") + day.astype("timedelta64[D]"),
-                "values": np.where(clouds[..., None], 1.0, values.clip(0, 1)).astype("float32"),
-                "observed": ~clouds,
-                "covariates": covariates.astype("float32"),
-                "geo": {},
-            }
-        )
-    return events
+    random = np.random.default_rng([seed, i])
+    height = 0.5 + 0.2 * _smooth_field(random, size)
+    soil = 0.15 + 0.02 * _smooth_field(random, size)
+    day = random.integers(365) + 5 * np.arange(length)
+    warm = 0.5 - 0.3 * np.cos(2 * np.pi * day / 365) + 0.05 * random.standard_normal(length)
+    rain = np.maximum(random.gamma(0.7, 0.4, length) - 0.1, 0)
+    plants = np.empty((length, size, size))
+    state = np.full((size, size), random.uniform(0.2, 0.7))
+    for t in range(length):
+        growth = 0.5 * rain[t] * np.clip(warm[t], 0, 1) * np.clip(1.2 - height, 0, 1)
+        state = state + growth * (1 - state) - 0.06 * state
+        plants[t] = state
+    bands = [0.3 * soil + 0 * plants, soil - 0.05 * plants, soil * (1 - 0.8 * plants), soil + 0.35 * plants]
+    values = np.stack(bands, axis=-1) + random.normal(0, 0.005, (length, size, size, 4))
+    clouds = np.stack([_smooth_field(random, size) > 0.4 for _ in range(length)])
+    weather = [rain, 0.5 - 0.2 * rain, warm, warm - 0.1, warm + 0.1]
+    fields = [height, *(x[:, None, None] for x in weather), np.full((size, size), height.mean())]
+    covariates = np.stack([np.broadcast_to(field, (length, size, size)) for field in fields], axis=-1)
+    return {
+        "id": f"simulated-land:{seed}:{i}",
+        "time": np.datetime64("2000-01-01", "D") + day.astype("timedelta64[D]"),
+        "values": np.where(clouds[..., None], 1.0, values.clip(0, 1)).astype("float32"),
+        "observed": ~clouds,
+        "covariates": covariates.astype("float32"),
+        "geo": {},
+    }
+
+
+@dataclass
+class SimulatedLandConfig(EventConfig):
+    """Options of simulated land.
+
+    Args:
+        sizes: events of train, val and test.
+        size: pixels of a side.
+    """
+
+    sizes: tuple[int, int, int] = (400, 40, 40)
+    size: int = 32
+
+
+class SimulatedLand(EventBuilder):
+    """Events of [`land_event`], each made when it is read: something to learn where EarthNet2021 is absent."""
+
+    NAME = "simulated-land"
+    NEEDS_FILES = False
+    BUILDER_CONFIG_CLASS = SimulatedLandConfig
+    FACTS = Facts(
+        variable="simulated surface reflectance: blue, green, red, near infrared",
+        units="1",
+        coding="0..1",
+        time_step="5D",
+        grid="square, 32 pixels a side",
+        licence="none needed: nothing was observed",
+        citation="none",
+        splits="by number; no event is in two splits",
+        source="made when it is read",
+        feature_extractor={"fill_value": 0, "valid_range": (0, 1)},
+    )
+
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        seed = self.SPLITS.index(split)
+        for i in range(self.config.sizes[seed]):
+            event = land_event(i, size=self.config.size, seed=seed)
+            reference = {"i": i, "size": self.config.size, "seed": seed}
+            yield {name: event[name] for name in ("id", "time", "geo")} | {"reference": reference}
+
+    @staticmethod
+    def read(reference: dict[str, Any]) -> dict[str, Any]:
+        event = land_event(reference["i"], size=reference["size"], seed=reference["seed"])
+        return {name: event[name] for name in ("values", "observed", "covariates")}
