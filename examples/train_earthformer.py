@@ -25,6 +25,9 @@ from earthformer_hf.plotting import plot_events
 from earthformer_hf.training import Run, TrainingArguments, mean_over, parse_recipe, train, write_card
 
 
+INPUTS = ("past_values", "past_covariates", "future_covariates")  # of the model, where it takes them
+
+
 @dataclass
 class DataArguments:
     source: str = field(default="", metadata={"help": "name of the data set, as of earthformer_hf.load_dataset"})
@@ -90,7 +93,8 @@ def forecast_figure(model, windows: Windows, extractor: EarthformerFeatureExtrac
     """Observed and forecast frames of the window that varies most, in stored units."""
     items = [windows[n] for n in np.linspace(0, len(windows) - 1, min(16, len(windows))).astype(int)]
     item = max(items, key=lambda item: item["future_values"].std().item())
-    forecast = model(item["past_values"][None].to(model.device)).predictions[0]
+    inputs = {name: item[name][None].to(model.device) for name in INPUTS if name in item}
+    forecast = model(**inputs).predictions[0]
     shown = np.unique(np.linspace(0, len(forecast) - 1, 6).astype(int))
     observed = torch.where(item["future_observed_mask"], item["future_values"], torch.nan)
     frames = {"observed": observed, "forecast": forecast.float().cpu()}
@@ -128,9 +132,8 @@ def main():
         model = EarthformerForPrediction(config)
 
     def loss_of(model, batch):
-        inputs = ("past_values", "past_covariates", "future_covariates")
         return intensity_weighted_mse(
-            model(**{name: batch[name] for name in inputs if name in batch}).predictions,
+            model(**{name: batch[name] for name in INPUTS if name in batch}).predictions,
             batch["future_values"],
             batch["future_observed_mask"],
             arguments.intensity_weight,

@@ -100,6 +100,8 @@ def test_prepare_writes_the_good_and_names_the_bad(tmp_path, sevir_lr):
 def test_a_table_without_leave_for_bad_events(tmp_path, sevir_lr):
     folder, _ = sevir_lr
     with pytest.raises(ValueError, match="sevir-lr, event 'S1': vil/good.h5, row 4"):
+        load_dataset("sevir-lr", folder, cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match="sevir-lr, event 'S4': vil/missing.h5, row 0"):
         load_dataset("sevir-lr", folder, "test", cache_dir=tmp_path / "cache")
     table = load_dataset("sevir-lr", folder, "test", keep_bad=True, cache_dir=tmp_path / "cache")
     encode = EarthformerFeatureExtractor().encode

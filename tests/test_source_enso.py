@@ -160,7 +160,7 @@ def test_the_open_record_by_years(tmp_path):
     item = Windows(tables["test"], extractor.encode, 12, 2, series=("nino34",))[1]
     assert item["past_nino34"].tolist() == list(range(31, 43)) and not item["future_observed_mask"][:, 0, :11].any()
     with pytest.raises(ValueError, match="no month of 1856..1974"):
-        load(folder, "test", name="open-sst", file="mine.nc")
+        load(folder, "train", name="open-sst", file="mine.nc")
     with pytest.raises(ValueError, match="other.nc: does not exist"):
         load(folder, "test", name="open-sst", file="other.nc")
 

@@ -308,6 +308,7 @@ class EventBuilder(datasets.GeneratorBasedBuilder):
     SPLITS: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     NAME: ClassVar[str]
     NEEDS_FILES: ClassVar[bool] = True
+    wanted: tuple[str, ...] = ()  # the splits to list; all if empty
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         raise NotImplementedError
@@ -331,7 +332,8 @@ class EventBuilder(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        return [datasets.SplitGenerator(name=name, gen_kwargs={"split": name}) for name in self.SPLITS]
+        names = [name for name in self.SPLITS if name in (self.wanted or self.SPLITS)]
+        return [datasets.SplitGenerator(name=name, gen_kwargs={"split": name}) for name in names]
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, row in enumerate(self.rows(split)):
@@ -371,7 +373,11 @@ def builder_of(name: str) -> type[EventBuilder]:
 
 
 def make_builder(
-    name: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None, **options: Any
+    name: str,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    split: str | None = None,
+    **options: Any,
 ) -> EventBuilder:
     """The builder of a source with its options; arguments and errors are those of [`load_dataset`]."""
     kind = builder_of(name)
@@ -381,7 +387,13 @@ def make_builder(
     known = options_of(kind)
     if set(options) - known:
         raise ValueError(f"`options` of {name!r} must be of {sorted(known)}, got {sorted(set(options) - known)}.")
-    return kind(cache_dir=cache_dir, data_dir=str(data_dir), hash=_state(kind, data_dir), **options)
+    wanted = tuple(part.partition("[")[0] for part in split.split("+")) if split else ()
+    if not set(wanted) <= set(kind.SPLITS):
+        raise ValueError(f"`split` of {name!r} must be of {list(kind.SPLITS)}, got {split!r}.")
+    state = "-".join([_state(kind, data_dir), *sorted(set(wanted))])
+    builder = kind(cache_dir=cache_dir, data_dir=str(data_dir), hash=state, **options)
+    builder.wanted = wanted
+    return builder
 
 
 def load_dataset(
@@ -411,10 +423,7 @@ def load_dataset(
         ValueError: no such source, split or option; a file that is missing or crafted; an event that cannot be used,
             with its file and row.
     """
-    builder = make_builder(name, data_dir, cache_dir, **options)
-    split_name = None if split is None else split.partition("[")[0]
-    if split_name is not None and not set(split_name.split("+")) <= set(builder.SPLITS):
-        raise ValueError(f"`split` of {name!r} must be of {list(builder.SPLITS)}, got {split!r}.")
+    builder = make_builder(name, data_dir, cache_dir, split, **options)
     if streaming:
         stream = builder.as_streaming_dataset(split)
         columns = [*FEATURES, "problem"]

@@ -99,8 +99,10 @@ class Folder(EventBuilder):
         """Those that have a frame; files that cannot be read are listed with the first."""
         times = np.concatenate([np.empty(0, "datetime64[s]"), *(stretch["time"] for stretch in self.stretches)])
         present = [name for name, (first, end) in self.intervals.items() if ((times >= first) & (times < end)).any()]
-        self.first = (present or list(self.intervals))[0]
-        return [part for part in super()._split_generators(dl_manager) if part.name in {self.first, *present}]
+        parts = super()._split_generators(dl_manager)
+        parts = [part for part in parts if part.name in present] or parts[:1]
+        self.first = parts[0].name
+        return parts
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         if split == self.first:
