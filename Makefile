@@ -3,6 +3,7 @@
 # TORCH_INDEX_URL=https://... chooses another index for torch, such as one with CPU builds; PYTHON=... another Python.
 PYTHON ?= python3
 BIN := .venv/bin
+comma := ,
 STAMP := .venv/.installed
 
 .PHONY: forecast test test-slow quality style bench
@@ -37,5 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check \
 		$(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+		-e '.[dev$(if $(shell command -v cc),$(comma)optical-flow)]'
+	$(if $(shell command -v cc),,@echo "no C compiler: without pysteps and the baselines that need it")
 	touch $(STAMP)

@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 
 from earthformer_hf import PreDiffPipeline
 from earthformer_hf.baselines import has_extrapolation
+from earthformer_hf.benchmark_metrics import correlation_by_lead, rmse_by_lead
 from earthformer_hf.data import open_radar, open_sst
 from earthformer_hf.data.windows import Windows
 from earthformer_hf.evaluation import (
@@ -28,7 +29,6 @@ from earthformer_hf.evaluation import (
     score_rain,
     steps_ensembles,
 )
-from earthformer_hf.metrics import RainScores, correlation_by_lead, rmse_by_lead
 from earthformer_hf.protocols import PROTOCOLS, IndexProtocol, RainProtocol
 
 
@@ -50,11 +50,11 @@ def evaluate_rain(protocol: RainProtocol, model, extractor) -> dict:
         print("extrapolation: not installed")
     return {
         system: {
-            "csi_mean": kinds["code"].csi_mean,
-            "csi": kinds["code"].csi().tolist(),
-            "mse": kinds["code"].mse,
-            "windows": kinds["code"].windows,
-            "pixels": kinds["code"].pixels,
+            "csi_mean": kinds["code"]["csi"].mean(),
+            "csi": kinds["code"]["csi"].tolist(),
+            "mse": float(kinds["errors"]["mse"]),
+            "windows": int(kinds["errors"]["windows"]),
+            "pixels": int(kinds["errors"]["pixels"].sum()),
             "counts": _counts(kinds["code"], extractor.thresholds),
             "counts_physical": _counts(kinds["physical"], extractor.physical_thresholds),
         }
@@ -88,21 +88,22 @@ def evaluate_ensembles(protocol: RainProtocol, pipeline, ensemble_size: int, num
     return {
         system: {
             "ensemble_size": ensemble_size,
-            "fair_crps": score.crps,
-            "fair_crps_by_lead": score.crps_by_lead.tolist(),
-            "csi_mean": score.mean.csi_mean,
-            "mse": score.mean.mse,
-            "windows": score.mean.windows,
-            "pixels": score.mean.pixels,
-            "counts": _counts(score.mean, extractor.thresholds),
+            "fair_crps": float(score["ensemble"]["fair_crps"]),
+            "fair_crps_by_lead": score["ensemble"]["fair_crps_by_lead"].tolist(),
+            "csi_mean": score["code"]["csi"].mean(),
+            "mse": float(score["errors"]["mse"]),
+            "windows": int(score["errors"]["windows"]),
+            "pixels": int(score["errors"]["pixels"].sum()),
+            "counts": _counts(score["code"], extractor.thresholds),
         }
         for system, score in scores.items()
     }
 
 
-def _counts(scores: RainScores, thresholds: list[float]) -> dict:
+def _counts(scores: dict, thresholds: list[float]) -> dict:
     """Name -> (thresholds, leads), with the thresholds they were counted at."""
-    return {"thresholds": thresholds} | {name: values.tolist() for name, values in scores.counts.items()}
+    names = ("hits", "misses", "false_alarms", "correct_negatives")
+    return {"thresholds": thresholds} | {name: scores[name].tolist() for name in names}
 
 
 def evaluate_index(protocol: IndexProtocol, model, extractor) -> dict:

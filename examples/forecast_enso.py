@@ -14,10 +14,10 @@ import numpy as np
 from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 
 import earthformer_hf  # noqa: F401  registers the Auto classes
+from earthformer_hf.benchmark_metrics import correlation_by_lead
 from earthformer_hf.data import open_sst, simulated
 from earthformer_hf.data.windows import Windows
 from earthformer_hf.evaluation import forecast_windows, index_table, score_index
-from earthformer_hf.metrics import correlation_by_lead
 from earthformer_hf.plotting import plot_ocean
 
 

@@ -15,7 +15,7 @@ from forecast_radar import describe, input_path, load, wettest
 
 from earthformer_hf import PreDiffPipeline
 from earthformer_hf.baselines import persistence
-from earthformer_hf.metrics import fair_crps
+from earthformer_hf.metrics import EnsembleScores
 from earthformer_hf.plotting import plot_sequence
 
 
@@ -82,7 +82,9 @@ def main():
     if observed.any() and len(members) > 1:
         last = persistence(np.nan_to_num(codes[:past]), len(target))
         error = np.abs(last - target)[observed].mean() / 255
-        score = fair_crps(members, np.nan_to_num(target))[observed].mean() / 255
+        scores = EnsembleScores(len(target), value_range=255)
+        scores.update(members, target, observed)
+        score = scores.compute()["fair_crps"]
         print(f"this storm: fair CRPS {score:.4f} of code / 255; the error of persistence {error:.4f}")
     print(f"highest chance of {arguments.threshold:g} mm/h or more: {100 * chance.max():.0f} %, in {leads[-1][1:]}")
 

@@ -15,6 +15,7 @@ from tiny import DATA, ROOT
 from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 
 from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline, baselines
+from earthformer_hf.benchmark_metrics import correlation_by_lead, rmse_by_lead
 from earthformer_hf.data import open_radar, open_sst, simulated
 from earthformer_hf.data.windows import Windows
 from earthformer_hf.evaluation import (
@@ -25,7 +26,6 @@ from earthformer_hf.evaluation import (
     score_rain,
 )
 from earthformer_hf.guidance import frame_mean, intensity_change
-from earthformer_hf.metrics import correlation_by_lead, rmse_by_lead
 from earthformer_hf.protocols import PROTOCOLS
 
 
@@ -76,8 +76,8 @@ def test_the_radar_model_beats_persistence_on_simulated_rain():
     for event in events:
         event["values"] = extractor.from_physical(event["values"])
     systems = score_rain(model, extractor, Windows(events, extractor.encode, 13, 12))
-    assert systems["model"]["code"].mse < systems["persistence"]["code"].mse
-    assert systems["model"]["code"].pixels == 2 * 12 * 128 * 128
+    assert systems["model"]["errors"]["mse"] < systems["persistence"]["errors"]["mse"]
+    assert systems["model"]["errors"]["pixels"].sum() == 2 * 12 * 128 * 128
 
 
 def test_pipeline_recipe_and_card_belong_together():
@@ -130,7 +130,7 @@ def test_the_ensemble_beats_dressed_persistence_and_obeys():
         windows,
         extractor,
     )
-    assert scores["model"].crps < 0.8 * scores["dressed"].crps
+    assert scores["model"]["ensemble"]["fair_crps"] < 0.8 * scores["dressed"]["ensemble"]["fair_crps"]
     past_values, usual = windows[0]["past_values"][None], pipeline.alignment.config.statistics
     means = []
     for n in (-2, 0, 2):

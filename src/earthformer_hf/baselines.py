@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .metrics import three_month_means
+from .data.open_sst import three_month_means
 
 
 def persistence(past: np.ndarray, prediction_length: int) -> np.ndarray:
@@ -26,7 +26,7 @@ def dressed_persistence(past: np.ndarray, errors: np.ndarray) -> np.ndarray:
 
 
 def has_extrapolation() -> bool:
-    """Whether pysteps and OpenCV, which `extrapolation` needs, are installed (the extra `eval`)."""
+    """Whether pysteps and OpenCV, which `extrapolation` needs, are installed (the extra `optical-flow`)."""
     from importlib.util import find_spec
 
     return find_spec("pysteps") is not None and find_spec("cv2") is not None

@@ -8,10 +8,11 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging
 
 from . import baselines
+from .benchmark_metrics import correlation_by_lead, rmse_by_lead
 from .data.open_radar import rain_rate, stored_code
-from .data.open_sst import nino34
+from .data.open_sst import nino34, three_month_means
 from .data.windows import Windows
-from .metrics import EnsembleScores, RainScores, correlation_by_lead, rmse_by_lead, three_month_means
+from .metrics import ContingencyScores, EnsembleScores, ErrorScores
 
 
 @torch.no_grad()
@@ -23,25 +24,27 @@ def forecast_windows(model, windows: Windows, batch_size: int = 4) -> Iterator[n
 
 def score_rain(
     model, extractor, windows: Windows, with_extrapolation: bool = False
-) -> dict[str, dict[str, RainScores]]:
+) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """Forecast every window with the model and without it.
 
     Args:
         model, extractor: what `from_pretrained` gives; the extractor needs `fill_value` and `physical_table`.
         windows: not augmented.
-        with_extrapolation: needs the extra `eval`; also scores what it could reach from within the frame.
+        with_extrapolation: needs the extra `optical-flow`; also scores what it could reach from within the frame.
 
     Returns:
-        system -> {"code": scores at `extractor.thresholds`, "physical": at `extractor.physical_thresholds`}.
+        system -> {"code": [`ContingencyScores`] at `extractor.thresholds`, "physical": at
+        `extractor.physical_thresholds`, "errors": [`ErrorScores`] of code / 255}.
     """
-    past_length = windows.context_length
-    systems: dict[str, dict[str, RainScores]] = {}
+    past_length, length = windows.context_length, windows.length - windows.context_length
+    systems: dict[str, dict[str, ContingencyScores | ErrorScores]] = {}
 
     def update(system, code, target, observed):
         if system not in systems:
             systems[system] = {
-                "code": RainScores(extractor.thresholds),
-                "physical": RainScores(extractor.from_physical(extractor.physical_thresholds)),
+                "code": ContingencyScores(extractor.thresholds, length),
+                "physical": ContingencyScores(extractor.from_physical(extractor.physical_thresholds), length),
+                "errors": ErrorScores(length, value_range=255),
             }
         for scores in systems[system].values():
             scores.update(code, target, observed)
@@ -61,25 +64,26 @@ def score_rain(
             update("extrapolation", moved, target, mask)
             update("model, reachable pixels", model_code, target, mask & reachable)
             update("extrapolation, reachable pixels", moved, target, mask & reachable)
-    return systems
+    return {system: {kind: score.compute() for kind, score in scores.items()} for system, scores in systems.items()}
 
 
-def rain_table(systems: dict[str, dict[str, RainScores]], extractor, score_name: str, minutes: int) -> str:
+def rain_table(systems: dict[str, dict[str, dict[str, np.ndarray]]], extractor, score_name: str, minutes: int) -> str:
     """The scores as text: at the codes' thresholds, and at rain rates by lead time; `minutes` is the time step."""
     lines = [f"{score_name}, and MSE of code / 255"]
     thresholds = "".join(f"{f'CSI-{threshold:g}':>9s}" for threshold in extractor.thresholds)
     lines.append(f"{'':32s}{'CSI-M':>8s}{'MSE':>10s}{thresholds}{'pixels':>11s}{'windows':>9s}")
     for system, scores in systems.items():
-        score = scores["code"]
-        csi = "".join(f"{value:9.4f}" for value in score.csi())
-        lines.append(f"{system:32s}{score.csi_mean:8.4f}{score.mse:10.6f}{csi}{score.pixels:11d}{score.windows:9d}")
-    if any(np.isnan(scores["code"].csi()).any() for scores in systems.values()):
+        csi, errors = scores["code"]["csi"], scores["errors"]
+        by_threshold = "".join(f"{value:9.4f}" for value in csi)
+        counts = f"{errors['pixels'].sum():11d}{errors['windows']:9d}"
+        lines.append(f"{system:32s}{csi.mean():8.4f}{errors['mse']:10.6f}{by_threshold}{counts}")
+    if any(np.isnan(scores["code"]["csi"]).any() for scores in systems.values()):
         lines.append("nan: rain that heavy was neither observed nor forecast; its CSI, and so the mean, is undefined")
     lines += ["", "CSI at rain rates, by lead in minutes"]
-    leads = next(iter(systems.values()))["physical"].csi(by_lead=True).shape[1]
+    leads = next(iter(systems.values()))["physical"]["csi_by_lead"].shape[1]
     lines.append(" " * 43 + "".join(f"{minutes * (i + 1):6d}" for i in range(leads)))
     for system, scores in systems.items():
-        for rate, values in zip(extractor.physical_thresholds, scores["physical"].csi(by_lead=True)):
+        for rate, values in zip(extractor.physical_thresholds, scores["physical"]["csi_by_lead"]):
             name = f"{rate:g} {extractor.physical_units}"
             lines.append(f"{system:32s}{name:>11s}" + "".join(f"{value:6.3f}" for value in values))
     lines += ["", "hits / misses / false alarms, pooled over lead times"]
@@ -89,9 +93,9 @@ def rain_table(systems: dict[str, dict[str, RainScores]], extractor, score_name:
             ("physical", extractor.physical_units, extractor.physical_thresholds),
         ]
         for kind, unit, values in named:
-            counts = {name: count.sum(1) for name, count in scores[kind].counts.items()}
             for i, value in enumerate(values):
-                parts = " / ".join(f"{counts[name][i]:d}" for name in ("hits", "misses", "false_alarms"))
+                names = ("hits", "misses", "false_alarms")
+                parts = " / ".join(f"{scores[kind][name][i].sum():d}" for name in names)
                 lines.append(f"{system:32s}{f'{value:g} {unit}':>11s}  {parts}")
     return "\n".join(lines)
 
@@ -124,7 +128,7 @@ def dressed_ensembles(windows: Windows, train_windows: Windows, ensemble_size: i
 
 
 def steps_ensembles(windows: Windows, ensemble_size: int, extractor) -> Iterator[np.ndarray]:
-    """Ensembles of STEPS in stored units; needs the extra `eval`."""
+    """Ensembles of STEPS in stored units; needs the extra `optical-flow`."""
     minutes = windows.events[0]["geo"]["minutes"] * windows.frame_stride
     kilometers = float(extractor.grid_spacing.split()[0])
     past = windows.context_length
@@ -140,31 +144,45 @@ def _filled(extractor, raw: np.ndarray) -> np.ndarray:
 
 def score_ensembles(
     systems: dict[str, Iterator[np.ndarray]], windows: Windows, extractor
-) -> dict[str, EnsembleScores]:
-    """Score ensembles (E, T_out, H, W) in stored units, given in the order of the windows, where it was observed."""
-    scores = {}
+) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Score ensembles (E, T_out, H, W) in stored units, given in the order of the windows, where it was observed.
+
+    Returns:
+        system -> {"ensemble": [`EnsembleScores`] of code / 255; of the ensemble's mean "code": [`ContingencyScores`]
+        at `extractor.thresholds`, and "errors": [`ErrorScores`] of code / 255}.
+    """
+    length, scores = windows.length - windows.context_length, {}
     for system, ensembles in systems.items():
-        scores[system] = EnsembleScores(extractor.thresholds)
+        of_ensemble = EnsembleScores(length, value_range=255)
+        of_mean = {
+            "code": ContingencyScores(extractor.thresholds, length),
+            "errors": ErrorScores(length, value_range=255),
+        }
         for item, ensemble in enumerate(ensembles):
             target = windows.raw(item)[windows.context_length :]
             observed = extractor.observed(target)
-            scores[system].update(ensemble, np.where(observed, target, 0.0), observed)
+            of_ensemble.update(ensemble, target, observed)
+            for score in of_mean.values():
+                score.update(ensemble.mean(0), target, observed)
+        scores[system] = {"ensemble": of_ensemble.compute()}
+        scores[system] |= {kind: score.compute() for kind, score in of_mean.items()}
     return scores
 
 
-def ensemble_table(scores: dict[str, EnsembleScores], score_name: str, minutes: int) -> str:
+def ensemble_table(scores: dict[str, dict[str, dict[str, np.ndarray]]], score_name: str, minutes: int) -> str:
     """The scores as text; `minutes` is the time step."""
-    leads = len(next(iter(scores.values())).crps_by_lead)
+    leads = len(next(iter(scores.values()))["ensemble"]["fair_crps_by_lead"])
     lines = [f"{score_name}; CSI-M and MSE of the ensemble's mean"]
     by_lead = "".join(f"{minutes * (lead + 1):>5d} min" for lead in range(leads))
     lines.append(
         f"{'':22s}{'fair CRPS':>10s}{'CSI-M':>8s}{'MSE':>10s}{'pixels':>11s}{'windows':>9s}  CRPS at{by_lead}"
     )
     for system, score in scores.items():
-        by_lead = "".join(f"{value:9.5f}" for value in score.crps_by_lead)
+        ensemble, errors = score["ensemble"], score["errors"]
+        by_lead = "".join(f"{value:9.5f}" for value in ensemble["fair_crps_by_lead"])
         lines.append(
-            f"{system:22s}{score.crps:10.6f}{score.mean.csi_mean:8.4f}{score.mean.mse:10.6f}{score.mean.pixels:11d}"
-            f"{score.mean.windows:9d}         {by_lead}"
+            f"{system:22s}{ensemble['fair_crps']:10.6f}{score['code']['csi'].mean():8.4f}{errors['mse']:10.6f}"
+            f"{errors['pixels'].sum():11d}{errors['windows']:9d}         {by_lead}"
         )
     return "\n".join(lines)
 

@@ -1,155 +1,650 @@
-"""Scores of forecasts: pure functions, and a small accumulator for a whole test set.
+"""Scores of forecasts: pure functions, and small `torchmetrics.Metric` classes that add up a whole test set.
 
-Every score comes with the counts it was made of; a score without events is undefined: NaN.
+    scores = ContingencyScores(thresholds=[16, 74, 133], prediction_length=12)
+    scores.update(predictions, targets, observed)  # (T, H, W) or (B, T, H, W), arrays or tensors of one unit
+    scores.compute()["csi"]  # a dictionary of numpy arrays: the scores, and the counts they were made of
+
+`observed` (bool, the targets' shape) says which pixels were observed; the others enter no score. Ensembles have their
+members before time, (E, T, H, W) or (B, E, T, H, W). Names end in `_by_lead` where a score is given for each lead time
+(T,); without it a score is pooled: counts and sums over lead times, pixels and windows before any ratio. Counts are
+int64, sums float64. A score without events is undefined: NaN, never 0. States add up over processes.
 """
 
+import math
+import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 
-def contingency_counts(
-    predictions: np.ndarray, targets: np.ndarray, observed: np.ndarray, thresholds: Sequence[float]
-) -> dict[str, np.ndarray]:
-    """Hits, misses, false alarms and correct negatives per threshold and lead time.
+Values = np.ndarray | Tensor
 
-    Args:
-        predictions, targets: (T, ...) in one unit, such as the stored code or mm/h.
-        observed: bool, same shape; false values count nowhere.
-        thresholds: an event is a value of at least the threshold.
 
-    Returns:
-        int64 arrays (thresholds, T).
-    """
-    axes = tuple(range(1, predictions.ndim))
-    counts: dict[str, list] = {"hits": [], "misses": [], "false_alarms": [], "correct_negatives": []}
+def ratio(numerator: Any, denominator: Any) -> np.ndarray:
+    """numerator / denominator in float64, NaN where the denominator is 0."""
+    numerator, denominator = np.broadcast_arrays(
+        np.asarray(numerator, dtype="float64"), np.asarray(denominator, dtype="float64")
+    )
+    return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator != 0)
+
+
+class ForecastMetric(Metric):
+    """What the scores share: sums over windows as states, and the check of what `update` is given."""
+
+    full_state_update = False
+
+    def __init__(self, prediction_length: int):
+        super().__init__()
+        self.prediction_length = prediction_length
+
+    def add_sums(self, dtype: torch.dtype, **shapes: tuple[int, ...]) -> None:
+        """Add states that start at zero and add up over processes."""
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
+
+    def windows_of(
+        self, predictions: Values, targets: Values, observed: Values | None, members: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The arguments of `update` as tensors (B, T, H, W), predictions (B, E, T, H, W) with `members`.
+
+        Raises:
+            ValueError: shapes that do not belong together, a mask that is not bool, or, where it was observed,
+                predictions or targets that are not finite.
+        """
+        predictions = torch.as_tensor(predictions, device=self.device)
+        targets = torch.as_tensor(targets, device=self.device)
+        if observed is None:
+            observed = torch.ones_like(targets, dtype=torch.bool)
+        observed = torch.as_tensor(observed, device=self.device)
+        if targets.ndim == 3:
+            predictions, targets, observed = predictions[None], targets[None], observed[None]
+        one_member = predictions[:, 0] if members and predictions.ndim == 5 else predictions
+        if targets.ndim != 4 or targets.shape[1] != self.prediction_length:
+            raise ValueError(
+                f"`targets` must be (T, H, W) or (B, T, H, W) with T = {self.prediction_length}, "
+                f"got {tuple(targets.shape)}."
+            )
+        if one_member.shape != targets.shape or observed.shape != targets.shape:
+            what = "(B, E, T, H, W), `targets`" if members else "`targets`"
+            raise ValueError(
+                f"`predictions` must be {what} and `observed` (B, T, H, W), got {tuple(predictions.shape)}, "
+                f"{tuple(targets.shape)} and {tuple(observed.shape)}."
+            )
+        if observed.dtype != torch.bool:
+            raise ValueError(f"`observed` must be bool, got {observed.dtype}.")
+        for name, values in (("predictions", predictions), ("targets", targets)):
+            unknown = ~torch.isfinite(values)
+            if (unknown & (observed[:, None] if values.ndim == 5 else observed)).any():
+                raise ValueError(f"`{name}` must be finite wherever `observed` is true, got NaN or infinity.")
+        return predictions, targets, observed
+
+
+def ascending(thresholds: Sequence[float]) -> list[float]:
+    """The thresholds as floats; ValueError unless each is larger than the one before."""
+    values = [float(threshold) for threshold in thresholds]
+    if not values or any(b <= a for a, b in zip(values, values[1:])):
+        raise ValueError(f"`thresholds` must be one or more ascending values, got {values}.")
+    return values
+
+
+def exceedances(values: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """How many of the ascending thresholds each value reaches (>=, in the precision of the values), int32."""
+    reached = torch.zeros(values.shape, dtype=torch.int32, device=values.device)
     for threshold in thresholds:
-        said, happened = predictions >= threshold, targets >= threshold
-        counts["hits"].append((said & happened & observed).sum(axes))
-        counts["misses"].append((~said & happened & observed).sum(axes))
-        counts["false_alarms"].append((said & ~happened & observed).sum(axes))
-        counts["correct_negatives"].append((~said & ~happened & observed).sum(axes))
-    return {name: np.array(values, dtype=np.int64) for name, values in counts.items()}
+        reached += values >= threshold
+    return reached
 
 
-def critical_success_index(hits: np.ndarray, misses: np.ndarray, false_alarms: np.ndarray) -> np.ndarray:
-    """CSI = hits / (hits + misses + false alarms), in 0..1, higher is better; NaN without any of the three.
-
-    Schaefer, "The critical success index as an indicator of warning skill", Weather and Forecasting 5, 1990.
-    """
-    union = hits + misses + false_alarms
-    return np.divide(hits, union, out=np.full(np.shape(union), np.nan), where=union > 0)
+# ---------------------------------------------------------------------------------------------------------------------
+# One forecast
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-class RainScores:
-    """Counts and squared errors of many forecasts of rain.
+def contingency_scores(
+    hits: np.ndarray, misses: np.ndarray, false_alarms: np.ndarray, correct_negatives: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Scores of yes-no forecasts from their counts a, c, b, d (hits, misses, false alarms, correct negatives).
 
-    Args:
-        thresholds: in the unit of the values passed to `update`.
-        value_range: the values' range, by which errors are divided (255 for a code).
-    """
+    | name             | score                                   | formula                                 | best |
+    |------------------|-----------------------------------------|-----------------------------------------|------|
+    | `csi`            | critical success index, 0..1            | a / (a + b + c)                         | 1    |
+    | `pod`            | probability of detection, 0..1          | a / (a + c)                             | 1    |
+    | `far`            | false alarm ratio, 0..1                 | b / (a + b)                             | 0    |
+    | `success_ratio`  | 1 - FAR, 0..1                           | a / (a + b)                             | 1    |
+    | `frequency_bias` | forecast events per observed one, 0..   | (a + b) / (a + c)                       | 1    |
+    | `hss`            | Heidke skill score, -1..1, 0 by chance  | 2 (ad - bc) / ((a+c)(c+d) + (a+b)(b+d)) | 1    |
 
-    def __init__(self, thresholds: Sequence[float], value_range: float = 255.0):
-        self.thresholds, self.value_range = list(thresholds), value_range
-        self.counts: dict[str, np.ndarray] = {}
-        self.squared_error, self.pixels, self.windows = 0.0, 0, 0
-
-    def update(self, predictions: np.ndarray, targets: np.ndarray, observed: np.ndarray):
-        """Add one forecast: (T, H, W) each, `observed` bool."""
-        for name, values in contingency_counts(predictions, targets, observed, self.thresholds).items():
-            self.counts[name] = self.counts.get(name, 0) + values
-        error = (predictions[observed].astype("float64") - targets[observed]) / self.value_range
-        self.squared_error += float(np.square(error).sum())
-        self.pixels += int(observed.sum())
-        self.windows += 1
-
-    @property
-    def mse(self) -> float:
-        """Mean squared error over observed pixels, of values divided by `value_range`; lower is better."""
-        return self.squared_error / self.pixels if self.pixels else float("nan")
-
-    def csi(self, by_lead: bool = False) -> np.ndarray:
-        """CSI per threshold, pooled over all pixels, lead times and windows; `by_lead`: (thresholds, T)."""
-        parts = [self.counts[name] for name in ("hits", "misses", "false_alarms")]
-        return critical_success_index(*(parts if by_lead else [part.sum(1) for part in parts]))
-
-    @property
-    def csi_mean(self) -> float:
-        """CSI-M: the mean of the thresholds' pooled CSI (Earthformer, table 6); NaN if one of them is undefined."""
-        return float(self.csi().mean())
-
-
-def fair_crps(ensemble: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Continuous ranked probability score of an ensemble, lower is better, in the unit of the values.
-
-    mean |x_i - y| - mean over pairs i < j of |x_i - x_j| / 2: what an infinite ensemble of the same distribution would
-    score, on average, so that ensembles of different size compare. Ferro, "Fair scores for ensemble forecasts",
-    Q. J. R. Meteorol. Soc. 140, 2014, equation 3.
+    Wilks, "Statistical methods in the atmospheric sciences", 3rd edition, 2011, section 8.2.2. The original
+    Earthformer reports (frequency bias / ln 2)^2 as its bias, a logarithm left out.
 
     Args:
-        ensemble: (E, ...), two members or more.
-        targets: (...).
+        hits, misses, false_alarms, correct_negatives: counts of one shape.
 
     Returns:
-        (...) float64.
+        name -> float64 of that shape, NaN where the denominator is 0.
+    """
+    a, c, b, d = (np.asarray(x, dtype="float64") for x in (hits, misses, false_alarms, correct_negatives))
+    return {
+        "csi": ratio(a, a + b + c),
+        "pod": ratio(a, a + c),
+        "far": ratio(b, a + b),
+        "success_ratio": ratio(a, a + b),
+        "frequency_bias": ratio(a + b, a + c),
+        "hss": ratio(2 * (a * d - b * c), (a + c) * (c + d) + (a + b) * (b + d)),
+    }
+
+
+class ContingencyScores(ForecastMetric):
+    """Hits, misses, false alarms and correct negatives, and the scores made of them.
+
+    Args:
+        thresholds: ascending; an event is a value of at least the threshold.
+        prediction_length: T.
+        pool: count the maxima of `pool` x `pool` pixels instead of pixels, of forecast and observation alike
+            (PreDiff, table 2, has 4 and 16); rows and columns left over at the end are not counted. A maximum is over
+            observed pixels only, and counts if there was one.
+
+    `compute` returns `thresholds`; `hits`, `misses`, `false_alarms`, `correct_negatives` (thresholds, T); and every
+    score of [`contingency_scores`], pooled (thresholds,) and `_by_lead` (thresholds, T).
+    """
+
+    joint: Tensor
+
+    def __init__(self, thresholds: Sequence[float], prediction_length: int, pool: int = 1):
+        super().__init__(prediction_length)
+        self.thresholds, self.pool = ascending(thresholds), pool
+        classes = len(self.thresholds) + 1
+        # Pixels by lead time, thresholds that the observation reaches, and thresholds that the forecast reaches.
+        self.add_sums(torch.int64, joint=(prediction_length, classes, classes))
+
+    def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
+        """Add forecasts, see the top of the file."""
+        predictions, targets, observed = self.windows_of(predictions, targets, observed)
+        if self.pool > 1:
+            predictions, targets = (
+                F.max_pool2d(values.double().masked_fill(~observed, -math.inf), self.pool)
+                for values in (predictions, targets)
+            )
+            observed = F.max_pool2d(observed.float(), self.pool) > 0
+        classes = len(self.thresholds) + 1
+        lead = torch.arange(self.prediction_length, dtype=torch.int32, device=self.device).view(-1, 1, 1)
+        cell = lead * classes + exceedances(targets, self.thresholds)
+        cell = cell * classes + exceedances(predictions, self.thresholds)
+        self.joint += torch.bincount(cell[observed], minlength=self.joint.numel()).view_as(self.joint)
+
+    def compute(self) -> dict[str, np.ndarray]:
+        # [t, i, j]: pixels whose observation reaches threshold i or a higher one, and their forecast threshold j
+        reached = self.joint.flip(1, 2).cumsum(1).cumsum(2).flip(1, 2).cpu().numpy()
+        pixels, happened, said = reached[:, 0, :1].T, reached[:, 1:, 0].T, reached[:, 0, 1:].T
+        hits = reached.diagonal(axis1=1, axis2=2)[:, 1:].T
+        counts = {
+            "hits": hits,
+            "misses": happened - hits,
+            "false_alarms": said - hits,
+            "correct_negatives": pixels - happened - said + hits,
+        }
+        pooled = contingency_scores(**{name: values.sum(1) for name, values in counts.items()})
+        by_lead = {f"{name}_by_lead": values for name, values in contingency_scores(**counts).items()}
+        return {"thresholds": np.array(self.thresholds), **counts, **pooled, **by_lead}
+
+
+class ErrorScores(ForecastMetric):
+    """Mean squared and mean absolute error, 0 is best.
+
+    Args:
+        prediction_length: T.
+        value_range: errors are divided by it (255 gives the errors of a code scaled to 0..1).
+
+    `compute` returns `mse`, `mae`, `mse_by_lead`, `mae_by_lead`, and the counts `pixels` (T,) and `windows`.
+    """
+
+    squared: Tensor
+    absolute: Tensor
+    pixels: Tensor
+    windows: Tensor
+
+    def __init__(self, prediction_length: int, value_range: float = 1.0):
+        super().__init__(prediction_length)
+        self.value_range = value_range
+        self.add_sums(torch.float64, squared=(prediction_length,), absolute=(prediction_length,))
+        self.add_sums(torch.int64, pixels=(prediction_length,), windows=())
+
+    def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
+        """Add forecasts, see the top of the file."""
+        predictions, targets, observed = self.windows_of(predictions, targets, observed)
+        error = ((predictions.double() - targets.double()) / self.value_range).masked_fill(~observed, 0)
+        self.squared += error.square().sum((0, 2, 3))
+        self.absolute += error.abs().sum((0, 2, 3))
+        self.pixels += observed.sum((0, 2, 3))
+        self.windows += len(targets)
+
+    def compute(self) -> dict[str, np.ndarray]:
+        pixels = self.pixels.cpu().numpy()
+        scores: dict[str, np.ndarray] = {}
+        for name, total in (("mse", self.squared.cpu().numpy()), ("mae", self.absolute.cpu().numpy())):
+            scores |= {name: ratio(total.sum(), pixels.sum()), f"{name}_by_lead": ratio(total, pixels)}
+        return scores | {"pixels": pixels, "windows": self.windows.cpu().numpy()}
+
+
+class StructuralSimilarity(ForecastMetric):
+    """Structural similarity of frames, -1..1, 1 is best: torchmetrics' SSIM with its Gaussian window of 11 x 11.
+
+    (2 m_x m_y + c1)(2 s_xy + c2) / ((m_x^2 + m_y^2 + c1)(s_x^2 + s_y^2 + c2)) of the windows' means m, variances s^2
+    and covariance s_xy, c1 = (0.01 R)^2, c2 = (0.03 R)^2; averaged over the pixels whose whole window was observed.
+    Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE Trans. Image
+    Processing 13, 2004, equation 13.
+
+    Args:
+        prediction_length: T.
+        value_range: R, the range of the values; never guessed from them.
+
+    `compute` returns `ssim`, `ssim_by_lead`, and the count `pixels` (T,) of such pixels.
+    """
+
+    similarity: Tensor
+    pixels: Tensor
+
+    def __init__(self, prediction_length: int, value_range: float):
+        super().__init__(prediction_length)
+        self.value_range = value_range
+        self.add_sums(torch.float64, similarity=(prediction_length,))
+        self.add_sums(torch.int64, pixels=(prediction_length,))
+
+    def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
+        """Add forecasts, see the top of the file."""
+        predictions, targets, observed = self.windows_of(predictions, targets, observed)
+        # Time as channels; an unobserved pixel stands in no window that counts.
+        predictions, targets = (values.double().masked_fill(~observed, 0) for values in (predictions, targets))
+        similarity = structural_similarity_index_measure(
+            predictions, targets, data_range=self.value_range, reduction="none", return_full_image=True
+        )[1]
+        whole = F.max_pool2d((~observed).float(), kernel_size=11, stride=1, padding=5) == 0
+        self.similarity += similarity.masked_fill(~whole, 0).sum((0, 2, 3))
+        self.pixels += whole.sum((0, 2, 3))
+
+    def compute(self) -> dict[str, np.ndarray]:
+        total, pixels = self.similarity.cpu().numpy(), self.pixels.cpu().numpy()
+        return {"ssim": ratio(total.sum(), pixels.sum()), "ssim_by_lead": ratio(total, pixels), "pixels": pixels}
+
+
+def window_counts(events: Tensor, window: int) -> Tensor:
+    """Events (..., H, W) in the `window` x `window` pixels around each pixel; outside there are none."""
+    half = window // 2
+    total = F.pad(events.int(), (half + 1, half, half + 1, half)).cumsum(-2).cumsum(-1)  # up to and with each pixel
+    rows = total[..., window:, :] - total[..., :-window, :]
+    return rows[..., window:] - rows[..., :-window]
+
+
+class FractionsSkillScore(ForecastMetric):
+    """Fractions skill score per threshold and neighbourhood, 0..1, 1 is best.
+
+    FSS = 1 - sum (f - o)^2 / (sum f^2 + sum o^2), f and o the fractions of forecast and observed events in the window
+    around each pixel; a pixel outside the grid or not observed counts as no event in both. Roberts and Lean,
+    "Scale-selective verification of rainfall accumulations", Monthly Weather Review 136, 2008, equations 5 to 7.
+
+    Args:
+        thresholds: ascending; an event is a value of at least the threshold.
+        windows: odd widths of the neighbourhoods in pixels.
+        prediction_length: T.
+
+    `compute` returns `thresholds`, `windows`, `fss` (thresholds, windows), `fss_by_lead` (thresholds, windows, T), and
+    the counts `forecast_events`, `observed_events` (thresholds, T) and `pixels` (T,).
+
+    Raises:
+        ValueError: a window that is not odd.
+    """
+
+    difference: Tensor
+    reference: Tensor
+    forecast_events: Tensor
+    observed_events: Tensor
+    pixels: Tensor
+
+    def __init__(self, thresholds: Sequence[float], windows: Sequence[int], prediction_length: int):
+        super().__init__(prediction_length)
+        self.thresholds, self.windows = ascending(thresholds), list(windows)
+        if not self.windows or any(window < 1 or window % 2 == 0 for window in self.windows):
+            raise ValueError(f"`windows` must be odd numbers of pixels, got {self.windows}.")
+        shape = (len(self.thresholds), len(self.windows), prediction_length)
+        self.add_sums(torch.float64, difference=shape, reference=shape)
+        self.add_sums(torch.int64, forecast_events=shape[::2], observed_events=shape[::2], pixels=shape[2:])
+
+    def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
+        """Add forecasts, see the top of the file."""
+        predictions, targets, observed = self.windows_of(predictions, targets, observed)
+        self.pixels += observed.sum((0, 2, 3))
+        for i, threshold in enumerate(self.thresholds):
+            said, happened = (predictions >= threshold) & observed, (targets >= threshold) & observed
+            self.forecast_events[i] += said.sum((0, 2, 3))
+            self.observed_events[i] += happened.sum((0, 2, 3))
+            for j, window in enumerate(self.windows):
+                f, o = (window_counts(events, window).double() / window**2 for events in (said, happened))
+                self.difference[i, j] += (f - o).square().sum((0, 2, 3))
+                self.reference[i, j] += (f.square() + o.square()).sum((0, 2, 3))
+
+    def compute(self) -> dict[str, np.ndarray]:
+        difference, reference = self.difference.cpu().numpy(), self.reference.cpu().numpy()
+        return {
+            "thresholds": np.array(self.thresholds),
+            "windows": np.array(self.windows),
+            "fss": 1 - ratio(difference.sum(2), reference.sum(2)),
+            "fss_by_lead": 1 - ratio(difference, reference),
+            "forecast_events": self.forecast_events.cpu().numpy(),
+            "observed_events": self.observed_events.cpu().numpy(),
+            "pixels": self.pixels.cpu().numpy(),
+        }
+
+
+def radial_power(frames: Tensor) -> Tensor:
+    """Radially averaged power spectrum: (..., H, W) -> (..., K), K = (max(H, W) + 1) // 2, float64.
+
+    The mean of |FFT|^2 / (H W) over the wave vectors whose length, in waves per frame, rounds to k = 0..K-1. Ruzanski
+    and Chandrasekar, "Scale filtering for improved nowcasting performance in a high-resolution X-band radar network",
+    IEEE Trans. Geoscience and Remote Sensing 49, 2011; equal to pysteps' `rapsd` on square frames.
+    """
+    height, width = frames.shape[-2:]
+    power = torch.fft.fft2(frames.double()).abs().square().flatten(-2) / (height * width)
+    waves = [torch.fft.fftfreq(n, 1 / n, dtype=torch.float64, device=frames.device) for n in (height, width)]
+    radius = torch.hypot(waves[0][:, None], waves[1][None]).round().long().flatten()
+    total = torch.zeros(*frames.shape[:-2], int(radius.max()) + 1, dtype=power.dtype, device=power.device)
+    total.index_add_(-1, radius, power)
+    return (total / torch.bincount(radius))[..., : (max(height, width) + 1) // 2]
+
+
+class PowerSpectrum(ForecastMetric):
+    """Radially averaged power spectra of forecasts and observations: a forecast without small scales shows here.
+
+    Only frames that were observed as a whole enter, since a spectrum has no place for missing pixels.
+
+    Args:
+        image_size: (H, W).
+        prediction_length: T.
+
+    `compute` returns `wavenumber` (K,) in waves per frame, `forecast_power` and `observed_power` (T, K) in the unit of
+    the values squared, and the count `frames` (T,).
+    """
+
+    forecast: Tensor
+    observation: Tensor
+    frames: Tensor
+
+    def __init__(self, image_size: tuple[int, int], prediction_length: int):
+        super().__init__(prediction_length)
+        wavenumbers = (max(image_size) + 1) // 2
+        shape = (prediction_length, wavenumbers)
+        self.add_sums(torch.float64, forecast=shape, observation=shape)
+        self.add_sums(torch.int64, frames=(prediction_length,))
+
+    def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
+        """Add forecasts, see the top of the file."""
+        predictions, targets, observed = self.windows_of(predictions, targets, observed)
+        whole = observed.flatten(2).all(2)
+        for state, frames in ((self.forecast, predictions), (self.observation, targets)):
+            state += torch.where(whole[..., None], radial_power(frames), 0).sum(0)
+        self.frames += whole.sum(0)
+
+    def compute(self) -> dict[str, np.ndarray]:
+        frames = self.frames.cpu().numpy()
+        return {
+            "wavenumber": np.arange(self.forecast.shape[1]),
+            "forecast_power": ratio(self.forecast.cpu().numpy(), frames[:, None]),
+            "observed_power": ratio(self.observation.cpu().numpy(), frames[:, None]),
+            "frames": frames,
+        }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ensembles
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def ensemble_crps(ensemble: Values, targets: Values, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """Continuous ranked probability score of an ensemble, plain and fair; 0 is best, in the unit of the values.
+
+    plain = mean_i |x_i - y| - sum_{i<j} |x_i - x_j| / E^2, the score of the members' empirical distribution; fair has
+    E (E - 1) for E^2, which is, on average, the score of an infinite ensemble of the same distribution: ensembles of
+    different size E compare by the fair one. Ferro, "Fair scores for ensemble forecasts", Q. J. R. Meteorol. Soc. 140,
+    2014, equations 1 to 3.
+
+    Args:
+        ensemble: members x along `dim`, two or more.
+        targets: y, the ensemble's shape without `dim`.
+
+    Returns:
+        Plain and fair, float64, the targets' shape.
 
     Raises:
         ValueError: fewer than two members, or shapes that do not belong together.
     """
-    members = len(ensemble)
-    if members < 2 or ensemble.shape[1:] != targets.shape:
+    members, y = torch.as_tensor(ensemble).double().movedim(dim, 0), torch.as_tensor(targets).double()
+    size = len(members)
+    if size < 2 or members.shape[1:] != y.shape:
         raise ValueError(
-            f"fair_crps: `ensemble` must be (at least 2, *{targets.shape}) for `targets`, got {ensemble.shape}."
+            f"`ensemble` must hold at least 2 members of the shape of `targets` {tuple(y.shape)}, "
+            f"got {size} of {tuple(members.shape[1:])}."
         )
-    error = np.abs(ensemble.astype("float64") - targets).mean(0)
-    ranks = 2 * np.arange(members) - members + 1  # of sorted members: how often each is the larger of a pair, net
-    spread = np.tensordot(ranks, np.sort(ensemble.astype("float64"), axis=0), 1) / (members * (members - 1))
-    return error - spread
+    error = (members - y).abs().mean(0)
+    ranks = 2 * torch.arange(size, device=members.device) - size + 1  # how often a sorted member is the larger, net
+    differences = torch.tensordot(ranks.double(), members.sort(0).values, 1)  # of all pairs
+    return error - differences / size**2, error - differences / (size * (size - 1))
 
 
-class EnsembleScores:
-    """Fair CRPS of many ensembles of rain, and the scores of their means.
+class EnsembleScores(ForecastMetric):
+    """CRPS ([`ensemble_crps`]), and the spread of ensembles against the error of their mean.
+
+    `spread_skill_ratio` = sqrt((E + 1) / E * mean ensemble variance) / RMSE of the ensemble mean; 1 if members and
+    observation are alike, less if the ensemble is too sure. Fortin et al., "Why should ensemble spread match the RMSE
+    of the ensemble mean?", J. Hydrometeorology 15, 2014, equations 14 and 15.
 
     Args:
-        thresholds, value_range: as for [`RainScores`].
+        prediction_length: T.
+        value_range: values are divided by it (255 gives the scores of a code scaled to 0..1).
+
+    `compute` returns `crps`, `fair_crps`, `spread` (with the factor), `rmse`, `spread_skill_ratio`, each also
+    `_by_lead`, and the counts `pixels` (T,) and `windows`.
     """
 
-    def __init__(self, thresholds: Sequence[float], value_range: float = 255.0):
-        self.mean = RainScores(thresholds, value_range)
-        self.crps_sum: np.ndarray | float = 0.0
-        self.pixels: np.ndarray | int = 0
+    crps: Tensor
+    fair_crps: Tensor
+    variance: Tensor
+    squared: Tensor
+    pixels: Tensor
+    windows: Tensor
 
-    def update(self, ensemble: np.ndarray, targets: np.ndarray, observed: np.ndarray):
-        """Add one forecast: ensemble (E, T, H, W), the others (T, H, W), `observed` bool."""
-        score = fair_crps(ensemble, targets) / self.mean.value_range
-        self.crps_sum = self.crps_sum + np.where(observed, score, 0).sum((1, 2))
-        self.pixels = self.pixels + observed.sum((1, 2))
-        self.mean.update(ensemble.mean(0), targets, observed)
+    def __init__(self, prediction_length: int, value_range: float = 1.0):
+        super().__init__(prediction_length)
+        self.value_range = value_range
+        shape = (prediction_length,)
+        self.add_sums(torch.float64, crps=shape, fair_crps=shape, variance=shape, squared=shape)
+        self.add_sums(torch.int64, pixels=shape, windows=())
 
-    @property
-    def crps(self) -> float:
-        """Fair CRPS over all observed pixels, of values divided by `value_range`; lower is better."""
-        return float(np.sum(self.crps_sum) / np.sum(self.pixels))
+    def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
+        """Add ensembles, see the top of the file."""
+        predictions, targets, observed = self.windows_of(predictions, targets, observed, members=True)
+        members = predictions.shape[1]
+        ensemble, targets = predictions.double() / self.value_range, targets.double() / self.value_range
+        plain, fair = ensemble_crps(ensemble, targets, dim=1)
+        parts = (
+            (self.crps, plain),
+            (self.fair_crps, fair),
+            (self.variance, ensemble.var(1) * (members + 1) / members),
+            (self.squared, (ensemble.mean(1) - targets).square()),
+        )
+        for state, values in parts:
+            state += values.masked_fill(~observed, 0).sum((0, 2, 3))
+        self.pixels += observed.sum((0, 2, 3))
+        self.windows += len(targets)
 
-    @property
-    def crps_by_lead(self) -> np.ndarray:
-        """(T,), NaN where nothing was observed."""
-        pixels = np.asarray(self.pixels)
-        return np.divide(self.crps_sum, pixels, out=np.full(pixels.shape, np.nan), where=pixels > 0)
+    def compute(self) -> dict[str, np.ndarray]:
+        pixels = self.pixels.cpu().numpy()
+        scores: dict[str, np.ndarray] = {}
+        for suffix, reduce in (("", np.sum), ("_by_lead", np.asarray)):
+            crps, fair_crps, variance, squared = (
+                ratio(reduce(total.cpu().numpy()), reduce(pixels))
+                for total in (self.crps, self.fair_crps, self.variance, self.squared)
+            )
+            scores |= {f"crps{suffix}": crps, f"fair_crps{suffix}": fair_crps}
+            scores |= {f"spread{suffix}": np.sqrt(variance), f"rmse{suffix}": np.sqrt(squared)}
+            scores[f"spread_skill_ratio{suffix}"] = ratio(np.sqrt(variance), np.sqrt(squared))
+        return scores | {"pixels": pixels, "windows": self.windows.cpu().numpy()}
 
 
-def three_month_means(index: np.ndarray) -> np.ndarray:
-    """Moving means of months k, k+1, k+2 along the last axis: (..., T) -> (..., T - 2)."""
-    return (index[..., :-2] + index[..., 1:-1] + index[..., 2:]) / 3
+def wet_pixels(ensemble: Tensor, targets: Tensor, threshold: float) -> Tensor:
+    """Where the observation or any member (B, E, T, H, W) reaches the threshold: bool (B, T, H, W).
+
+    Members and observation decide alike, so that a calibrated ensemble stays calibrated on these pixels; those of the
+    observation alone would make it look too dry.
+    """
+    return (targets >= threshold) | (ensemble >= threshold).any(1)
 
 
-def correlation_by_lead(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Pearson correlation over forecasts, per lead: (N, T), (N, T) -> (T,), in -1..1; NaN where either is constant."""
-    x, y = predictions - predictions.mean(0), targets - targets.mean(0)
-    scale = np.sqrt((x**2).sum(0) * (y**2).sum(0))
-    return np.divide((x * y).sum(0), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
+class RankHistogram(ForecastMetric):
+    """How often the observation has each rank among the members: flat if they are alike.
+
+    Rank r: the observation is larger than r members. Among members equal to it, as where it does not rain, the rank is
+    drawn; the draw of a window follows from `seed` and its observation, so that it depends neither on the order of
+    windows nor on the number of processes. Hamill, "Interpretation of rank histograms for verifying ensemble
+    forecasts", Monthly Weather Review 129, 2001.
+
+    Args:
+        ensemble_size: E.
+        prediction_length: T.
+        wet_threshold: counts also the wet pixels alone, those where the observation or a member reaches it.
+        seed: of the draws, at least 0.
+
+    `compute` returns the counts `ranks`, and `ranks_wet` with a `wet_threshold`, (T, E + 1).
+    """
+
+    ranks: Tensor
+    ranks_wet: Tensor
+
+    def __init__(self, ensemble_size: int, prediction_length: int, wet_threshold: float | None = None, seed: int = 0):
+        super().__init__(prediction_length)
+        self.ensemble_size, self.wet_threshold, self.seed = ensemble_size, wet_threshold, seed
+        shape = (prediction_length, ensemble_size + 1)
+        self.add_sums(torch.int64, ranks=shape, ranks_wet=shape)
+
+    def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
+        """Add ensembles, see the top of the file."""
+        ensemble, targets, observed = self.windows_of(predictions, targets, observed, members=True)
+        check_size(ensemble, self.ensemble_size)
+        below, equal = (ensemble < targets[:, None]).sum(1), (ensemble == targets[:, None]).sum(1)
+        rank = below + (torch.stack([self._draw(window) for window in targets]) * (equal + 1)).long()
+        lead = torch.arange(self.prediction_length, device=self.device).view(-1, 1, 1)
+        cell = lead * (self.ensemble_size + 1) + rank
+        self.ranks += torch.bincount(cell[observed], minlength=self.ranks.numel()).view_as(self.ranks)
+        if self.wet_threshold is not None:
+            wet = observed & wet_pixels(ensemble, targets, self.wet_threshold)
+            self.ranks_wet += torch.bincount(cell[wet], minlength=self.ranks.numel()).view_as(self.ranks)
+
+    def _draw(self, window: Tensor) -> Tensor:
+        """Uniform in [0, 1), the window's shape (T, H, W)."""
+        seed = zlib.crc32(window.cpu().numpy().tobytes(), self.seed)
+        return torch.rand(window.shape, generator=torch.Generator().manual_seed(seed)).to(window.device)
+
+    def compute(self) -> dict[str, np.ndarray]:
+        counts = {"ranks": self.ranks.cpu().numpy()}
+        return counts | ({"ranks_wet": self.ranks_wet.cpu().numpy()} if self.wet_threshold is not None else {})
 
 
-def rmse_by_lead(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Root mean squared error over forecasts, per lead: (N, T), (N, T) -> (T,), in the unit of the values."""
-    return np.sqrt(np.square(predictions - targets).mean(0))
+def check_size(ensemble: Tensor, ensemble_size: int) -> None:
+    """ValueError unless the ensemble (B, E, ...) has that many members."""
+    if ensemble.shape[1] != ensemble_size:
+        raise ValueError(f"`predictions` must hold {ensemble_size} members, got {ensemble.shape[1]}.")
+
+
+def roc_area(forecasts: np.ndarray, events: np.ndarray) -> np.ndarray:
+    """Area under the relative operating characteristic, 0..1, 1 is best, 0.5 has no skill.
+
+    The chance that an event got a higher probability than a non-event, half of the ties added: the trapezoids' area
+    under probability of detection over false alarm rate. Mason and Graham, "Areas beneath the relative operating
+    characteristics (ROC) and relative operating levels (ROL) curves", Q. J. R. Meteorol. Soc. 128, 2002.
+
+    Args:
+        forecasts, events: (..., probabilities), counts of forecasts of each probability, ascending, and of the events
+            that followed.
+
+    Returns:
+        (...), NaN without events or without non-events.
+    """
+    events, others = events.astype("float64"), (forecasts - events).astype("float64")
+    lower = np.cumsum(others, axis=-1) - others  # non-events of a lower probability
+    won = (events * (lower + others / 2)).sum(-1)
+    return ratio(won, events.sum(-1) * others.sum(-1))
+
+
+class ProbabilityScores(ForecastMetric):
+    """Reliability and ROC area ([`roc_area`]) of an ensemble's chances k / E of reaching a threshold.
+
+    Reliability: of all forecasts of one chance, how often it happened; the chance itself if it is reliable. Wilks,
+    "Statistical methods in the atmospheric sciences", 3rd edition, 2011, section 8.4.4.
+
+    Args:
+        thresholds: ascending; an event is a value of at least the threshold.
+        ensemble_size: E.
+        prediction_length: T.
+        wet_threshold: scores also the wet pixels alone, those where the observation or a member reaches it; above it
+            this leaves forecasts of chance 0 out and no others.
+
+    `compute` returns `thresholds`, `probability` (E + 1,) the chances, `reliability` (thresholds, E + 1) the observed
+    frequency of each, `roc_area` (thresholds,), `roc_area_by_lead` (thresholds, T), and the counts `forecasts` and
+    `events` (thresholds, T, E + 1); with a `wet_threshold` also all of them but the first two with `_wet` appended.
+    """
+
+    forecasts: Tensor
+    events: Tensor
+    forecasts_wet: Tensor
+    events_wet: Tensor
+
+    def __init__(
+        self,
+        thresholds: Sequence[float],
+        ensemble_size: int,
+        prediction_length: int,
+        wet_threshold: float | None = None,
+    ):
+        super().__init__(prediction_length)
+        self.thresholds, self.ensemble_size, self.wet_threshold = ascending(thresholds), ensemble_size, wet_threshold
+        shape = (len(self.thresholds), prediction_length, ensemble_size + 1)
+        self.add_sums(torch.int64, forecasts=shape, events=shape, forecasts_wet=shape, events_wet=shape)
+
+    def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
+        """Add ensembles, see the top of the file."""
+        ensemble, targets, observed = self.windows_of(predictions, targets, observed, members=True)
+        check_size(ensemble, self.ensemble_size)
+        masks = [(observed, self.forecasts, self.events)]
+        if self.wet_threshold is not None:
+            wet = observed & wet_pixels(ensemble, targets, self.wet_threshold)
+            masks.append((wet, self.forecasts_wet, self.events_wet))
+        lead = torch.arange(self.prediction_length, device=self.device).view(-1, 1, 1)
+        for i, threshold in enumerate(self.thresholds):
+            cell = lead * (self.ensemble_size + 1) + (ensemble >= threshold).sum(1)
+            happened = targets >= threshold
+            for mask, forecasts, events in masks:
+                for state, pixels in ((forecasts[i], mask), (events[i], mask & happened)):
+                    state += torch.bincount(cell[pixels], minlength=state.numel()).view_as(state)
+
+    def compute(self) -> dict[str, np.ndarray]:
+        scores = {
+            "thresholds": np.array(self.thresholds),
+            "probability": np.arange(self.ensemble_size + 1) / self.ensemble_size,
+        }
+        tables = {"": (self.forecasts, self.events)}
+        if self.wet_threshold is not None:
+            tables["_wet"] = (self.forecasts_wet, self.events_wet)
+        for suffix, table in tables.items():
+            forecasts, events = (counts.cpu().numpy() for counts in table)
+            scores |= {
+                f"reliability{suffix}": ratio(events.sum(1), forecasts.sum(1)),
+                f"roc_area{suffix}": roc_area(forecasts.sum(1), events.sum(1)),
+                f"roc_area_by_lead{suffix}": roc_area(forecasts, events),
+                f"forecasts{suffix}": forecasts,
+                f"events{suffix}": events,
+            }
+        return scores

@@ -52,3 +52,8 @@ def load_events(path: str | Path, split: str | None = None) -> list[dict]:
 def nino34(values: np.ndarray) -> np.ndarray:
     """The Nino3.4 index of maps (..., 24, 48): their plain mean over latitude -5..5, longitude 190..240."""
     return np.nanmean(values[(..., *NINO34)], axis=(-2, -1))
+
+
+def three_month_means(index: np.ndarray) -> np.ndarray:
+    """Moving means of months k, k+1, k+2 along the last axis: (..., T) -> (..., T - 2)."""
+    return (index[..., :-2] + index[..., 1:-1] + index[..., 2:]) / 3

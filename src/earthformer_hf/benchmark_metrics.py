@@ -1,0 +1,276 @@
+"""Scores that one benchmark defines: the Nino3.4 skill of ICAR-ENSO, the EarthNetScore, the Frechet video distance.
+
+`compute` returns a dictionary of numpy arrays, scores and counts, as in `metrics.py`; undefined is NaN.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from .metrics import Values, ratio
+
+
+def correlation_by_lead(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Pearson correlation over forecasts, per lead: (N, T), (N, T) -> (T,), in -1..1; NaN where either is constant."""
+    if not len(predictions):
+        return np.full(predictions.shape[1], np.nan)
+    x, y = predictions - predictions.mean(0), targets - targets.mean(0)
+    scale = np.sqrt((x**2).sum(0) * (y**2).sum(0))
+    varies = (predictions != predictions[:1]).any(0) & (targets != targets[:1]).any(0)
+    return np.divide((x * y).sum(0), scale, out=np.full(scale.shape, np.nan), where=varies)
+
+
+def rmse_by_lead(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Root mean squared error over forecasts, per lead: (N, T), (N, T) -> (T,), in the values' unit; NaN for N = 0."""
+    return np.sqrt(ratio(np.square(predictions - targets).sum(0), len(predictions)))
+
+
+def nino34_weights(leads: int) -> np.ndarray:
+    """The weights of C-Nino3.4-WM, (leads,): 1.5 (4 months), 2 (7), 3 (7), 4 (further ones), each times ln(lead).
+
+    From the ICAR-ENSO competition; they do not add up to 1, and the first is 0.
+    """
+    steps = np.repeat([1.5, 2.0, 3.0, 4.0], [4, 7, 7, max(0, leads - 18)])[:leads]
+    return steps * np.log(np.arange(1, leads + 1))
+
+
+class Nino34Skill(Metric):
+    """Correlation and error of forecasts of the Nino3.4 index.
+
+    C-Nino3.4-M is the mean over leads of the correlation over forecasts, C-Nino3.4-WM the mean of [`nino34_weights`]
+    times it (so beyond 1); both higher is better. Earthformer, section 4.3. The index is of three-month means:
+    [`three_month_means`] of [`nino34`] (`data.open_sst`). States are the pairs themselves, for they are few.
+
+    Args:
+        leads: three-month means of each forecast.
+
+    `compute` returns `c_nino34_m`, `c_nino34_wm`, `rmse` (the mean over leads, in degrees Celsius);
+    `correlation_by_lead`, `rmse_by_lead` (leads,); `correlation_by_month`, `rmse_by_month` (12, leads), January first;
+    and the counts `forecasts` and `forecasts_by_month` (12,).
+    """
+
+    full_state_update = False
+    predictions: list[Tensor]
+    targets: list[Tensor]
+    start_month: list[Tensor]
+
+    def __init__(self, leads: int):
+        super().__init__()
+        self.leads = leads
+        for name in ("predictions", "targets", "start_month"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, predictions: Values, targets: Values, start_month: Values) -> None:
+        """Add forecasts.
+
+        Args:
+            predictions, targets: (N, leads) in degrees Celsius.
+            start_month: (N,) integers, the calendar month of the first month that is forecast, 0 for January.
+
+        Raises:
+            ValueError: other shapes or months, or values that are not finite.
+        """
+        predictions, targets = (torch.as_tensor(x, device=self.device).double() for x in (predictions, targets))
+        start_month = torch.as_tensor(start_month, device=self.device)
+        if predictions.shape != (len(start_month), self.leads) or targets.shape != predictions.shape:
+            raise ValueError(
+                f"`predictions` and `targets` must be ({len(start_month)}, {self.leads}), "
+                f"got {tuple(predictions.shape)} and {tuple(targets.shape)}."
+            )
+        if not torch.isin(start_month, torch.arange(12, device=self.device)).all():
+            raise ValueError(f"`start_month` must lie in 0..11, got {start_month.tolist()}.")
+        if not (torch.isfinite(predictions).all() and torch.isfinite(targets).all()):
+            raise ValueError("`predictions` and `targets` must be finite, got NaN or infinity.")
+        self.predictions.append(predictions)
+        self.targets.append(targets)
+        self.start_month.append(start_month.long())
+
+    def compute(self) -> dict[str, np.ndarray]:
+        predictions, targets, month = (
+            (torch.cat(state) if isinstance(state, list) else state).cpu().numpy()
+            for state in (self.predictions, self.targets, self.start_month)
+        )
+        of_month = [month == number for number in range(12)]
+        correlation, error = correlation_by_lead(predictions, targets), rmse_by_lead(predictions, targets)
+        return {
+            "c_nino34_m": correlation.mean(),
+            "c_nino34_wm": (nino34_weights(self.leads) * correlation).mean(),
+            "rmse": error.mean(),
+            "correlation_by_lead": correlation,
+            "rmse_by_lead": error,
+            "correlation_by_month": np.stack([correlation_by_lead(predictions[i], targets[i]) for i in of_month]),
+            "rmse_by_month": np.stack([rmse_by_lead(predictions[i], targets[i]) for i in of_month]),
+            "forecasts": np.array(len(month)),
+            "forecasts_by_month": np.array([i.sum() for i in of_month]),
+        }
+
+
+def earthnet_parts(predictions: np.ndarray, targets: np.ndarray, observed: np.ndarray) -> dict[str, float]:
+    """The four parts of the EarthNetScore of one cube, each 0..1, 1 is best.
+
+    - `mad`: 1 - median |x - y|^0.0665 over clear values.
+    - `ols`: 1 - mean (|difference of slopes| / 4)^0.1008 over pixels that were clear twice or more. A slope is the
+      least-squares change of NDVI from the first clear step to the last: the target's over its clear steps, the
+      forecast's over all steps between.
+    - `emd`: 1 - mean W^0.1008 over these pixels, W the earth mover's distance between all NDVI values of the forecast
+      and the clear ones of the target.
+    - `ssim`: S^10.3, S the mean structural similarity (scikit-image's window of 7 x 7, range 2) of the frames and
+      channels of which more than 70 % were clear, the forecast put in for the rest; 0 where S is below 0.
+
+    Requena-Mesa et al., "EarthNet2021: a large-scale dataset and challenge for Earth surface forecasting as a guided
+    video prediction task", CVPR workshops 2021, section 4, and its toolkit, which has the exponents. The toolkit adds
+    a random matrix before it solves for the slopes, counts a pixel that was clear less than twice as a slope without
+    error, and then takes such a pixel's mask from the blue channel of `ssim`. Here nothing is random, such a pixel
+    has no slope, and masks stay.
+
+    Args:
+        predictions, targets: (T, H, W, 4), blue, green, red, near infrared; cut to 0..1. T is at most 40.
+        observed: bool (T, H, W), false under clouds.
+
+    Returns:
+        `mad`, `ols`, `emd`, `ssim`; NaN where no pixel, or no frame, was clear enough.
+    """
+    from skimage.metrics import structural_similarity
+
+    x = np.clip(predictions.astype("float64"), 0, 1)
+    y = np.where(observed[..., None], np.clip(targets.astype("float64"), 0, 1), x)
+    parts = dict.fromkeys(("mad", "ols", "emd", "ssim"), math.nan)
+    if observed.any():
+        parts["mad"] = 1 - np.median(np.abs(x - y)[observed] ** 0.06649346971087526)
+
+    # Series of pixels (N, T) that were clear twice or more.
+    clear = observed.reshape(len(observed), -1).T
+    often = clear.sum(1) > 1
+    forecast, target = (
+        ((v[..., 3] - v[..., 2]) / (v[..., 3] + v[..., 2] + 1e-6)).reshape(len(v), -1).T[often] for v in (x, y)
+    )
+    clear, exponent = clear[often], 0.10082047548620601
+    if often.any():
+        step = np.arange(clear.shape[1])
+        first, last = clear.argmax(1)[:, None], clear.shape[1] - 1 - clear[:, ::-1].argmax(1)[:, None]
+        time = (step - first) / (last - first)
+        between = (step >= first) & (step <= last)
+        difference = weighted_slope(time, target, clear) - weighted_slope(time, forecast, between)
+        parts["ols"] = 1 - ((np.abs(difference) / 4) ** exponent).mean()
+        parts["emd"] = 1 - (earth_movers_distance(forecast, target, clear) ** exponent).mean()
+
+    enough = observed.mean((1, 2)) > 0.7
+    if enough.any():
+        frames = zip(x[enough], y[enough])  # every channel has the same size: their mean is that of all
+        similarity = np.mean([structural_similarity(*pair, data_range=2, channel_axis=-1) for pair in frames])
+        parts["ssim"] = max(0.0, similarity) ** 10.31885115
+    return {name: float(np.clip(value, 0, 1)) for name, value in parts.items()}
+
+
+def weighted_slope(time: np.ndarray, values: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Least-squares slopes of series (N, T) over the times `used` (N, T): (N,)."""
+    count = used.sum(1, keepdims=True)
+    t = np.where(used, time - (time * used).sum(1, keepdims=True) / count, 0)
+    return (t * values).sum(1) / (t * t).sum(1)
+
+
+def earth_movers_distance(first: np.ndarray, second: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Wasserstein-1 distance between all values of `first` and the `used` ones of `second`, (N, T) each: (N,)."""
+    values = np.concatenate([first, second], axis=1)
+    weights = np.concatenate([np.full(first.shape, 1 / first.shape[1]), used / -used.sum(1, keepdims=True)], axis=1)
+    order = values.argsort(1)
+    values, weights = (np.take_along_axis(x, order, axis=1) for x in (values, weights))
+    return (np.abs(weights.cumsum(1)[:, :-1]) * np.diff(values, axis=1)).sum(1)
+
+
+class EarthNetScore(Metric):
+    """Harmonic mean of the four parts of [`earthnet_parts`], each averaged over the cubes where it is defined.
+
+    0..1, 1 is best; 0 if a part is 0, which the toolkit leaves out of the mean instead.
+
+    `compute` returns `earthnet_score`, `mad`, `ols`, `emd`, `ssim`, and the counts of cubes of each, `mad_cubes` etc.
+    """
+
+    full_state_update = False
+    total: Tensor
+    cubes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("cubes", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predictions: Values, targets: Values, observed: Values) -> None:
+        """Add forecasts.
+
+        Args:
+            predictions, targets: (B, T, H, W, 4), blue, green, red, near infrared in 0..1; T is at most 40.
+            observed: bool (B, T, H, W), false under clouds.
+
+        Raises:
+            ValueError: other shapes, a mask that is not bool, or, where it was observed, values that are not finite.
+        """
+        predictions, targets, observed = (
+            np.asarray(torch.as_tensor(x).cpu()) for x in (predictions, targets, observed)
+        )
+        shape = (*observed.shape, 4)
+        if observed.ndim != 4 or observed.shape[1] > 40 or predictions.shape != shape or targets.shape != shape:
+            raise ValueError(
+                "`predictions` and `targets` must be (B, T, H, W, 4) and `observed` (B, T, H, W) with T up to 40, "
+                f"got {predictions.shape}, {targets.shape} and {observed.shape}."
+            )
+        if observed.dtype != bool:
+            raise ValueError(f"`observed` must be bool, got {observed.dtype}.")
+        if not (np.isfinite(predictions).all() and np.isfinite(targets[observed]).all()):
+            raise ValueError("`predictions` must be finite, and `targets` wherever `observed` is true, got NaN.")
+        for cube in zip(predictions, targets, observed):
+            parts = torch.tensor(list(earthnet_parts(*cube).values()), dtype=torch.float64, device=self.device)
+            self.total += parts.nan_to_num(0)
+            self.cubes += ~parts.isnan()
+
+    def compute(self) -> dict[str, np.ndarray]:
+        cubes = self.cubes.cpu().numpy()
+        means = ratio(self.total.cpu().numpy(), cubes)
+        with np.errstate(divide="ignore"):
+            score = len(means) / (1 / means).sum()
+        names = ("mad", "ols", "emd", "ssim")
+        counts = {f"{name}_cubes": count for name, count in zip(names, cubes)}
+        return {"earthnet_score": score} | dict(zip(names, means)) | counts
+
+
+class FrechetVideoDistance(FrechetInceptionDistance):
+    """Frechet distance of the features of forecast and observed videos, 0 is best: torchmetrics' FID, your features.
+
+    |m - n|^2 + tr(S + C - 2 (S C)^1/2) of their means m, n and unbiased covariances S, C. Unterthiner et al., "FVD: a
+    new metric for video generation", 2019. Values compare only for the same features: published ones are of an I3D
+    network that is not shipped here.
+
+    Args:
+        features: maps what `update` is given, such as videos (B, T, H, W), to features (B, F).
+        num_features: F; there should be many more videos than features.
+
+    `update(videos, real)` adds observed videos with `real=True` and forecasts with `real=False`. `compute` returns
+    `fvd`, NaN with fewer than two videos of either kind, and the counts `observed_videos` and `forecast_videos`.
+    """
+
+    def __init__(self, features: Callable[[Any], Tensor], num_features: int):
+        super().__init__(feature=_Features(features, num_features))
+        self.orig_dtype = torch.float64  # of a process that saw no video
+
+    def compute(self) -> dict[str, np.ndarray]:  # type: ignore[override]
+        counts = self.real_features_num_samples, self.fake_features_num_samples
+        distance = super().compute() if min(counts) > 1 else torch.tensor(math.nan)
+        observed, forecast = (count.cpu().numpy() for count in counts)
+        return {"fvd": distance.cpu().numpy(), "observed_videos": observed, "forecast_videos": forecast}
+
+
+class _Features(torch.nn.Module):
+    """A function as a module, as torchmetrics asks for it."""
+
+    def __init__(self, function: Callable[[Any], Tensor], num_features: int):
+        super().__init__()
+        self.function, self.num_features = function, num_features
+
+    def forward(self, videos: Any) -> Tensor:
+        return self.function(videos)
