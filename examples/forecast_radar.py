@@ -17,6 +17,7 @@ from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 import earthformer_hf  # noqa: F401  registers the Auto classes
 from earthformer_hf.baselines import persistence
 from earthformer_hf.data import open_radar, simulated
+from earthformer_hf.data.guards import load_npz, open_npy
 from earthformer_hf.data.windows import Windows
 from earthformer_hf.evaluation import rain_table, score_rain
 from earthformer_hf.plotting import plot_sequence
@@ -47,11 +48,10 @@ def load(path: Path | None, extractor) -> list[dict]:
     elif path.suffix in (".h5", ".hdf5"):
         return open_radar.load_events(path, "test")
     elif path.suffix in (".npy", ".npz"):
-        rain = np.load(path, allow_pickle=False)
-        if not isinstance(rain, np.ndarray):
-            if len(rain.files) != 1:
-                raise SystemExit(f"--input: {path} must hold one array, it holds {rain.files}.")
-            rain = rain[rain.files[0]]
+        arrays = load_npz(path) if path.suffix == ".npz" else {"": open_npy(path)}
+        if len(arrays) != 1:
+            raise SystemExit(f"--input: {path} must hold one array, it holds {sorted(arrays)}.")
+        (rain,) = arrays.values()
         if rain.ndim != 3 or rain.dtype.kind not in "iuf":
             raise SystemExit(
                 f"--input: {path} must hold rain rate in mm/h (T, 128, 128), got {rain.dtype} {rain.shape}."

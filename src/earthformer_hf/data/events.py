@@ -8,15 +8,19 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 import numpy as np
 import pyarrow as pa
+
+from .guards import is_bomb, open_npy
 
 
 # name -> module of this folder and its builder
@@ -73,11 +77,14 @@ class LazyFrames:
         shape: (T, H, W) or (T, H, W, C).
         dtype: of the values.
         read: range of frame numbers (start, stop, step) -> array (frames, H, W[, C]).
+
+    What goes wrong when frames are read is a ValueError that begins with `place`, the words for where they are.
     """
 
     def __init__(self, shape: Sequence[int], dtype: Any, read: Callable[[range], np.ndarray]):
         self.shape, self.dtype, self.read = tuple(shape), np.dtype(dtype), read
         self.ndim = len(self.shape)
+        self.place = "frames"
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -85,10 +92,22 @@ class LazyFrames:
     def __getitem__(self, key: Any) -> np.ndarray:
         first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
         if isinstance(first, slice):
-            frames = self.read(range(len(self))[first])
+            frames = self._read(range(len(self))[first])
             return frames[(slice(None), *rest)] if rest else frames
         number = range(len(self))[first]  # an IndexError past the end, as of a list
-        return self.read(range(number, number + 1))[(0, *rest)]
+        return self._read(range(number, number + 1))[(0, *rest)]
+
+    def _read(self, numbers: range) -> np.ndarray:
+        try:
+            frames = self.read(numbers)
+        except Exception as reason:  # whatever a damaged file may cause
+            raise ValueError(f"{self.place}: {reason}") from reason
+        expected = (len(numbers), *self.shape[1:])
+        if frames.shape != expected or frames.dtype != self.dtype:
+            raise ValueError(
+                f"{self.place}: must be {self.dtype} {expected}, the file gave {frames.dtype} {frames.shape}."
+            )
+        return frames
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
@@ -109,9 +128,11 @@ def decompressed(stored: dict[str, Any]) -> LazyFrames:
     dtype, shape = np.dtype(stored["dtype"]), tuple(stored["shape"])
     if dtype.kind not in "buif":
         raise ValueError(f"`dtype` of stored frames must be of plain numbers, got {dtype}.")
-    size = dtype.itemsize * int(np.prod(shape))
+    size = dtype.itemsize * math.prod(shape)
 
     def read(numbers: range) -> np.ndarray:
+        if is_bomb(len(numbers) * size, sum(len(stored["frames"][number]) for number in numbers)):
+            raise ValueError(f"{len(numbers)} stored frames declare {size} bytes each; not read.")
         frames = np.empty((len(numbers), *shape), dtype)
         for place, number in enumerate(numbers):
             try:
@@ -151,19 +172,32 @@ HOSTED_FEATURES = datasets.Features(
     }
 )
 ARRAYS = ("values", "observed", "covariates")
+FIELDS = ("id", "time", "geo", *ARRAYS, "series")  # of an event
+CACHE = "cache"  # the `source` of rows that refer to memory maps
 
 
 def as_event(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a builder's or a hosted table as an event; an event stays as it is."""
+    """A row of a builder's or a hosted table as an event; an event stays as it is.
+
+    Raises:
+        ValueError: the event cannot be used, or its files have changed and cannot be read.
+    """
     if isinstance(row.get("reference"), str):
-        reference = json.loads(row["reference"])
-        parts = builder_of(reference["source"]).read(reference)
+        read = _referred
     elif isinstance(row.get("values"), dict):
-        parts = {name: decompressed(row[name]) for name in ARRAYS if row[name] is not None and row[name]["frames"]}
-        if row["series"]:
-            parts["series"] = {name: np.array(series) for name, series in json.loads(row["series"]).items()}
+        read = _hosted
     else:
         return row
+    place = place_of(row)
+    if row.get("problem"):
+        raise ValueError(f"{place}: {row['problem']}")
+    try:
+        parts = read(row)
+    except Exception as reason:  # whatever a damaged file may cause
+        raise ValueError(f"{place}: {reason}") from reason
+    for name in ARRAYS:
+        if isinstance(parts.get(name), LazyFrames):
+            parts[name].place = f"{place}, `{name}`"
     return {
         "id": row["id"],
         "time": np.array(row["time"], "datetime64[s]"),
@@ -172,11 +206,47 @@ def as_event(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _referred(row: dict[str, Any]) -> dict[str, Any]:
+    reference = json.loads(row["reference"])
+    return read_cache(reference) if reference["source"] == CACHE else builder_of(reference["source"]).read(reference)
+
+
+def _hosted(row: dict[str, Any]) -> dict[str, Any]:
+    parts = {name: decompressed(row[name]) for name in ARRAYS if row[name] is not None and row[name]["frames"]}
+    series = json.loads(row["series"] or "{}")
+    return parts | ({"series": {name: np.array(numbers) for name, numbers in series.items()}} if series else {})
+
+
+def place_of(row: dict[str, Any]) -> str:
+    """Words for a row: the event's id, and the file and row it refers to."""
+    reference = json.loads(row.get("reference") or "{}")
+    words = [f"{name} {value}" for name, value in reference.items() if name != "source" and value is not None]
+    return f"event {row['id']!r}{' (' + ', '.join(words) + ')' if words else ''}"
+
+
 def as_events(batch: dict[str, list]) -> dict[str, list]:
-    """A batch of rows, column by column, as a batch of events: the transform of a table that `load_dataset` returns."""
+    """A batch of rows, column by column, as a batch of events: the transform of tables that `load_dataset` returns."""
     names = list(batch)
     events = [as_event(dict(zip(names, row))) for row in zip(*batch.values())]
     return {name: [event[name] for event in events] for name in events[0]} if events else {}
+
+
+def read_cache(reference: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an event of [`~earthformer_hf.data.hosted.cached`], views of memory maps."""
+    part = slice(reference["first"], reference["first"] + reference["length"])
+    event: dict[str, Any] = {}
+    for name, array in _memory_maps(reference["path"]).items():
+        field, _, series = name.partition(".")
+        if series:
+            event.setdefault(field, {})[series] = array[part]
+        else:
+            event[name] = array[part]
+    return event
+
+
+@lru_cache(None)
+def _memory_maps(folder: str) -> dict[str, np.ndarray]:
+    return {path.stem: open_npy(path) for path in sorted(Path(folder).glob("*.npy"))}
 
 
 class Events(Sequence):
@@ -189,19 +259,19 @@ class Events(Sequence):
     def __init__(self, table: datasets.Dataset):
         self.table = table.with_format(None)
         self.lengths: list[int] = self.table["length"][:]
-        self.refers = "reference" in table.column_names
-        self.known: dict[int, dict] = {}  # events that hold no frames are kept
+        self.known: dict[int, dict] = {}  # events whose frames are elsewhere are kept
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, number: Any) -> Any:
-        if number not in self.known:
-            event = as_event(self.table[number])
-            if not self.refers:
-                return event
+        if number in self.known:
+            return self.known[number]
+        row = self.table[number]
+        event = as_event(row)
+        if "reference" in row and isinstance(event["values"], LazyFrames | np.memmap):
             self.known[number] = event
-        return self.known[number]
+        return event
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,13 +312,18 @@ class EventBuilder(datasets.GeneratorBasedBuilder):
     def read(reference: dict[str, Any]) -> dict[str, Any]:
         raise NotImplementedError
 
+    @property
+    def facts(self) -> Facts:
+        """`FACTS`, where an option changes them as they then are."""
+        return self.FACTS
+
     def _info(self) -> datasets.DatasetInfo:
         features = FEATURES | {"problem": datasets.Value("string")} if self.config.keep_bad else FEATURES
         return datasets.DatasetInfo(
-            description=f"{self.FACTS.variable}; {self.FACTS.grid}; every {self.FACTS.time_step}",
+            description=f"{self.facts.variable}; {self.facts.grid}; every {self.facts.time_step}",
             features=datasets.Features(features),
-            citation=self.FACTS.citation,
-            license=self.FACTS.licence,
+            citation=self.facts.citation,
+            license=self.facts.licence,
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
@@ -291,6 +366,20 @@ def builder_of(name: str) -> type[EventBuilder]:
     return getattr(importlib.import_module(f".{module}", __package__), kind)
 
 
+def make_builder(
+    name: str, data_dir: str | Path | None = None, cache_dir: str | Path | None = None, **options: Any
+) -> EventBuilder:
+    """The builder of a source with its options; arguments and errors are those of [`load_dataset`]."""
+    kind = builder_of(name)
+    data_dir = Path(data_dir or os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")).expanduser().resolve()
+    if not data_dir.exists():
+        raise ValueError(f"`data_dir` must be the folder of the files of {name!r}, {data_dir} does not exist.")
+    known = options_of(kind)
+    if set(options) - known:
+        raise ValueError(f"`options` of {name!r} must be of {sorted(known)}, got {sorted(set(options) - known)}.")
+    return kind(cache_dir=cache_dir, data_dir=str(data_dir), hash=_state(kind, data_dir), **options)
+
+
 def load_dataset(
     name: str,
     data_dir: str | Path | None = None,
@@ -317,20 +406,16 @@ def load_dataset(
         ValueError: no such source, split or option; a file that is missing or crafted; an event that cannot be used,
             with its file and row.
     """
-    kind = builder_of(name)
-    data_dir = Path(data_dir or os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")).expanduser().resolve()
-    if not data_dir.exists():
-        raise ValueError(f"`data_dir` must be the folder of the files of {name!r}, {data_dir} does not exist.")
-    known = options_of(kind)
-    if set(options) - known:
-        raise ValueError(f"`options` of {name!r} must be of {sorted(known)}, got {sorted(set(options) - known)}.")
+    builder = make_builder(name, data_dir, cache_dir, **options)
     split_name = None if split is None else split.partition("[")[0]
-    if split_name is not None and not set(split_name.split("+")) <= set(kind.SPLITS):
-        raise ValueError(f"`split` of {name!r} must be of {list(kind.SPLITS)}, got {split!r}.")
-    builder = kind(cache_dir=cache_dir, data_dir=str(data_dir), hash=_state(kind, data_dir), **options)
+    if split_name is not None and not set(split_name.split("+")) <= set(builder.SPLITS):
+        raise ValueError(f"`split` of {name!r} must be of {list(builder.SPLITS)}, got {split!r}.")
     if streaming:
         stream = builder.as_streaming_dataset(split)
-        return stream.map(as_event) if split else {name: part.map(as_event) for name, part in stream.items()}
+        columns = [*FEATURES, "problem"]
+        if split:
+            return stream.map(as_event, remove_columns=columns)
+        return {name: part.map(as_event, remove_columns=columns) for name, part in stream.items()}
     try:
         builder.download_and_prepare()
     except datasets.exceptions.DatasetGenerationError as failure:

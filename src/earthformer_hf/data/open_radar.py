@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .events import EventBuilder, EventConfig, Facts
+from .guards import open_hdf5
 
 
 MISSING = 255
@@ -116,27 +117,23 @@ def load_events(
 
 def tiles(path: Path, split: str, sources: tuple[str, ...], every: int | None) -> list[dict]:
     """The rows of a file, see [`~earthformer_hf.data.events.EventBuilder`]."""
-    import h5py
-
     rows = []
-    with h5py.File(path, "r") as file:
-        check_hdf5(file)
-        for name, group in file.items():
-            if not name.startswith(tuple(sources)) or f"tiles_{split}" not in group:
-                continue
-            time = np.array([text.decode().rstrip("Z") for text in group["time"][:]], dtype="datetime64[s]")
-            size, minutes = int(group.attrs["tile_size"]), int(group.attrs["dt_minutes"])
-            origins = [(int(y), int(x)) for y, x in group[f"tiles_{split}"][:]]
-            for y, x in origins if every is None else _between(origins, size // 4, every):
-                place = {"row": y, "column": x}
-                rows.append(
-                    {
-                        "id": f"{name}:{y}:{x}",
-                        "time": time,
-                        "geo": {"source": name, **place, "minutes": minutes},
-                        "reference": {"path": str(path), "group": name, "size": size, **place},
-                    }
-                )
+    for name, group in open_hdf5(path).items():
+        if not name.startswith(tuple(sources)) or f"tiles_{split}" not in group:
+            continue
+        time = np.array([text.decode().rstrip("Z") for text in group["time"][:]], dtype="datetime64[s]")
+        size, minutes = int(group.attrs["tile_size"]), int(group.attrs["dt_minutes"])
+        origins = [(int(y), int(x)) for y, x in group[f"tiles_{split}"][:]]
+        for y, x in origins if every is None else _between(origins, size // 4, every):
+            place = {"row": y, "column": x}
+            rows.append(
+                {
+                    "id": f"{name}:{y}:{x}",
+                    "time": time,
+                    "geo": {"source": name, **place, "minutes": minutes},
+                    "reference": {"path": str(path), "group": name, "size": size, **place},
+                }
+            )
     if not rows:
         raise ValueError(f"`split`: {path} holds no tiles of split {split!r} from sources {sources}.")
     return rows
@@ -150,34 +147,10 @@ def _view(reference: dict[str, Any]) -> np.ndarray:
 @lru_cache(8)
 def _mosaic(path: str, group: str, changed: int) -> np.ndarray:
     """The proxy codes (T, H, W) of one source."""
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        check_hdf5(file)
-        table = file["vil_lut"][:]
-        table[MISSING] = MISSING
-        return table[file[group]["code"][:]]
-
-
-def check_hdf5(group) -> None:
-    """Refuse what a crafted HDF5 file could read from elsewhere, or blow memory up with.
-
-    Raises:
-        ValueError: a link that is not a hard link, external or virtual storage, or a data set that declares more than
-            4 GiB and more than 1000 times its stored bytes.
-    """
-    import h5py
-
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"`path`: {name!r} of {group.file.filename} is a link to elsewhere; not read.")
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            check_hdf5(item)
-        elif item.is_virtual or item.external:
-            raise ValueError(f"`path`: {item.name!r} of {group.file.filename} is stored elsewhere; not read.")
-        elif item.nbytes > 4 * 2**30 and item.nbytes > 1000 * item.id.get_storage_size():
-            raise ValueError(f"`path`: {item.name!r} of {group.file.filename} declares {item.nbytes} bytes; not read.")
+    file = open_hdf5(path)
+    table = file["vil_lut"][:]
+    table[MISSING] = MISSING
+    return table[file[group]["code"][:]]
 
 
 def _between(origins: list[tuple[int, int]], grid: int, every: int) -> list[tuple[int, int]]:

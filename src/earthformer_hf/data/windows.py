@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .events import Events, as_event
+from .events import FIELDS, Events, as_event
 
 
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -106,7 +106,8 @@ class Windows(Dataset):
     Each item is a dict of tensors: `past_values` (T_in, H, W, C) and `future_values` (T_out, H, W, C) float32,
     `future_observed_mask` (T_out, H, W, C) bool; missing values hold the model's fill value. With covariates also
     `past_covariates` (T_in, H, W, K) and `future_covariates` (T_out, H, W, K), with a series `past_<name>` (T_in,) and
-    `future_<name>` (T_out,). An item whose future was not observed at all is a ValueError: its loss would be undefined.
+    `future_<name>` (T_out,). An item whose future was not observed at all is a ValueError: its loss would be
+    undefined.
 
     Raises:
         ValueError: no event is long enough.
@@ -135,8 +136,9 @@ class Windows(Dataset):
         place = np.arange(len(number)) - np.repeat(np.cumsum([0, *counts[:-1]]), counts) if counts else number
         self.index = np.stack([number, place * stride], axis=1)  # event and first frame of each window
         if not len(self.index):
+            longest = max(lengths, default=0)
             raise ValueError(
-                f"Windows: `events` must hold {self.cutter.span} frames or more, the longest has {max(lengths, default=0)}."
+                f"Windows: `events` must hold {self.cutter.span} frames or more, the longest has {longest}."
             )
 
     def __len__(self) -> int:
@@ -160,14 +162,15 @@ def windows(events: Any, encode: Encode, context_length: int, prediction_length:
         encode, context_length, prediction_length, options: as for [`Windows`].
 
     Returns:
-        [`Windows`]; or, of an `IterableDataset`, another one whose examples are the items of [`Windows`]. It is sharded
-        over processes and workers, shuffled and resumed as `datasets` does it.
+        [`Windows`]; or, of an `IterableDataset`, another one whose examples are the items of [`Windows`]. It is
+        sharded over processes and workers, shuffled and resumed as `datasets` does it.
     """
     if not isinstance(events, datasets.IterableDataset):
         return Windows(events, encode, context_length, prediction_length, **options)
     options["series"] = tuple(options.get("series", ()))
     cutter = Cutter(encode, context_length, prediction_length, **options)
-    return events.map(partial(_cut, cutter), batched=True, batch_size=1, remove_columns=events.column_names)
+    columns = events.column_names or list(FIELDS)
+    return events.map(partial(_cut, cutter), batched=True, batch_size=1, remove_columns=columns)
 
 
 def _cut(cutter: Cutter, batch: dict[str, list]) -> dict[str, list]:
