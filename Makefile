@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 comma := ,
+# pysteps is built on the spot: its baselines only where there is a C compiler.
+OPTICAL_FLOW := $(if $(shell command -v cc 2>/dev/null),$(comma)optical-flow)
 STAMP := .venv/.installed
 
 .PHONY: forecast test test-slow quality style bench
@@ -39,6 +41,6 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check \
 		$(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-		-e '.[dev$(if $(shell command -v cc),$(comma)optical-flow)]'
-	$(if $(shell command -v cc),,@echo "no C compiler: without pysteps and the baselines that need it")
+		-e '.[dev$(OPTICAL_FLOW)]'
+	$(if $(OPTICAL_FLOW),,@echo "no C compiler: pysteps, and the baselines that need it, are left out")
 	touch $(STAMP)

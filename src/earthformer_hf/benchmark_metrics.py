@@ -44,71 +44,83 @@ class Nino34Skill(Metric):
     """Correlation and error of forecasts of the Nino3.4 index.
 
     C-Nino3.4-M is the mean over leads of the correlation over forecasts, C-Nino3.4-WM the mean of [`nino34_weights`]
-    times it (so beyond 1); both higher is better. Earthformer, section 4.3. The index is of three-month means:
-    [`three_month_means`] of [`nino34`] (`data.open_sst`). States are the pairs themselves, for they are few.
+    times it (so it can be larger than 1); both higher is better. Earthformer, section 4.3. The index is of three-month
+    means: `three_month_means` of `nino34` (`data.open_sst`).
 
     Args:
         leads: three-month means of each forecast.
 
     `compute` returns `c_nino34_m`, `c_nino34_wm`, `rmse` (the mean over leads, in degrees Celsius);
-    `correlation_by_lead`, `rmse_by_lead` (leads,); `correlation_by_month`, `rmse_by_month` (12, leads), January first;
-    and the counts `forecasts` and `forecasts_by_month` (12,).
+    `correlation_by_lead`, `rmse_by_lead` (leads,); `correlation_by_month`, `rmse_by_month` (12, leads), by the
+    calendar month that is forecast first, January on top; and the counts `forecasts` and `forecasts_by_month` (12,).
     """
 
     full_state_update = False
-    predictions: list[Tensor]
-    targets: list[Tensor]
-    start_month: list[Tensor]
+    sums: Tensor
+    forecasts: Tensor
 
     def __init__(self, leads: int):
         super().__init__()
         self.leads = leads
-        for name in ("predictions", "targets", "start_month"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+        # Of forecasts x and observations y: x, y, x^2, y^2, x y, (x - y)^2.
+        self.add_state("sums", torch.zeros(6, 12, leads, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("forecasts", torch.zeros(12, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predictions: Values, targets: Values, start_month: Values) -> None:
         """Add forecasts.
 
         Args:
             predictions, targets: (N, leads) in degrees Celsius.
-            start_month: (N,) integers, the calendar month of the first month that is forecast, 0 for January.
+            start_month: (N,) integers, the calendar month that is forecast first, 0 for January.
 
         Raises:
             ValueError: other shapes or months, or values that are not finite.
         """
-        predictions, targets = (torch.as_tensor(x, device=self.device).double() for x in (predictions, targets))
-        start_month = torch.as_tensor(start_month, device=self.device)
-        if predictions.shape != (len(start_month), self.leads) or targets.shape != predictions.shape:
+        x, y = (torch.as_tensor(values, device=self.device).double() for values in (predictions, targets))
+        month = torch.as_tensor(start_month, device=self.device).long()
+        if x.shape != (len(month), self.leads) or y.shape != x.shape:
             raise ValueError(
-                f"`predictions` and `targets` must be ({len(start_month)}, {self.leads}), "
-                f"got {tuple(predictions.shape)} and {tuple(targets.shape)}."
+                f"`predictions` and `targets` must be ({len(month)}, {self.leads}), "
+                f"got {tuple(x.shape)} and {tuple(y.shape)}."
             )
-        if not torch.isin(start_month, torch.arange(12, device=self.device)).all():
-            raise ValueError(f"`start_month` must lie in 0..11, got {start_month.tolist()}.")
-        if not (torch.isfinite(predictions).all() and torch.isfinite(targets).all()):
+        if ((month < 0) | (month > 11)).any():
+            raise ValueError(f"`start_month` must lie in 0..11, got {month.tolist()}.")
+        if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
             raise ValueError("`predictions` and `targets` must be finite, got NaN or infinity.")
-        self.predictions.append(predictions)
-        self.targets.append(targets)
-        self.start_month.append(start_month.long())
+        self.sums.index_add_(1, month, torch.stack([x, y, x * x, y * y, x * y, (x - y).square()]))
+        self.forecasts += torch.bincount(month, minlength=12)
 
     def compute(self) -> dict[str, np.ndarray]:
-        predictions, targets, month = (
-            (torch.cat(state) if isinstance(state, list) else state).cpu().numpy()
-            for state in (self.predictions, self.targets, self.start_month)
-        )
-        of_month = [month == number for number in range(12)]
-        correlation, error = correlation_by_lead(predictions, targets), rmse_by_lead(predictions, targets)
+        sums, forecasts = self.sums.cpu().numpy(), self.forecasts.cpu().numpy()
+        correlation, error = skill_of_sums(sums.sum(1), forecasts.sum())
+        correlation_by_month, error_by_month = skill_of_sums(sums, forecasts[:, None])
         return {
             "c_nino34_m": correlation.mean(),
             "c_nino34_wm": (nino34_weights(self.leads) * correlation).mean(),
             "rmse": error.mean(),
             "correlation_by_lead": correlation,
             "rmse_by_lead": error,
-            "correlation_by_month": np.stack([correlation_by_lead(predictions[i], targets[i]) for i in of_month]),
-            "rmse_by_month": np.stack([rmse_by_lead(predictions[i], targets[i]) for i in of_month]),
-            "forecasts": np.array(len(month)),
-            "forecasts_by_month": np.array([i.sum() for i in of_month]),
+            "correlation_by_month": correlation_by_month,
+            "rmse_by_month": error_by_month,
+            "forecasts": forecasts.sum(),
+            "forecasts_by_month": forecasts,
         }
+
+
+def skill_of_sums(sums: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pearson correlation and root mean squared error from sums over `count` pairs.
+
+    Args:
+        sums: (6, ...), of x, y, x^2, y^2, x y and (x - y)^2.
+
+    Returns:
+        (...) each; the correlation is NaN where x or y does not vary by more than rounding.
+    """
+    x, y, xx, yy, xy, squared = sums
+    variances = np.stack([xx - ratio(x * x, count), yy - ratio(y * y, count)])
+    varies = (variances > 1e-12 * np.stack([xx, yy])).all(0)
+    scale = np.sqrt(np.where(varies, variances.prod(0), 0))
+    return ratio(xy - ratio(x * y, count), scale), np.sqrt(ratio(squared, count))
 
 
 def earthnet_parts(predictions: np.ndarray, targets: np.ndarray, observed: np.ndarray) -> dict[str, float]:

@@ -12,7 +12,7 @@ int64, sums float64. A score without events is undefined: NaN, never 0. States a
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,11 @@ class ForecastMetric(Metric):
         """Add states that start at zero and add up over processes."""
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
+
+    @property
+    def lead(self) -> Tensor:
+        """Lead times 0..T-1, (T, 1, 1) int32."""
+        return torch.arange(self.prediction_length, dtype=torch.int32, device=self.device).view(-1, 1, 1)
 
     def windows_of(
         self, predictions: Values, targets: Values, observed: Values | None, members: bool = False
@@ -93,12 +98,15 @@ def ascending(thresholds: Sequence[float]) -> list[float]:
     return values
 
 
-def exceedances(values: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """How many of the ascending thresholds each value reaches (>=, in the precision of the values), int32."""
-    reached = torch.zeros(values.shape, dtype=torch.int32, device=values.device)
-    for threshold in thresholds:
-        reached += values >= threshold
-    return reached
+def how_many(conditions: Iterable[Tensor]) -> Tensor:
+    """How many of the bool tensors are true, element by element, int32."""
+    return sum(conditions, torch.zeros((), dtype=torch.int32))
+
+
+def count_cells(cell: Tensor, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """How often each flat index into an array of that shape occurs in `cell` where `mask` is true, int64."""
+    size = math.prod(shape)
+    return torch.bincount(torch.where(mask, cell, size).flatten(), minlength=size + 1)[:size].view(shape)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,10 +181,10 @@ class ContingencyScores(ForecastMetric):
             )
             observed = F.max_pool2d(observed.float(), self.pool) > 0
         classes = len(self.thresholds) + 1
-        lead = torch.arange(self.prediction_length, dtype=torch.int32, device=self.device).view(-1, 1, 1)
-        cell = lead * classes + exceedances(targets, self.thresholds)
-        cell = cell * classes + exceedances(predictions, self.thresholds)
-        self.joint += torch.bincount(cell[observed], minlength=self.joint.numel()).view_as(self.joint)
+        cell = self.lead
+        for values in (targets, predictions):
+            cell = cell * classes + how_many(values >= threshold for threshold in self.thresholds)
+        self.joint += count_cells(cell, observed, self.joint.shape)
 
     def compute(self) -> dict[str, np.ndarray]:
         # [t, i, j]: pixels whose observation reaches threshold i or a higher one, and their forecast threshold j
@@ -259,13 +267,13 @@ class StructuralSimilarity(ForecastMetric):
     def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
         """Add forecasts, see the top of the file."""
         predictions, targets, observed = self.windows_of(predictions, targets, observed)
-        # Time as channels; an unobserved pixel stands in no window that counts.
-        predictions, targets = (values.double().masked_fill(~observed, 0) for values in (predictions, targets))
+        # Time as channels; an unobserved pixel stands in no window that counts. (Convolutions are slow in float64.)
+        predictions, targets = (values.float().masked_fill(~observed, 0) for values in (predictions, targets))
         similarity = structural_similarity_index_measure(
             predictions, targets, data_range=self.value_range, reduction="none", return_full_image=True
         )[1]
         whole = F.max_pool2d((~observed).float(), kernel_size=11, stride=1, padding=5) == 0
-        self.similarity += similarity.masked_fill(~whole, 0).sum((0, 2, 3))
+        self.similarity += similarity.double().masked_fill(~whole, 0).sum((0, 2, 3))
         self.pixels += whole.sum((0, 2, 3))
 
     def compute(self) -> dict[str, np.ndarray]:
@@ -404,7 +412,7 @@ class PowerSpectrum(ForecastMetric):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def ensemble_crps(ensemble: Values, targets: Values, dim: int = 0) -> tuple[Tensor, Tensor]:
+def ensemble_crps(ensemble: Values, targets: Values) -> tuple[Tensor, Tensor]:
     """Continuous ranked probability score of an ensemble, plain and fair; 0 is best, in the unit of the values.
 
     plain = mean_i |x_i - y| - sum_{i<j} |x_i - x_j| / E^2, the score of the members' empirical distribution; fair has
@@ -413,8 +421,8 @@ def ensemble_crps(ensemble: Values, targets: Values, dim: int = 0) -> tuple[Tens
     2014, equations 1 to 3.
 
     Args:
-        ensemble: members x along `dim`, two or more.
-        targets: y, the ensemble's shape without `dim`.
+        ensemble: members x, (E, ...), two or more.
+        targets: y, (...).
 
     Returns:
         Plain and fair, float64, the targets' shape.
@@ -422,7 +430,7 @@ def ensemble_crps(ensemble: Values, targets: Values, dim: int = 0) -> tuple[Tens
     Raises:
         ValueError: fewer than two members, or shapes that do not belong together.
     """
-    members, y = torch.as_tensor(ensemble).double().movedim(dim, 0), torch.as_tensor(targets).double()
+    members, y = torch.as_tensor(ensemble).double(), torch.as_tensor(targets).double()
     size = len(members)
     if size < 2 or members.shape[1:] != y.shape:
         raise ValueError(
@@ -468,16 +476,18 @@ class EnsembleScores(ForecastMetric):
         """Add ensembles, see the top of the file."""
         predictions, targets, observed = self.windows_of(predictions, targets, observed, members=True)
         members = predictions.shape[1]
-        ensemble, targets = predictions.double() / self.value_range, targets.double() / self.value_range
-        plain, fair = ensemble_crps(ensemble, targets, dim=1)
-        parts = (
-            (self.crps, plain),
-            (self.fair_crps, fair),
-            (self.variance, ensemble.var(1) * (members + 1) / members),
-            (self.squared, (ensemble.mean(1) - targets).square()),
-        )
-        for state, values in parts:
-            state += values.masked_fill(~observed, 0).sum((0, 2, 3))
+        for lead in range(self.prediction_length):  # one at a time, for memory
+            ensemble = predictions[:, :, lead].double().movedim(1, 0) / self.value_range
+            target = targets[:, lead].double() / self.value_range
+            plain, fair = ensemble_crps(ensemble, target)
+            parts = (
+                (self.crps, plain),
+                (self.fair_crps, fair),
+                (self.variance, ensemble.var(0) * (members + 1) / members),
+                (self.squared, (ensemble.mean(0) - target).square()),
+            )
+            for state, values in parts:
+                state[lead] += values.masked_fill(~observed[:, lead], 0).sum()
         self.pixels += observed.sum((0, 2, 3))
         self.windows += len(targets)
 
@@ -501,7 +511,7 @@ def wet_pixels(ensemble: Tensor, targets: Tensor, threshold: float) -> Tensor:
     Members and observation decide alike, so that a calibrated ensemble stays calibrated on these pixels; those of the
     observation alone would make it look too dry.
     """
-    return (targets >= threshold) | (ensemble >= threshold).any(1)
+    return (targets >= threshold) | (ensemble.amax(1) >= threshold)
 
 
 class RankHistogram(ForecastMetric):
@@ -534,14 +544,15 @@ class RankHistogram(ForecastMetric):
         """Add ensembles, see the top of the file."""
         ensemble, targets, observed = self.windows_of(predictions, targets, observed, members=True)
         check_size(ensemble, self.ensemble_size)
-        below, equal = (ensemble < targets[:, None]).sum(1), (ensemble == targets[:, None]).sum(1)
-        rank = below + (torch.stack([self._draw(window) for window in targets]) * (equal + 1)).long()
-        lead = torch.arange(self.prediction_length, device=self.device).view(-1, 1, 1)
-        cell = lead * (self.ensemble_size + 1) + rank
-        self.ranks += torch.bincount(cell[observed], minlength=self.ranks.numel()).view_as(self.ranks)
+        below = how_many(member < targets for member in ensemble.unbind(1))
+        equal = how_many(member == targets for member in ensemble.unbind(1))
+        draws = torch.stack([self._draw(window) for window in targets.masked_fill(~observed, 0)])
+        rank = below + (draws * (equal + 1)).long()
+        cell = self.lead * (self.ensemble_size + 1) + rank
+        self.ranks += count_cells(cell, observed, self.ranks.shape)
         if self.wet_threshold is not None:
             wet = observed & wet_pixels(ensemble, targets, self.wet_threshold)
-            self.ranks_wet += torch.bincount(cell[wet], minlength=self.ranks.numel()).view_as(self.ranks)
+            self.ranks_wet += count_cells(cell, wet, self.ranks.shape)
 
     def _draw(self, window: Tensor) -> Tensor:
         """Uniform in [0, 1), the window's shape (T, H, W)."""
@@ -622,13 +633,13 @@ class ProbabilityScores(ForecastMetric):
         if self.wet_threshold is not None:
             wet = observed & wet_pixels(ensemble, targets, self.wet_threshold)
             masks.append((wet, self.forecasts_wet, self.events_wet))
-        lead = torch.arange(self.prediction_length, device=self.device).view(-1, 1, 1)
         for i, threshold in enumerate(self.thresholds):
-            cell = lead * (self.ensemble_size + 1) + (ensemble >= threshold).sum(1)
-            happened = targets >= threshold
+            members = how_many(member >= threshold for member in ensemble.unbind(1))
+            cell = (self.lead * (self.ensemble_size + 1) + members) * 2 + (targets >= threshold)
             for mask, forecasts, events in masks:
-                for state, pixels in ((forecasts[i], mask), (events[i], mask & happened)):
-                    state += torch.bincount(cell[pixels], minlength=state.numel()).view_as(state)
+                others, happened = count_cells(cell, mask, (*forecasts[i].shape, 2)).unbind(-1)
+                forecasts[i] += others + happened
+                events[i] += happened
 
     def compute(self) -> dict[str, np.ndarray]:
         scores = {
