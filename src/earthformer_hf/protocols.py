@@ -189,6 +189,7 @@ PROTOCOLS: dict[str, Protocol] = {
             context_length=12,
             prediction_length=14,
             scores=("nino34", "errors"),
+            value_range=26.74809741973877,  # of the published scaling to 0..1, degrees Celsius
             index_series="nino34",
         ),
         Protocol(
