@@ -42,17 +42,18 @@ def main():
     extractor = AutoFeatureExtractor.from_pretrained(arguments.model)
     if arguments.input:
         try:
-            train_event, (event,) = None, open_sst.load_events(path)
+            (event,), fitting = open_sst.load_events(path), ()
         except (ValueError, OSError) as reason:
             raise SystemExit(f"--input: {reason}") from reason
     elif path is None:
-        train_event, event = simulated.sst_events(60, seed=1)[0], simulated.sst_events(20)[0]
+        (event,), fitting = simulated.sst_events(20), (*simulated.sst_events(60, 1), *simulated.sst_events(20, 2))
     else:
-        (train_event,), (event,) = open_sst.load_events(path, "train"), open_sst.load_events(path, "test")
+        (event,) = open_sst.load_events(path, "test")
+        fitting = (*open_sst.load_events(path, "train"), *open_sst.load_events(path, "val"))
     if len(event["time"]) < model.config.context_length + model.config.prediction_length + 12:
         raise SystemExit(f"--input: {path} must hold at least 38 months, it holds {len(event['time'])}.")
     past, future = model.config.context_length, model.config.prediction_length
-    systems, targets = score_index(model, extractor, event, train_event)
+    systems, targets = score_index(model, extractor, event, *fitting)
     print(index_table(systems, targets, f"Nino3.4 correlation skill, {label}"))
     if path is None:
         print("The model learnt the real ocean, the others this one: these scores only show that all of it runs.")

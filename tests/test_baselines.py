@@ -1,98 +1,21 @@
-"""Scores on cases with known answers, and the forecasts without a neural network."""
+"""The forecasts without a neural network: known answers, and what they reach on real data."""
 
 import numpy as np
 import pytest
 from tiny import DATA
 
 from earthformer_hf import baselines
+from earthformer_hf.benchmark_metrics import correlation_by_lead, rmse_by_lead
 from earthformer_hf.data import open_sst, simulated
-from earthformer_hf.metrics import (
-    EnsembleScores,
-    RainScores,
-    contingency_counts,
-    correlation_by_lead,
-    critical_success_index,
-    fair_crps,
-    rmse_by_lead,
-    three_month_means,
+from earthformer_hf.data.open_sst import three_month_means
+
+
+pysteps = pytest.mark.skipif(
+    not baselines.has_extrapolation(), reason="pysteps and OpenCV are not installed: the extra `optical-flow`"
 )
-
-
-def test_counts_by_hand():
-    target = np.array([[[10, 20], [30, 5]], [[0, 0], [0, 50]]])
-    forecast = np.array([[[10, 5], [30, 20]], [[0, 0], [0, 0]]])
-    observed = np.ones_like(target, bool)
-    observed[0, 1, 0] = False  # a hit that nobody saw
-    counts = contingency_counts(forecast, target, observed, [10, 100])
-    assert counts["hits"].tolist() == [[1, 0], [0, 0]]
-    assert counts["misses"].tolist() == [[1, 1], [0, 0]]
-    assert counts["false_alarms"].tolist() == [[1, 0], [0, 0]]
-    assert counts["correct_negatives"].tolist() == [[0, 3], [3, 4]]
-    assert counts["hits"].dtype == np.int64
-    csi = critical_success_index(counts["hits"], counts["misses"], counts["false_alarms"])
-    assert csi[0].tolist() == [1 / 3, 0] and np.isnan(csi[1]).all()
-
-
-def test_pooled_scores():
-    scores = RainScores([10], value_range=10)
-    ones = np.ones((1, 1, 2), bool)
-    scores.update(np.array([[[10.0, 0]]]), np.array([[[10.0, 10]]]), ones)
-    scores.update(np.array([[[10.0, 10]]]), np.array([[[0.0, 10]]]), ones & [[[True, False]]])
-    assert scores.csi().tolist() == [1 / 3]  # one hit, one miss, one false alarm
-    assert scores.mse == pytest.approx((1 + 1) / 3)
-    assert (scores.pixels, scores.windows) == (3, 2)
-    assert np.isnan(RainScores([10]).mse)
-
-
-def test_pooled_scores_of_ensembles():
-    random = np.random.default_rng(0)
-    targets, ensembles = random.uniform(0, 20, (2, 3, 4, 5)), random.uniform(0, 20, (2, 6, 3, 4, 5))
-    observed = random.uniform(size=targets.shape) < 0.7
-    observed[:, 1] = False
-    scores, means = EnsembleScores([10], value_range=10), RainScores([10], value_range=10)
-    for ensemble, target, known in zip(ensembles, targets, observed):
-        scores.update(ensemble, target, known)
-        means.update(ensemble.mean(0), target, known)
-    each = np.stack([fair_crps(ensemble, target) for ensemble, target in zip(ensembles, targets)]) / 10
-    assert scores.crps == pytest.approx(each[observed].mean())
-    assert scores.crps_by_lead[0] == pytest.approx(each[:, 0][observed[:, 0]].mean())
-    assert np.isnan(scores.crps_by_lead[1])
-    assert (scores.mean.csi_mean, scores.mean.mse) == (means.csi_mean, means.mse)
-
-
-def test_correlation_and_rmse():
-    random = np.random.default_rng(0)
-    target = random.normal(size=(50, 3))
-    forecast = target * [2, -1, 0] + [1, 0, 0]
-    skill = correlation_by_lead(forecast, target)
-    np.testing.assert_allclose(skill[:2], [1, -1])
-    assert np.isnan(skill[2])
-    np.testing.assert_allclose(rmse_by_lead(target + 2, target), [2, 2, 2])
-    noisy = target + random.normal(size=target.shape)
-    expected = [np.corrcoef(noisy[:, i], target[:, i])[0, 1] for i in range(3)]
-    np.testing.assert_allclose(correlation_by_lead(noisy, target), expected)
-
-
-def test_fair_crps_against_a_loop():
-    random = np.random.default_rng(0)
-    ensemble, target = random.gamma(1.0, 2.0, (5, 3, 4)).astype("float32"), random.gamma(1.0, 2.0, (3, 4))
-    expected = np.abs(ensemble - target).mean(0)
-    for i in range(5):
-        for j in range(5):
-            expected = expected - np.abs(ensemble[i].astype("float64") - ensemble[j]) / (2 * 5 * 4)
-    np.testing.assert_allclose(fair_crps(ensemble, target), expected, rtol=1e-6)
-
-
-def test_fair_crps_does_not_depend_on_the_ensembles_size():
-    """Of a unit Gaussian that forecasts itself it is 1 / sqrt(pi) on average, with 2 members as with 40."""
-    random = np.random.default_rng(1)
-    for members in (2, 40):
-        score = fair_crps(random.normal(size=(members, 40_000)), random.normal(size=40_000)).mean()
-        assert abs(score - np.pi**-0.5) < 0.015
-    with pytest.raises(ValueError, match="at least 2"):
-        fair_crps(np.zeros((1, 3)), np.zeros(3))
-    with pytest.raises(ValueError, match="ensemble"):
-        fair_crps(np.zeros((4, 3)), np.zeros(4))
+kaplan = pytest.mark.skipif(
+    not (DATA / "sst_kaplan_1856_2014.nc").exists(), reason="ocean data: set EARTHFORMER_HF_DATA"
+)
 
 
 def test_dressed_persistence_keeps_the_errors_and_the_sign():
@@ -102,40 +25,72 @@ def test_dressed_persistence_keeps_the_errors_and_the_sign():
     assert ensemble.shape == (2, 4, 2, 2) and np.allclose(ensemble[0], 0.7) and (ensemble[1] == 0).all()
 
 
-def test_three_month_means():
-    assert three_month_means(np.array([0.0, 3, 6, 0])).tolist() == [3, 3]
-
-
-def test_extrapolation_moves_rain_with_the_flow():
-    if not baselines.has_extrapolation():
-        pytest.skip("extrapolation: pysteps and opencv-python-headless are not installed (extra `eval`)")
+@pytest.fixture(scope="module")
+def moving_rain():
+    """Rain that moves by two pixels a frame, and where it cannot have come from outside."""
     still = simulated.rain_events(1, length=1, seed=5)[0]["values"][0]
-    rain = np.stack([np.roll(still, 2 * t, axis=1) for t in range(6)])
-    forecast, reachable = baselines.extrapolation(rain[:3], 3)
-    inside = reachable.copy()
+    inside = np.ones((3, 128, 128), bool)
     inside[:, :, :16] = False
-    error = np.abs(forecast - rain[3:])[inside].mean()
-    stay = np.abs(baselines.persistence(rain[:3], 3) - rain[3:])[inside].mean()
-    assert error < 0.4 * stay
+    return np.stack([np.roll(still, 2 * t, axis=1) for t in range(7)]), inside
+
+
+@pysteps
+def test_extrapolation_moves_rain_with_the_flow(moving_rain):
+    rain, inside = moving_rain
+    forecast, reachable = baselines.extrapolation(rain[:4], 3)
+    inside = inside & reachable
+    error = np.abs(forecast - rain[4:])[inside].mean()
+    assert error < 0.4 * np.abs(baselines.persistence(rain[:4], 3) - rain[4:])[inside].mean()
     assert (forecast[~reachable] == 0).all()
 
-    ensemble = baselines.steps_ensemble(rain[:3], 3, 4, minutes=4, kilometers=3, seed=0)
+
+@pysteps
+@pytest.mark.parametrize("method", [baselines.sprog, baselines.anvil])
+def test_cascades_move_rain_with_the_flow(moving_rain, method):
+    rain, inside = moving_rain
+    forecast = method(rain[:4], 3)
+    assert forecast.shape == (3, 128, 128) and np.isfinite(forecast).all() and (forecast >= 0).all()
+    assert not np.array_equal(forecast, baselines.extrapolation(rain[:4], 3)[0])  # it ran
+    error = np.abs(forecast - rain[4:])[inside].mean()
+    with pytest.raises(ValueError, match="frames or more, got 2"):
+        method(rain[:2], 3)
+    assert error < 0.6 * np.abs(baselines.persistence(rain[:4], 3) - rain[4:])[inside].mean()
+
+
+@pysteps
+def test_steps_members_part_and_move_with_the_flow(moving_rain):
+    rain, inside = moving_rain
+    ensemble = baselines.steps_ensemble(rain[:4], 3, 4, minutes=4, kilometers=3, seed=0)
     assert ensemble.shape == (4, 3, 128, 128) and np.isfinite(ensemble).all() and (ensemble >= 0).all()
     spread = ensemble.std(axis=0).mean(axis=(1, 2))
-    assert 0 < spread[0] < spread[2]  # members part
-    assert np.abs(ensemble.mean(0) - rain[3:])[inside].mean() < stay  # and move with the flow
-    again = baselines.steps_ensemble(rain[:3], 3, 4, minutes=4, kilometers=3, seed=0)
+    assert 0 < spread[0] < spread[2]
+    stay = np.abs(baselines.persistence(rain[:4], 3) - rain[4:])[inside].mean()
+    assert np.abs(ensemble.mean(0) - rain[4:])[inside].mean() < stay
+    again = baselines.steps_ensemble(rain[:4], 3, 4, minutes=4, kilometers=3, seed=0)
     np.testing.assert_array_equal(ensemble, again)
-    dry = baselines.steps_ensemble(np.zeros((3, 32, 32)), 2, 3, minutes=4, kilometers=3, seed=0)
-    assert dry.shape == (3, 2, 32, 32) and not dry.any()
 
 
-@pytest.mark.skipif(not (DATA / "sst_kaplan_1856_2014.nc").exists(), reason="ocean data: set EARTHFORMER_HF_DATA")
+@pysteps
+@pytest.mark.parametrize("wet_pixels", [0, 1, 9])
+def test_where_cascades_cannot_be_run_the_forecast_is_the_extrapolation(wet_pixels):
+    rain = np.zeros((4, 32, 32))
+    rain[:, 10 : 10 + wet_pixels, 12] = 1.0
+    still = baselines.extrapolation(rain, 2)[0]
+    assert still.sum() == pytest.approx(2 * wet_pixels)
+    for forecast in (
+        baselines.sprog(rain, 2),
+        baselines.anvil(rain, 2),
+        *baselines.steps_ensemble(rain, 2, 3, minutes=4, kilometers=3, seed=0),
+    ):
+        np.testing.assert_array_equal(forecast, still)
+
+
+@kaplan
 def test_ocean_baselines_have_their_known_scores():
     path = DATA / "sst_kaplan_1856_2014.nc"
-    train, test = (
+    train, validation, test = (
         baselines.OceanRecord(open_sst.load_events(path, split)[0], open_sst.nino34, 12, 14)
-        for split in ("train", "test")
+        for split in ("train", "val", "test")
     )
     lat = open_sst.load_events(path, "test")[0]["geo"]["lat"]
     targets = test.targets()
@@ -143,12 +98,18 @@ def test_ocean_baselines_have_their_known_scores():
     expected = {
         "persistence": (baselines.persisted_index(test), 0.277, 0.830),
         "damped persistence": (baselines.damped_persistence(train, test), 0.405, 0.591),
-        "linear inverse model": (baselines.linear_inverse_model(train, test, lat), 0.383, 0.623),
-        "seasonal ridge": (baselines.seasonal_ridge(train, test, lat), 0.605, 0.541),
+        "linear inverse model": (baselines.linear_inverse_model(train, test, lat, number=20, lag=3), 0.383, 0.623),
+        "seasonal ridge": (baselines.seasonal_ridge(train, test, lat, number=12, penalty=10), 0.605, 0.541),
     }
     for name, (forecast, skill, error) in expected.items():
         assert correlation_by_lead(forecast, targets).mean() == pytest.approx(skill, abs=0.001), name
         assert rmse_by_lead(forecast, targets).mean() == pytest.approx(error, abs=0.001), name
+
+    grid = {"number": (20, 30), "lag": (3, 6)}  # chosen on the validation years, a larger map is better on both
+    chosen = baselines.best_setting(baselines.linear_inverse_model, train, validation, lat, grid)
+    assert chosen == {"number": 30, "lag": 6}
+    skill = correlation_by_lead(baselines.linear_inverse_model(train, test, lat, **chosen), targets).mean()
+    assert skill == pytest.approx(0.483, abs=0.001)
 
 
 def test_a_linear_ocean_is_forecast_by_the_linear_models():
@@ -162,9 +123,21 @@ def test_a_linear_ocean_is_forecast_by_the_linear_models():
     persisted = correlation_by_lead(baselines.persisted_index(test), targets)[-1]
     for forecast in (
         baselines.linear_inverse_model(train, test, lat, number=3, lag=1),
-        baselines.seasonal_ridge(train, test, lat, number=3),
+        baselines.seasonal_ridge(train, test, lat, number=3, penalty=10),
     ):
         assert correlation_by_lead(forecast, targets)[-1] > persisted + 0.1
+
+
+def test_a_setting_is_chosen_by_its_error_on_the_validation_record():
+    """The simulated ocean has two modes: with one component less, or a penalty that stifles, forecasts are worse."""
+    train, validation = (
+        baselines.OceanRecord(simulated.sst_events(years, seed)[0], open_sst.nino34, 12, 14)
+        for years, seed in ((150, 1), (60, 2))
+    )
+    lat = simulated.sst_events(3)[0]["geo"]["lat"]
+    grid = {"number": (1, 2), "penalty": (1.0, 1e9)}
+    chosen = baselines.best_setting(baselines.seasonal_ridge, train, validation, lat, grid)
+    assert chosen == {"number": 2, "penalty": 1.0}
 
 
 def test_linear_maps_explain_a_linear_ocean():

@@ -1,6 +1,9 @@
 """Forecasts without a neural network, to measure one against."""
 
-from collections.abc import Callable
+import contextlib
+import io
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -32,6 +35,46 @@ def has_extrapolation() -> bool:
     return find_spec("pysteps") is not None and find_spec("cv2") is not None
 
 
+DRY, NO_RAIN = -10.0, -15.0  # decibels of 0.1 mm/h, and what stands for less
+
+
+def _last(rain: np.ndarray, frames: int) -> np.ndarray:
+    if len(rain) < frames:
+        raise ValueError(f"`rain` must hold {frames} frames or more, got {len(rain)}.")
+    return rain[-frames:]
+
+
+def _decibel(rain: np.ndarray) -> np.ndarray:
+    decibel = 10 * np.log10(np.maximum(rain, 1e-9))
+    return np.where(decibel < DRY, NO_RAIN, decibel)
+
+
+def _rain_rate(decibel: np.ndarray) -> np.ndarray:
+    decibel = np.nan_to_num(decibel, nan=NO_RAIN)
+    return np.where(decibel >= DRY, 10 ** (decibel / 10), 0.0)
+
+
+def _nowcast(
+    method: str, fields: np.ndarray, decibel: np.ndarray, prediction_length: int, **options
+) -> np.ndarray | None:
+    """A nowcast of pysteps along the motion of `decibel`; None where it cannot be run, as on fields almost dry."""
+    with _quiet():
+        from pysteps import motion, nowcasts
+
+        try:
+            velocity = motion.get_method("LK")(decibel)
+            return nowcasts.get_method(method)(fields, velocity, prediction_length, **options)
+        except (ValueError, RuntimeError, IndexError, np.linalg.LinAlgError):
+            return None
+
+
+@contextlib.contextmanager
+def _quiet():
+    """pysteps greets on import, and reports what it does."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
 def extrapolation(rain: np.ndarray, prediction_length: int) -> tuple[np.ndarray, np.ndarray]:
     """The last rain field moved along the motion of the last three (Lucas-Kanade, semi-Lagrangian; pysteps).
 
@@ -42,17 +85,62 @@ def extrapolation(rain: np.ndarray, prediction_length: int) -> tuple[np.ndarray,
     Returns:
         (prediction_length, H, W) rain rate in mm/h, and a mask, true where the rain came from within the frame;
         elsewhere the forecast is 0.
-    """
-    import contextlib
-    import io
 
-    with contextlib.redirect_stdout(io.StringIO()):  # pysteps greets on import
+    Raises:
+        ValueError: too few frames.
+    """
+    with _quiet():
         from pysteps import motion, nowcasts
 
-    motion_field = motion.get_method("LK")(10 * np.log10(np.maximum(rain[-3:], 0.01)))
-    forecast = nowcasts.get_method("extrapolation")(rain[-1], motion_field, prediction_length)
+        motion_field = motion.get_method("LK")(10 * np.log10(np.maximum(_last(rain, 3), 0.01)))
+        forecast = nowcasts.get_method("extrapolation")(rain[-1], motion_field, prediction_length)
     reachable = np.isfinite(forecast)
     return np.where(reachable, forecast, 0.0), reachable
+
+
+def sprog(rain: np.ndarray, prediction_length: int) -> np.ndarray:
+    """The rain field moved along its motion, each scale damped as fast as it lost its memory (S-PROG).
+
+    Seed, "A dynamic and spatial scaling approach to advection forecasting", J. Applied Meteorology 42, 2003, as
+    pysteps has it, with its defaults. Where it cannot be run, as on a field almost without rain, this is
+    [`extrapolation`].
+
+    Args:
+        rain: (T_in, H, W) rain rate in mm/h, missing values as 0; the last three frames are used.
+        prediction_length: frames to forecast.
+
+    Returns:
+        (prediction_length, H, W) rain rate in mm/h; 0 where the rain would come from outside.
+
+    Raises:
+        ValueError: too few frames.
+    """
+    decibel = _decibel(_last(rain, 3))
+    forecast = _nowcast("sprog", decibel, decibel, prediction_length, precip_thr=DRY)
+    return extrapolation(rain, prediction_length)[0] if forecast is None else _rain_rate(forecast)
+
+
+def anvil(rain: np.ndarray, prediction_length: int) -> np.ndarray:
+    """The rain field moved along its motion, growing and decaying as it did in each place and on each scale (ANVIL).
+
+    Pulkkinen et al., "Nowcasting of convective rainfall using volumetric radar observations", IEEE Trans. Geoscience
+    and Remote Sensing 58, 2020, as pysteps has it, with its defaults and rain rates for integrated liquid. Pixels
+    that it leaves undefined, as where nothing changed nearby, and fields on which it cannot be run are those of
+    [`extrapolation`].
+
+    Args:
+        rain: (T_in, H, W) rain rate in mm/h, missing values as 0; the last four frames are used.
+        prediction_length: frames to forecast.
+
+    Returns:
+        (prediction_length, H, W) rain rate in mm/h; 0 where the rain would come from outside.
+
+    Raises:
+        ValueError: too few frames.
+    """
+    forecast = _nowcast("anvil", _last(rain, 4).astype("float64"), _decibel(rain[-3:]), prediction_length)
+    moved = extrapolation(rain, prediction_length)[0]
+    return moved if forecast is None else np.where(np.isfinite(forecast), np.maximum(forecast, 0.0), moved)
 
 
 def steps_ensemble(
@@ -62,7 +150,7 @@ def steps_ensemble(
 
     Bowler, Pierce and Seed, "STEPS: a probabilistic precipitation forecasting scheme", Q. J. R. Meteorol. Soc. 132,
     2006, as pysteps has it, with its defaults. Where it cannot be run, as on a field almost without rain, all members
-    are the extrapolation.
+    are the [`extrapolation`].
 
     Args:
         rain: (T_in, H, W) rain rate in mm/h, missing values as 0; the last three frames are used.
@@ -72,31 +160,25 @@ def steps_ensemble(
 
     Returns:
         (ensemble_size, prediction_length, H, W) rain rate in mm/h; 0 where the rain would come from outside.
+
+    Raises:
+        ValueError: too few frames.
     """
-    import contextlib
-    import io
-
-    with contextlib.redirect_stdout(io.StringIO()):  # pysteps greets on import, and reports
-        from pysteps import motion, nowcasts
-
-        dry, floor = -10.0, -15.0  # dBR of 0.1 mm/h, and what stands for no rain
-        decibel = 10 * np.log10(np.maximum(rain[-3:], 1e-9))
-        decibel[decibel < dry] = floor
-        try:
-            velocity = motion.get_method("LK")(decibel)
-            ensemble = nowcasts.get_method("steps")(
-                decibel,
-                velocity,
-                prediction_length,
-                n_ens_members=ensemble_size,
-                precip_thr=dry,
-                kmperpixel=kilometers,
-                timestep=minutes,
-                seed=seed,
-            )
-        except (ValueError, RuntimeError, IndexError, np.linalg.LinAlgError):
-            return np.repeat(extrapolation(rain, prediction_length)[0][None], ensemble_size, axis=0)
-    return np.where(np.nan_to_num(ensemble, nan=floor) >= dry, 10 ** (ensemble / 10), 0.0)
+    decibel = _decibel(_last(rain, 3))
+    ensemble = _nowcast(
+        "steps",
+        decibel,
+        decibel,
+        prediction_length,
+        n_ens_members=ensemble_size,
+        precip_thr=DRY,
+        kmperpixel=kilometers,
+        timestep=minutes,
+        seed=seed,
+    )
+    if ensemble is None:
+        return np.repeat(extrapolation(rain, prediction_length)[0][None], ensemble_size, axis=0)
+    return _rain_rate(ensemble)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,12 +240,14 @@ class LeadingComponents:
         return (record.values[:, self.nodes] - self.mean) * self.weight @ self.patterns.T
 
 
-def linear_inverse_model(
-    train: OceanRecord, test: OceanRecord, lat: np.ndarray, number: int = 20, lag: int = 3
-) -> np.ndarray:
+def linear_inverse_model(train: OceanRecord, test: OceanRecord, lat: np.ndarray, number: int, lag: int) -> np.ndarray:
     """One linear map of the leading components from month to month, applied lead by lead, (windows, leads).
 
     Penland and Sardeshmukh, "The optimal growth of tropical sea surface temperature anomalies", J. Climate 8, 1995.
+
+    Args:
+        number: of leading components.
+        lag: months over which the map is fitted; its root is the map of one month.
     """
     components = LeadingComponents(train, lat, number)
     past, states = components(train), components(test)[test.last]
@@ -178,12 +262,14 @@ def linear_inverse_model(
     return three_month_means(np.stack(index, axis=1))
 
 
-def seasonal_ridge(
-    train: OceanRecord, test: OceanRecord, lat: np.ndarray, number: int = 12, penalty: float = 10.0
-) -> np.ndarray:
+def seasonal_ridge(train: OceanRecord, test: OceanRecord, lat: np.ndarray, number: int, penalty: float) -> np.ndarray:
     """Ridge regression on the leading components of the last month and their three-month change, (windows, leads).
 
     Each start month has its own regression, in which training windows of near start months weigh more.
+
+    Args:
+        number: of leading components.
+        penalty: on the squared weights.
     """
     components = LeadingComponents(train, lat, number)
 
@@ -199,6 +285,28 @@ def seasonal_ridge(
         weights = np.linalg.solve(weighted @ fitted + penalty * np.eye(fitted.shape[1]), weighted @ targets)
         forecast[test.start_month == month] = used[test.start_month == month] @ weights
     return forecast
+
+
+LINEAR_INVERSE_GRID = {"number": (5, 10, 15, 20, 25, 30), "lag": (1, 2, 3, 4, 6)}
+SEASONAL_RIDGE_GRID = {"number": (8, 12, 16, 20), "penalty": (1, 10, 100, 1000)}
+
+
+def best_setting(
+    forecast: Callable, train: OceanRecord, validation: OceanRecord, lat: np.ndarray, grid: Mapping[str, Sequence]
+) -> dict:
+    """The setting of a grid with the least mean squared error on a validation record, fitted on the training record.
+
+    Args:
+        forecast: [`linear_inverse_model`] or [`seasonal_ridge`].
+        grid: its last arguments by name, each with the values to try: `LINEAR_INVERSE_GRID`, `SEASONAL_RIDGE_GRID`.
+
+    Returns:
+        The last arguments by name.
+    """
+    targets = validation.targets()
+    settings = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    errors = [np.square(forecast(train, validation, lat, **setting) - targets).mean() for setting in settings]
+    return settings[int(np.argmin(errors))]
 
 
 def linear_maps(record: OceanRecord, lat: np.ndarray, number: int = 12, penalty: float = 3000.0) -> np.ndarray:
