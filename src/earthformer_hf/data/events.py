@@ -220,7 +220,9 @@ def _hosted(row: dict[str, Any]) -> dict[str, Any]:
 def place_of(row: dict[str, Any]) -> str:
     """Words for a row: the event's id, and the file and row it refers to."""
     reference = json.loads(row.get("reference") or "{}")
-    words = [f"{name} {value}" for name, value in reference.items() if name != "source" and value is not None]
+    words = [
+        f"{name} {value}" for name, value in reference.items() if name != "source" and isinstance(value, str | int)
+    ]
     return f"event {row['id']!r}{' (' + ', '.join(words) + ')' if words else ''}"
 
 

@@ -81,7 +81,7 @@ class Cutter:
         past = self.context_length
         item = {"past_values": frames[:past], "future_values": frames[past:], "future_observed_mask": mask[past:]}
         if "covariates" in event:
-            covariates = torch.from_numpy(self.frames(event, start, "covariates"))  # (T, H, W, K)
+            covariates = torch.from_numpy(np.array(self.frames(event, start, "covariates")))  # (T, H, W, K)
             item |= {"past_covariates": covariates[:past], "future_covariates": covariates[past:]}
         for name in self.series:
             numbers = torch.from_numpy(np.asarray(event["series"][name], "float32"))
