@@ -8,6 +8,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from tiny import DATA, GOLDENS
 
@@ -18,7 +19,7 @@ from earthformer_hf.data.windows import Windows
 
 
 encode = EarthformerFeatureExtractor(**sevir.Sevir.FACTS.feature_extractor).encode
-HEADER = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing", "llcrnrlat", "proj", "event_type")
+HEADER = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing", "llcrnrlat", "proj")
 GRIDS = {"vil": (128, 25, "uint8"), "ir069": (192, 49, "int16")}  # of SEVIR-LR, and of SEVIR
 
 
@@ -28,7 +29,7 @@ def write_catalogue(folder, rows):
     with open(folder / "CATALOG.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(HEADER)
-        writer.writerows([*row, 33.25, "+proj=laea", ""] for row in rows)
+        writer.writerows([*row, 33.25, "+proj=laea"] for row in rows)
 
 
 def write_raster(path, rows, kind="vil", grid=None, **options):
@@ -121,7 +122,7 @@ def test_splits_rows_and_frames(lr_folder):
         np.testing.assert_array_equal(event["values"], values[name][row].transpose(2, 0, 1))
     event = tables["val"][0]
     assert event["values"].shape == (25, 128, 128) and event["values"].dtype == "uint8"
-    assert event["geo"] == {"llcrnrlat": 33.25, "proj": "+proj=laea"}
+    assert event["geo"] == {"minutes": 10, "llcrnrlat": 33.25, "proj": "+proj=laea"}
     assert str(event["time"][0]) == "2019-03-01T10:00:00" and str(event["time"][12]) == "2019-03-01T12:00:00"
     assert set(np.diff(event["time"])) == {np.timedelta64(10, "m")}
     streamed = load(folder, "train", streaming=True)
@@ -180,6 +181,7 @@ def test_events_that_cannot_be_read_are_named(tmp_path):
         ("g", "", 0, "vil", BEFORE, 0),
         ("h", A, -1, "vil", BEFORE, 0),
         ("i", "vil/short.h5", 0, "vil", BEFORE, 0),
+        ("j", "vil/group.h5", 0, "vil", BEFORE, 0),
     ]
     folder = tmp_path / "lr"
     write_catalogue(folder, rows)
@@ -187,18 +189,21 @@ def test_events_that_cannot_be_read_are_named(tmp_path):
     write_raster(folder / "data" / B, 1, grid=(128, 24, "uint8"))
     write_raster(folder / "data" / K, 1, "ir069")
     (folder / "data/vil/short.h5").write_bytes((folder / "data" / A).read_bytes()[:5000])
+    with h5py.File(folder / "data/vil/group.h5", "w") as file:
+        file.create_group("vil")
     events = load(folder, "train", keep_bad=True).with_format(None)
     problems = dict(zip(events["id"], events["problem"]))
-    assert problems.pop("a") == "" and len(problems) == 8
+    assert problems.pop("a") == "" and len(problems) == 9
     expected = {
         "b": f"{A}, row 6: the file has 6 rows",
         "c": "vil/2018/gone.h5, row 3: does not exist",
-        "d": f"{B}, row 0: needs 'vil' uint8 .N, 128, 128, 25., found uint8 .1, 128, 128, 24.",
-        "e": f"{K}, row 0: needs 'vil' uint8 .N, 128, 128, 25., found .'id', 'ir069'.",
+        "d": f"{B}, row 0: needs 'vil' .N, 128, 128, 25. uint8, found .1, 128, 128, 24. uint8",
+        "e": f"{K}, row 0: needs 'vil' .N, 128, 128, 25. uint8, found .'id', 'ir069'.",
         "f": f"{A}, row nan: the file has 6 rows",
         "g": "^, row 0: ",
         "h": f"{A}, row -1: the file has 6 rows",
         "i": "vil/short.h5, row 0: .*truncated",
+        "j": "vil/group.h5, row 0: needs 'vil' .N, 128, 128, 25. uint8, found .'vil'.",
     }
     assert [name for name, text in expected.items() if not re.search(text, problems[name])] == []
     with pytest.raises(ValueError, match="sevir-lr, event 'b': .*a.h5, row 6"):
@@ -241,6 +246,14 @@ def test_frames_are_those_of_the_file_however_it_is_chunked(tmp_path, chunks):
     for part in (slice(None), slice(3, 11), slice(2, 20, 3), slice(None, None, -2), slice(9, 9), 7, -1):
         np.testing.assert_array_equal(frames[part], stored[part])
     np.testing.assert_array_equal(frames[4:9, 10:20, 5], stored[4:9, 10:20, 5])
+
+
+def test_processes_read_files_that_their_parent_has_open(lr_folder):
+    windows = Windows(load(lr_folder[0], "train"), encode, 7, 6, stride=6)
+    expected = [item["future_values"] for item in windows]
+    loader = torch.utils.data.DataLoader(windows, batch_size=None, num_workers=2)
+    for item, frames in zip(loader, expected, strict=True):
+        assert (item["future_values"] == frames).all()
 
 
 @pytest.mark.parametrize("frames, context, prediction, stride", [(49, 13, 12, 12), (25, 7, 6, 6)])
@@ -312,7 +325,9 @@ def test_flashes_as_events(tmp_path):
     assert first["values"][25, 9, 7] == 3 and first["values"][:].sum() == 3 and first["values"].shape == (49, 48, 48)
     assert first["values"][25:23:-1][0, 9, 7] == 3 and not second["values"][:].any()
     problems = table.with_format(None)["problem"][2:]
-    assert "table 'S3' (n, 5), found (4, 4)" in problems[0] and "table 'S4' (n, 5), found ['S1'" in problems[1]
+    assert (
+        "needs 'S3' (N, 5) numbers, found (4, 4)" in problems[0] and "'S4' (N, 5) numbers, found ['S1'" in problems[1]
+    )
 
 
 # -- SEVIR-LR from SEVIR ----------------------------------------------------------------------------------------------

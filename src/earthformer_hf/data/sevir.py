@@ -42,7 +42,7 @@ SPLIT_RULES: dict[str, dict[str, tuple[str | None, str | None]]] = {
     "mit": _POOL,
 }
 COLUMNS = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing")
-PLACE = ("llcrnrlat", "llcrnrlon", "urcrnrlat", "urcrnrlon", "proj", "event_type")
+PLACE = ("llcrnrlat", "llcrnrlon", "urcrnrlat", "urcrnrlon", "proj")
 OTHER_TYPES = {  # variable and units of the image types beside VIL
     "vis": ("GOES-16 visible reflectance, 0.64 um", "1e-4"),
     "ir069": ("GOES-16 brightness temperature, 6.9 um (water vapour)", "0.01 degrees Celsius"),
@@ -57,7 +57,7 @@ SCALINGS = {
     "lght": {"offset": 0.02990, "scale": 1 / 0.60517},
     "vis": {"offset": 0.0, "scale": 1.0},
 }
-EDGES = np.arange(-7200, 7201, 300)  # seconds from an event's time to each of its 49 frames
+EDGES = np.arange(-7200, 7201, 300)  # seconds from an event's time to the 49 frames of its flashes
 
 
 @dataclass
@@ -151,9 +151,10 @@ class Sevir(EventBuilder):
             events = events.iloc[order].iloc[order]  # the loaders shuffle twice with one seed
         size, dtype = self.IMAGE_TYPES[config.image_type]
         shape = (self.FRAMES, size, size)
-        seconds = np.linspace(EDGES[0], EDGES[-1], self.FRAMES).astype("timedelta64[s]")
+        minutes = 240 // (self.FRAMES - 1)
+        offsets = (np.arange(self.FRAMES) - self.FRAMES // 2) * np.timedelta64(minutes, "m")
         bad_files = check_files({str(root / "data" / name) for name in events.file_name})
-        places = events.reindex(columns=PLACE).to_dict("records")
+        places = events.reindex(columns=PLACE).to_dict("records")  # NaN where the catalogue says nothing
         for event, place in zip(events.itertuples(), places):
             path = str(root / "data" / event.file_name)
             problem = bad_files.get(path) or _problem(path, event, shape, dtype)
@@ -162,8 +163,8 @@ class Sevir(EventBuilder):
                 continue
             yield {
                 "id": event.id,
-                "time": event.time_utc.to_datetime64() + seconds,
-                "geo": {name: value for name, value in place.items() if value == value},  # not NaN
+                "time": event.time_utc.to_datetime64() + offsets,
+                "geo": {"minutes": minutes} | {name: value for name, value in place.items() if value == value},
                 "reference": {
                     "path": path,
                     "image_type": config.image_type,
@@ -204,18 +205,18 @@ def read_catalogue(path: Path) -> Any:
     """CATALOG.csv as a `pandas.DataFrame`.
 
     Raises:
-        ValueError: no such file, a column that is missing, a time or number that is none, or the name of a file that
-            leads out of the folder.
+        ValueError: no such file, or no table; a column that is missing, a time or number that is none, or the name of
+            a file that leads out of the folder.
     """
     import pandas as pd
 
     if not path.is_file():
         raise ValueError(f"`data_dir` must hold the catalogue, {path} does not exist.")
-    table = pd.read_csv(path, dtype={"id": str, "file_name": str, "img_type": str}, low_memory=False)
-    missing = sorted(set(COLUMNS) - set(table.columns))
-    if missing:
-        raise ValueError(f"{path} must have the columns {list(COLUMNS)}, {missing} are missing.")
     try:
+        table = pd.read_csv(path, dtype={"id": str, "file_name": str, "img_type": str}, low_memory=False)
+        missing = sorted(set(COLUMNS) - set(table.columns))
+        if missing:
+            raise ValueError(f"must have the columns {list(COLUMNS)}, {missing} are missing")
         table["time_utc"] = pd.to_datetime(table.time_utc, format="ISO8601")
         for name in ("file_index", "pct_missing"):
             table[name] = pd.to_numeric(table[name])
@@ -275,18 +276,29 @@ def prediff_window_split(
 
 def _problem(path: str, event: Any, shape: tuple[int, int, int], dtype: str) -> str | None:
     """Why an event cannot be read from its file, which is a sound HDF5 file."""
-    if event.img_type == "lght":
-        file = open_hdf5(path)
-        found = file[event.id].shape if event.id in file else sorted(file)[:3]
-        return None if len(found) == 2 and found[1] == 5 else f"needs a table {event.id!r} (n, 5), found {found}"
-    expected = f"needs {event.img_type!r} {dtype} (N, {shape[1]}, {shape[2]}, {shape[0]})"
     try:
-        data = _data(path, event.img_type)
-    except KeyError:
-        return f"{expected}, found {sorted(open_hdf5(path))[:3]}"
-    if data.shape[1:] != (*shape[1:], shape[0]) or data.dtype != dtype:
-        return f"{expected}, found {data.dtype} {data.shape}"
+        if event.img_type == "lght":
+            _member(path, event.id, None, (5,))
+            return None
+        data = _member(path, event.img_type, dtype, (*shape[1:], shape[0]))
+    except ValueError as reason:
+        return str(reason)
     return None if 0 <= event.file_index < len(data) else f"the file has {len(data)} rows"
+
+
+def _member(path: str | Path, name: str, dtype: str | None, shape: tuple[int, ...]) -> Any:
+    """A data set of a file, of N rows of `shape`.
+
+    Raises:
+        ValueError: the file lacks it, or holds another one of this name.
+    """
+    file = open_hdf5(path)
+    data = file.get(name)
+    found = getattr(data, "shape", None)
+    if not found or found[1:] != shape or data.dtype.kind not in "iuf" or dtype not in (None, data.dtype):
+        have = f"{found} {data.dtype}" if found else sorted(file)[:3]
+        raise ValueError(f"needs {name!r} (N, {', '.join(map(str, shape))}) {dtype or 'numbers'}, found {have}")
+    return data
 
 
 def _frames(path: str, image_type: str, row: int, numbers: range) -> np.ndarray:
@@ -357,8 +369,8 @@ def downsample(data_dir: str | Path, output_dir: str | Path) -> None:
         part = path.with_name(path.name + ".part")
         try:
             _downsample_file(source / "data" / name, part)
-        except ValueError as reason:
-            problems.append(str(reason))
+        except (ValueError, OSError) as reason:
+            problems.append(f"{name}: {reason}")
             continue
         os.replace(part, path)
     shutil.copyfile(source / "CATALOG.csv", target / "CATALOG.csv")
@@ -369,11 +381,7 @@ def downsample(data_dir: str | Path, output_dir: str | Path) -> None:
 def _downsample_file(source: Path, target: Path) -> None:
     import h5py
 
-    file = open_hdf5(source)
-    if "vil" not in file or file["vil"].shape[1:] != (384, 384, 49) or file["vil"].dtype != "uint8":
-        found = f"{file['vil'].dtype} {file['vil'].shape}" if "vil" in file else sorted(file)[:3]
-        raise ValueError(f"{source} needs 'vil' uint8 (N, 384, 384, 49), found {found}")
-    data = file["vil"]
+    data = _member(source, "vil", "uint8", (384, 384, 49))
     with h5py.File(target, "w") as output:
         shape = (len(data), 128, 128, 25)
         small = output.create_dataset("vil", shape, "uint8", chunks=(1, *shape[1:]), compression="gzip")
