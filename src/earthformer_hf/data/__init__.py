@@ -7,7 +7,7 @@ An *event* is a stretch of frames that belong together, a dict:
 - `geo`, a dict that says where it lies;
 - `observed` (T, H, W) bool, where the source masks values beside coding them as missing;
 - `covariates` (T, H, W, K) float32, known drivers such as weather, in the model's range;
-- `series`, a dict of names and (T,) numbers that describe whole frames, such as an index or an energy.
+- `series`, a dict of names and numbers (T,) or (T, ...) that describe whole frames, such as an index or an energy.
 
 The last three are there only where a source has them. `values`, `observed` and `covariates` may be arrays, or anything
 that has a shape and reads frames when it is sliced along time: [`~earthformer_hf.data.events.LazyFrames`].

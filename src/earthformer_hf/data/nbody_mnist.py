@@ -56,8 +56,8 @@ class NBodyMnist(EventBuilder):
     """Sequences of a split: `values` (20, 64, 64) float32 in 0..255.
 
     `series`: `energy` (20,), see [`~earthformer_hf.guidance.n_body_energy`], which the motion keeps but for borders
-    and the speed limit; `positions` (20, 3, 2) of the digits' upper left corners (x, y) in raw pixels, between which the
-    forces act, and `velocities` (20, 3, 2) in raw pixels a step.
+    and the speed limit; `positions` (20, 3, 2) of the digits' upper left corners (x, y) in raw pixels, between which
+    the forces act, and `velocities` (20, 3, 2) in raw pixels a step.
     """
 
     NAME = "nbody-mnist"
@@ -123,10 +123,10 @@ def load_digits(path: str) -> tuple[np.ndarray, np.ndarray]:
         ValueError: a missing file, another shape, or values that are not in 0..255.
     """
     digits, _ = read_digits(path)
-    ink = digits > INK
     crops, sizes = np.zeros(digits.shape, "float32"), np.empty((len(digits), 2), "float32")
-    for number, (digit, rows, columns) in enumerate(zip(digits, ink.any(2), ink.any(1))):
-        crop = digit[np.ix_(rows, columns)]
+    for number, digit in enumerate(digits):
+        ink = digit > INK
+        crop = digit[np.ix_(ink.any(1), ink.any(0))]
         crops[number, : crop.shape[0], : crop.shape[1]] = crop
         sizes[number] = crop.shape[::-1]
     return crops, sizes
@@ -227,7 +227,7 @@ def _published(path: str) -> dict[str, np.ndarray]:
         "raw_img_size": RAW_SIZE,
         "raw_seq_len_multiplier": STEPS,
     }
-    stated = (yaml.safe_load(settings.read_text()) if settings.exists() else None) or {}
+    stated: dict[str, Any] = (yaml.safe_load(settings.read_text()) if settings.exists() else None) or {}
     stated = stated.get("dataset", stated)
     for name, value in published.items():
         if stated.get(name, value) != value:
