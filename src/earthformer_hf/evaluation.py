@@ -43,6 +43,8 @@ from .metrics import (
 from .protocols import Protocol
 
 
+logger = logging.get_logger(__name__)
+
 FEWEST_EVENTS = 10  # independent events, below which an interval would mean nothing
 RESAMPLES = 1000
 # Families whose sums are kept per event, for intervals and regions.
@@ -143,36 +145,40 @@ def pipeline_forecaster(pipeline, ensemble_size: int = 8, num_inference_steps: i
     return forecast
 
 
+RAIN_BASELINES = ("extrapolation", "s-prog", "anvil", "steps")
+OCEAN_BASELINES = ("damped persistence", "linear inverse model", "seasonal ridge")
+
+
 def baseline_forecaster(
     name: str, protocol: Protocol, load: Callable[[str], Windows], ensemble_size: int = 8
 ) -> Forecaster:
-    """A forecast without a neural network.
+    """A forecast without a neural network, see `baselines.py`.
 
     Args:
-        name: one that `Protocol.baselines` may hold: "persistence", "dressed persistence"; of rain "extrapolation",
-            "steps"; of an ocean index "damped persistence", "linear inverse model", "seasonal ridge".
+        name: "persistence", "dressed persistence" (an ensemble), or one of `RAIN_BASELINES` or `OCEAN_BASELINES`.
         protocol: whose windows are forecast.
-        load: split -> its windows, for those that are fitted.
+        load: split -> its windows, for what is fitted.
         ensemble_size: of ensembles.
 
     Raises:
-        ValueError: an unknown name.
-        ImportError: it needs a package that is not installed.
+        ValueError: another name.
+        ImportError: it needs pysteps, which is not installed.
     """
-    makers = {"persistence": _persistence, "dressed persistence": _dressed_persistence}
-    makers |= dict.fromkeys(("extrapolation", "steps"), _rain_baseline)
-    makers |= dict.fromkeys(("damped persistence", "linear inverse model", "seasonal ridge"), _ocean_baseline)
-    if name not in makers:
-        raise ValueError(f"`name` must be one of {list(makers)}, got {name!r}.")
-    return makers[name](name, protocol, load, ensemble_size)
+    if name == "persistence":
+        return lambda window: baselines.persistence(window.filled_past, protocol.prediction_length)
+    if name == "dressed persistence":
+        return _dressed_persistence(protocol, load(protocol.training_split), ensemble_size)
+    if name in RAIN_BASELINES:
+        return _rain_forecaster(name, protocol, ensemble_size)
+    if name in OCEAN_BASELINES:
+        return _ocean_forecaster(name, protocol, load)
+    known = ("persistence", "dressed persistence", *RAIN_BASELINES, *OCEAN_BASELINES)
+    raise ValueError(f"`name` must be one of {known}, got {name!r}.")
 
 
-def _persistence(name: str, protocol: Protocol, load: Callable, ensemble_size: int) -> Forecaster:
-    return lambda window: baselines.persistence(window.filled_past, protocol.prediction_length)
-
-
-def _dressed_persistence(name: str, protocol: Protocol, load: Callable, ensemble_size: int) -> Forecaster:
-    training, extractor = load(protocol.training_split), data_extractor(protocol)
+def _dressed_persistence(protocol: Protocol, training: Windows, ensemble_size: int) -> Forecaster:
+    """With errors of training windows that are drawn anew for each window."""
+    extractor = data_extractor(protocol)
 
     def forecast(window: Window) -> np.ndarray:
         random, errors = np.random.default_rng(window.number), []
@@ -185,45 +191,52 @@ def _dressed_persistence(name: str, protocol: Protocol, load: Callable, ensemble
     return forecast
 
 
-def _rain_baseline(name: str, protocol: Protocol, load: Callable, ensemble_size: int) -> Forecaster:
-    """Those of pysteps: of the rain rate, and coded again as the data are."""
+def _rain_forecaster(name: str, protocol: Protocol, ensemble_size: int) -> Forecaster:
+    """Nowcasts of the rain rate, coded to half a dB as the data are."""
     if not baselines.has_extrapolation():
         raise ImportError("pysteps is not installed: pip install 'earthformer-hf[optical-flow]'")
     extractor, future = data_extractor(protocol), protocol.prediction_length
     kilometers = float(extractor.grid_spacing.split()[0])
 
     def forecast(window: Window) -> np.ndarray:
-        rain = extractor.to_physical(window.filled_past)
-        minutes = window.event["geo"]["minutes"] * protocol.frame_stride
-        if name == "steps":
-            rain = baselines.steps_ensemble(rain, future, ensemble_size, minutes, kilometers, seed=window.number)
-            return np.round(extractor.from_physical(rain))
-        rain, reachable = baselines.extrapolation(rain, future)
-        codes = np.round(extractor.from_physical(rain_rate(stored_code(rain))))  # to half a dB
-        return np.ma.masked_array(codes, ~reachable)
+        past, unreached = extractor.to_physical(window.filled_past), np.ma.nomask
+        if name == "extrapolation":
+            rain, reachable = baselines.extrapolation(past, future)
+            unreached = ~reachable
+        elif name == "steps":
+            minutes = window.event["geo"]["minutes"] * protocol.frame_stride
+            rain = baselines.steps_ensemble(past, future, ensemble_size, minutes, kilometers, seed=window.number)
+        else:
+            rain = {"s-prog": baselines.sprog, "anvil": baselines.anvil}[name](past, future)
+        codes = np.round(extractor.from_physical(rain_rate(stored_code(rain))))
+        return codes if unreached is np.ma.nomask else np.ma.masked_array(codes, unreached)
 
     return forecast
 
 
-def _ocean_baseline(name: str, protocol: Protocol, load: Callable, ensemble_size: int) -> Forecaster:
-    """Forecasts of the index from each month of a record, fitted on the training split's."""
+def _ocean_forecaster(name: str, protocol: Protocol, load: Callable[[str], Windows]) -> Forecaster:
+    """Forecasts of the index, fitted on the training record with the setting that is best on the validation record."""
 
     def record(event: dict) -> baselines.OceanRecord:
-        return baselines.OceanRecord(event, nino34, protocol.context_length, protocol.prediction_length)
+        return baselines.OceanRecord(event, nino34, *_lengths(protocol))
 
-    (event,) = load(protocol.training_split).events
-    train, lat = record(event), event["geo"]["lat"]
+    (training,), (validation,) = (load(split).events for split in (protocol.training_split, protocol.validation_split))
+    train, lat = record(training), np.asarray(training["geo"]["lat"])
+    make, setting = baselines.damped_persistence, {}
+    if name != "damped persistence":
+        make, grid = {
+            "linear inverse model": (baselines.linear_inverse_model, baselines.LINEAR_INVERSE_GRID),
+            "seasonal ridge": (baselines.seasonal_ridge, baselines.SEASONAL_RIDGE_GRID),
+        }[name]
+        setting = {"lat": lat, **baselines.best_setting(make, train, record(validation), lat, grid)}
+        logger.info(f"{name}: {setting}")
     forecasts: dict[str, np.ndarray] = {}  # event -> (starts, leads)
 
     def forecast(window: Window) -> np.ndarray:
-        if window.event["id"] not in forecasts:
-            test = record(window.event)
-            forecasts[window.event["id"]] = {
-                "damped persistence": lambda: baselines.damped_persistence(train, test),
-                "linear inverse model": lambda: baselines.linear_inverse_model(train, test, lat),
-                "seasonal ridge": lambda: baselines.seasonal_ridge(train, test, lat),
-            }[name]()
-        return forecasts[window.event["id"]][window.start]
+        event = window.event["id"]
+        if event not in forecasts:
+            forecasts[event] = make(train, record(window.event), **setting)
+        return forecasts[event][window.start]
 
     return forecast
 

@@ -43,6 +43,7 @@ def plot_sequence(
         chances: further rows below, label -> probabilities 0..1 (columns, H, W), with NaN as above.
         units: of the values: rain rates in "mm/h" have their own colours, all else one scale from lowest to highest.
     """
+    from matplotlib import colormaps
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     chances = chances or {}
@@ -52,12 +53,14 @@ def plot_sequence(
         style = {"cmap": colors, "norm": BoundaryNorm(RAIN_LEVELS, len(RAIN_COLORS))}
     else:
         lowest, highest = (float(f(np.stack(list(rows.values())))) for f in (np.nanmin, np.nanmax))
-        span = max(-lowest, highest)  # of both signs: white is 0
-        style = {"cmap": "RdBu_r", "vmin": -span, "vmax": span} if lowest < 0 else {"vmin": 0, "vmax": highest}
+        name, bottom = ("RdBu_r", -max(-lowest, highest)) if lowest < 0 else ("viridis", 0)  # of both signs: white is 0
+        style = {"cmap": colormaps[name].with_extremes(bad="0.8"), "vmin": bottom, "vmax": max(-lowest, highest)}
     chance_style = {"cmap": "Purples", "vmin": 0, "vmax": 100}
     lines = [(label, frames, style) for label, frames in rows.items()]
     lines += [(label, 100 * frames, chance_style) for label, frames in chances.items()]
-    figure = _figure(figsize=(1.9 * len(leads) + 1.2, 1.95 * len(lines) + 0.9), layout="constrained")
+    height, width = next(iter(rows.values())).shape[1:]
+    size = 1.9 * len(leads) + 1.2, max(1.1, 1.95 * height / width) * len(lines) + 0.9
+    figure = _figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(lines), len(leads), squeeze=False)
     for line, (label, frames, style) in zip(axes, lines):
         line[0].set_ylabel(label, fontsize=10)

@@ -126,7 +126,7 @@ RADAR_OPEN = Protocol(
     physical_thresholds=(0.5, 1, 5, 10),
     pools=(4, 16),
     neighbourhoods=(1, 5, 11, 21),
-    baselines=("persistence", "extrapolation"),
+    baselines=("persistence", "extrapolation", "s-prog", "anvil"),
 )
 
 NBODY_MNIST = Protocol(

@@ -61,14 +61,16 @@ def score_file(results: dict[str, Any], protocol: Protocol, **made_by: Any) -> d
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: lists for arrays, null for what is undefined."""
+    """As JSON has it: lists for arrays, null for what is undefined; six significant digits."""
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
 
 
 def write_score_file(document: dict[str, Any], path: Path) -> None:
@@ -176,8 +178,8 @@ def score_text(document: dict[str, Any], protocol: Protocol) -> str:
             lines += _table(rows)
     leads, unit = lead_times(protocol)
     for title, curves in curves_by_lead(document, protocol).items():
-        names = [f"{lead:g} {unit}" for lead in leads]
-        lines += ["", f"{title}, by lead time"]
+        names = [f"{lead:g}" for lead in leads]
+        lines += ["", f"{title}, by lead time in {unit}"]
         lines += _table({system: dict(zip(names, values.tolist())) for system, values in curves.items()})
     return "\n".join(lines)
 
@@ -279,12 +281,13 @@ def _plot_cases(cases: dict[str, int], forecasters, windows: Windows, protocol: 
         forecast = forecast.mean(0) if forecast.ndim > window.future.ndim else forecast
         for label, frames in (("observed", window.future), (system, forecast)):
             frames = np.where(window.observed, frames, np.nan)[columns]
-            frames = frames if frames.ndim == 3 else frames[..., -1]
-            if extractor.physical_table is not None:
-                frames = extractor.to_physical(frames)
-            rows[f"{case}: {label}"] = frames
+            frames = frames if frames.ndim == 3 else frames[..., -1]  # one channel: the last
+            lat = window.event.get("geo", {}).get("lat")
+            if lat is not None and lat[0] < lat[-1]:
+                frames = frames[:, ::-1]  # north is up
+            rows[f"{case}:\n{label}"] = extractor.to_physical(frames) if extractor.physical_table else frames
     names = [f"+{leads[column]:g} {unit}" for column in columns]
-    units = extractor.physical_units or ""
+    units = extractor.physical_units or builder_of(protocol.dataset).FACTS.units
     return plotting.plot_sequence(rows, names, f"{title}: windows of lowest, median and highest error", units=units)
 
 
