@@ -6,19 +6,25 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
+import torch
+import xarray as xr
 from scipy.stats import binom
+from test_source_sevir import TRAPS, write_catalogue, write_raster
 from tiny import ROOT, tiny_model, tiny_pipeline
 
 from earthformer_hf import EarthformerFeatureExtractor, reports
-from earthformer_hf.data import Windows, simulated
+from earthformer_hf.benchmark_metrics import earthnet_parts
+from earthformer_hf.data import Windows, icar_enso, simulated
 from earthformer_hf.evaluation import (
     baseline_forecaster,
     data_extractor,
     evaluate,
     model_forecaster,
     pipeline_forecaster,
+    protocol_windows,
     window_at,
 )
 from earthformer_hf.protocols import PROTOCOLS, Protocol
@@ -243,9 +249,10 @@ def test_score_files_of_other_protocols_are_refused(tmp_path):
         paths.append(tmp_path / name)
     document = json.loads(paths[0].read_text())
     assert document["protocol_hash"] == protocol.hash and document["protocol"]["name"] == protocol.name
-    assert document["scores"]["persistence"]["contingency"]["hits"] == json.loads(paths[1].read_text())["scores"][
-        "persistence"
-    ]["contingency"]["hits"]
+    assert (
+        document["scores"]["persistence"]["contingency"]["hits"]
+        == json.loads(paths[1].read_text())["scores"]["persistence"]["contingency"]["hits"]
+    )
     text = reports.compare(paths[:2])
     assert f"{document['scores']['persistence']['summary']['csi_m']:.4g}" in text
     with pytest.raises(ValueError, match="differ in average, name, published, source"):
@@ -286,6 +293,109 @@ def test_figures_show_the_scores():
     shown = figures["cases"].axes[0].images[0].get_array()
     np.testing.assert_array_equal(shown, taken[order[0]].future[0])
 
+
+# -- the data sets of the published protocols, from files of their layout ----------------------------------------------
+
+
+@pytest.fixture
+def from_files(tmp_path, monkeypatch):
+    """Scores of persistence under a protocol, and the windows, of files in `tmp_path / "data"`."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def score(name, **options):
+        protocol = PROTOCOLS[name]
+        protocol = replace(protocol, options=options) if options else protocol
+        windows = protocol_windows(protocol, tmp_path / "data")
+        return evaluate({"persistence": persistence(protocol)}, windows, protocol)["scores"]["persistence"], windows
+
+    return score
+
+
+def test_sevir_lr_from_files(tmp_path, from_files):
+    write_catalogue(tmp_path / "data", TRAPS)
+    for name in ("vil/2018/a.h5", "vil/2019/b.h5"):
+        write_raster(tmp_path / "data/data" / name, 6)
+    scores, windows = from_files("sevir-lr-prediff")
+    assert len(windows) == 9 and {event["id"] for event in windows.events} == {"R14", "S1000", "S900"}
+    pairs = [windows.raw(number) for number in range(9)]
+    error = np.mean([np.square((pair[6].astype(float) - pair[7:]) / 255) for pair in pairs])
+    assert scores["summary"]["mse"] == pytest.approx(error)
+    assert scores["contingency"]["hits"].shape == (6, 6) and "csi_m_pool16" in scores["summary"]
+
+
+@pytest.mark.parametrize("name", ["nbody-mnist-drawn", "moving-mnist-drawn"])
+def test_mnist_from_files(tmp_path, from_files, name):
+    (tmp_path / "data").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28)).astype("uint8")
+    np.savez(tmp_path / "data/digits.npz", images=images, split=np.repeat(["train", "val", "test"], [10, 5, 5]))
+    scores, windows = from_files(name, digits="digits.npz", sizes=(3, 3, 3))
+    frames = [windows.raw(number) / 255.0 for number in range(len(windows))]
+    differences = np.stack([frame[9] - frame[10:] for frame in frames])  # (N, T, H, W)
+    assert len(windows) == 3
+    assert scores["summary"]["mse"] == pytest.approx(np.square(differences).sum((2, 3)).mean())
+    assert scores["summary"]["mae"] == pytest.approx(np.abs(differences).sum((2, 3)).mean())
+    assert 0 < scores["summary"]["ssim"] < 1
+
+
+def test_icar_enso_from_files(tmp_path, from_files, monkeypatch):
+    monkeypatch.setattr(icar_enso, "ARCHIVES", (("CMIP6", 1, 3), ("CMIP5", 2, 3)))
+    (tmp_path / "data").mkdir()
+    random = np.random.default_rng(0)
+    labels = random.normal(size=(9, 36)).astype("float32")
+    maps = random.normal(size=(9, 36, 24, 48)).astype("float32")
+    places = {"lat": np.arange(-55.0, 65, 5), "lon": np.arange(95.0, 335, 5)}
+    xr.Dataset({"sst": (("year", "month", "lat", "lon"), maps)}, places).to_netcdf(tmp_path / "data/CMIP_train.nc")
+    xr.Dataset({"nino": (("year", "month"), labels)}).to_netcdf(tmp_path / "data/CMIP_label.nc")
+    scores, windows = from_files("icar-enso")
+    event = windows.events[0]
+    index = event["values"][:][:, 10:13, 19:30].mean((1, 2))
+    starts = range(len(index) - 25)
+    targets = np.stack([event["series"]["nino34"][start + 12 : start + 24] for start in starts])
+    said = np.array([index[start + 11] for start in starts])
+    expected = [np.corrcoef(said, targets[:, lead])[0, 1] for lead in range(12)]
+    assert scores["summary"]["c_nino34_m"] == pytest.approx(np.mean(expected), rel=1e-5)
+    np.testing.assert_allclose(
+        scores["nino34"]["rmse_by_lead"], np.sqrt(np.square(said[:, None] - targets).mean(0)), 1e-5
+    )
+
+
+def test_earthnet_from_files(tmp_path, from_files):
+    name, random = "29SND_2018-09-01_2019-01-30_441_569_2745_2873_6_86_42_122", np.random.default_rng(0)
+    weather = {"highresstatic": (128, 128, 1), "mesodynamic": (80, 80, 5, 150), "mesostatic": (80, 80, 1)}
+    folder = tmp_path / "data/iid_test_split"
+    for part, frames in (("context", 10), ("target", 20)):
+        cube = random.uniform(0.2, 0.4, (128, 128, 5, frames)).astype("float16")
+        cube[:, :, 4] = random.uniform(size=(128, 128, frames)) < 0.2  # clouds
+        (folder / part).mkdir(parents=True)
+        arrays = {key: np.zeros(shape, "float16") for key, shape in weather.items()} if part == "context" else {}
+        np.savez(folder / part / f"{part}_{name}.npz", highresdynamic=cube, **arrays)
+    scores, windows = from_files("earthnet2021")
+    event = windows.events[0]
+    values, clear = event["values"][:], event["observed"][10:]
+    last = np.repeat(values[9:10], 20, axis=0)
+    expected = earthnet_parts(last, values[10:], clear)
+    for part, value in expected.items():
+        assert scores["earthnet"][part] == pytest.approx(value), part
+    assert scores["summary"]["earthnet_score"] == pytest.approx(4 / sum(1 / value for value in expected.values()))
+    assert scores["errors"]["pixels"].sum() == 4 * clear.sum()
+    assert scores["summary"]["mse"] == pytest.approx(np.square(last - values[10:])[clear].mean(dtype="float64"), 1e-5)
+
+
+def test_a_model_is_given_the_covariates():
+    model = tiny_model(num_covariates=2)
+    event = codes(1, length=7, size=28)[0]
+    event["values"] = event["values"][:, :20]
+    event["covariates"] = np.random.default_rng(0).normal(size=(7, 20, 28, 2)).astype("float32")
+    protocol = replace(PROTOCOLS["sevir-earthformer"], context_length=3, prediction_length=4)
+    window = window_at(cut([event], protocol), 0, data_extractor(protocol))
+    extractor = EarthformerFeatureExtractor(scale=1 / 255)
+    past, future = (torch.from_numpy(event["covariates"][None, part]) for part in (slice(0, 3), slice(3, 7)))
+    inputs = extractor(event["values"][:3]) | {"past_covariates": past, "future_covariates": future}
+    expected = extractor.decode(model(**inputs).predictions[0, ..., 0])
+    np.testing.assert_allclose(model_forecaster(model, extractor)(window), expected, rtol=1e-4, atol=0.01)
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
 import pickle, sys

@@ -27,7 +27,9 @@ def test_the_hash_is_of_every_field(field):
     value = getattr(protocol, field)
     changed = OTHER.get(field, (*value, 99) if isinstance(value, tuple) else None)
     if changed is None:
-        changed = f"{value}?" if isinstance(value, str) or value is None else not value if value is False else value + 1
+        changed = (
+            f"{value}?" if isinstance(value, str) or value is None else not value if value is False else value + 1
+        )
     assert replace(protocol, **{field: changed}).hash != protocol.hash
     assert replace(protocol, **{field: value}).hash == protocol.hash
 

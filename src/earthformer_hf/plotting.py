@@ -53,7 +53,9 @@ def plot_sequence(
         style = {"cmap": colors, "norm": BoundaryNorm(RAIN_LEVELS, len(RAIN_COLORS))}
     else:
         lowest, highest = (float(f(np.stack(list(rows.values())))) for f in (np.nanmin, np.nanmax))
-        name, bottom = ("RdBu_r", -max(-lowest, highest)) if lowest < 0 else ("viridis", 0)  # of both signs: white is 0
+        name, bottom = (
+            ("RdBu_r", -max(-lowest, highest)) if lowest < 0 else ("viridis", 0)
+        )  # of both signs: white is 0
         style = {"cmap": colormaps[name].with_extremes(bad="0.8"), "vmin": bottom, "vmax": max(-lowest, highest)}
     chance_style = {"cmap": "Purples", "vmin": 0, "vmax": 100}
     lines = [(label, frames, style) for label, frames in rows.items()]

@@ -151,8 +151,8 @@ def score_text(document: dict[str, Any], protocol: Protocol) -> str:
     """The scores of a score file as text, with the counts."""
     systems = document["scores"]
     lines = [
-        f"protocol {protocol.name}: {document['windows']:,} windows, independent events: "
-        f"{document['independent_events']:,}; {protocol.average}; missing: {protocol.missing}"
+        f"{protocol.name}: {document['windows']:,} windows, independent events: {document['independent_events']:,}; "
+        f"averages {protocol.average}; {protocol.missing}"
     ]
     rows = {system: dict(scores["summary"]) for system, scores in systems.items()}
     for system, scores in systems.items():
@@ -181,6 +181,8 @@ def score_text(document: dict[str, Any], protocol: Protocol) -> str:
         names = [f"{lead:g}" for lead in leads]
         lines += ["", f"{title}, by lead time in {unit}"]
         lines += _table({system: dict(zip(names, values.tolist())) for system, values in curves.items()})
+    if any("undefined" in line for line in lines):
+        lines += ["", "undefined: nothing of the kind was observed or forecast"]
     return "\n".join(lines)
 
 
@@ -232,7 +234,7 @@ def figures(
     """File name -> figure, of the scores that the document holds, and of the first system's cases."""
     systems = {name: scores for name, scores in document["scores"].items() if "reachable" not in name}
     leads, unit = lead_times(protocol)
-    title = f"protocol {protocol.name}, {document['windows']:,} windows"
+    title = f"{protocol.name}, {document['windows']:,} windows"
     drawn = {"scores_by_lead": plotting.plot_by_lead(curves_by_lead(document, protocol), leads, unit, title)}
 
     spectra = {name: scores["spectrum"] for name, scores in systems.items() if "spectrum" in scores}
