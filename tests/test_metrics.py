@@ -120,7 +120,7 @@ def test_without_observations_scores_are_undefined(name):
     metric.update(predictions, targets, np.zeros_like(observed))
     for key, value in metric.compute().items():
         value = np.asarray(value)
-        if key in ("thresholds", "probability", "windows", "wavenumber"):
+        if key in ("thresholds", "probability", "widths", "windows", "wavenumber"):
             continue
         assert (value == 0).all() if value.dtype.kind == "i" else np.isnan(value).all(), key
 
@@ -162,6 +162,8 @@ def test_counts_by_hand():
     assert result["csi_by_lead"][0].tolist() == [1 / 3, 0] and np.isnan(result["csi_by_lead"][1]).all()
     with pytest.raises(ValueError, match="ascending"):
         ContingencyScores([10, 10], 2)
+    with pytest.raises(ValueError, match="pool"):
+        ContingencyScores([10], 2, pool=0)
 
 
 def test_pooling_by_a_loop():

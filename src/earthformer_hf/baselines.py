@@ -70,8 +70,8 @@ def _nowcast(
 
 @contextlib.contextmanager
 def _quiet():
-    """pysteps greets on import, and reports what it does."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    """pysteps greets on import, reports what it does, and divides by 0 where nothing changes."""
+    with contextlib.redirect_stdout(io.StringIO()), np.errstate(divide="ignore", invalid="ignore"):
         yield
 
 

@@ -166,6 +166,8 @@ class ContingencyScores(ForecastMetric):
 
     def __init__(self, thresholds: Sequence[float], prediction_length: int, pool: int = 1):
         super().__init__(prediction_length)
+        if pool < 1:
+            raise ValueError(f"`pool` must be at least 1, got {pool}.")
         self.thresholds, self.pool = ascending(thresholds), pool
         classes = len(self.thresholds) + 1
         # Pixels by lead time, thresholds that the observation reaches, and thresholds that the forecast reaches.
@@ -281,12 +283,12 @@ class StructuralSimilarity(ForecastMetric):
         return {"ssim": ratio(total.sum(), pixels.sum()), "ssim_by_lead": ratio(total, pixels), "pixels": pixels}
 
 
-def window_counts(events: Tensor, window: int) -> Tensor:
-    """Events (..., H, W) in the `window` x `window` pixels around each pixel; outside there are none."""
-    half = window // 2
+def window_counts(events: Tensor, width: int) -> Tensor:
+    """Events (..., H, W) in the `width` x `width` pixels around each pixel; outside there are none."""
+    half = width // 2
     total = F.pad(events.int(), (half + 1, half, half + 1, half)).cumsum(-2).cumsum(-1)  # up to and with each pixel
-    rows = total[..., window:, :] - total[..., :-window, :]
-    return rows[..., window:] - rows[..., :-window]
+    rows = total[..., width:, :] - total[..., :-width, :]
+    return rows[..., width:] - rows[..., :-width]
 
 
 class FractionsSkillScore(ForecastMetric):
@@ -298,14 +300,14 @@ class FractionsSkillScore(ForecastMetric):
 
     Args:
         thresholds: ascending; an event is a value of at least the threshold.
-        windows: odd widths of the neighbourhoods in pixels.
+        widths: of the neighbourhoods, odd numbers of pixels.
         prediction_length: T.
 
-    `compute` returns `thresholds`, `windows`, `fss` (thresholds, windows), `fss_by_lead` (thresholds, windows, T), and
+    `compute` returns `thresholds`, `widths`, `fss` (thresholds, widths), `fss_by_lead` (thresholds, widths, T), and
     the counts `forecast_events`, `observed_events` (thresholds, T) and `pixels` (T,).
 
     Raises:
-        ValueError: a window that is not odd.
+        ValueError: a width that is not odd.
     """
 
     difference: Tensor
@@ -314,12 +316,12 @@ class FractionsSkillScore(ForecastMetric):
     observed_events: Tensor
     pixels: Tensor
 
-    def __init__(self, thresholds: Sequence[float], windows: Sequence[int], prediction_length: int):
+    def __init__(self, thresholds: Sequence[float], widths: Sequence[int], prediction_length: int):
         super().__init__(prediction_length)
-        self.thresholds, self.windows = ascending(thresholds), list(windows)
-        if not self.windows or any(window < 1 or window % 2 == 0 for window in self.windows):
-            raise ValueError(f"`windows` must be odd numbers of pixels, got {self.windows}.")
-        shape = (len(self.thresholds), len(self.windows), prediction_length)
+        self.thresholds, self.widths = ascending(thresholds), list(widths)
+        if not self.widths or any(width < 1 or width % 2 == 0 for width in self.widths):
+            raise ValueError(f"`widths` must be odd numbers of pixels, got {self.widths}.")
+        shape = (len(self.thresholds), len(self.widths), prediction_length)
         self.add_sums(torch.float64, difference=shape, reference=shape)
         self.add_sums(torch.int64, forecast_events=shape[::2], observed_events=shape[::2], pixels=shape[2:])
 
@@ -331,8 +333,8 @@ class FractionsSkillScore(ForecastMetric):
             said, happened = (predictions >= threshold) & observed, (targets >= threshold) & observed
             self.forecast_events[i] += said.sum((0, 2, 3))
             self.observed_events[i] += happened.sum((0, 2, 3))
-            for j, window in enumerate(self.windows):
-                f, o = (window_counts(events, window).double() / window**2 for events in (said, happened))
+            for j, width in enumerate(self.widths):
+                f, o = (window_counts(events, width).double() / width**2 for events in (said, happened))
                 self.difference[i, j] += (f - o).square().sum((0, 2, 3))
                 self.reference[i, j] += (f.square() + o.square()).sum((0, 2, 3))
 
@@ -340,7 +342,7 @@ class FractionsSkillScore(ForecastMetric):
         difference, reference = self.difference.cpu().numpy(), self.reference.cpu().numpy()
         return {
             "thresholds": np.array(self.thresholds),
-            "windows": np.array(self.windows),
+            "widths": np.array(self.widths),
             "fss": 1 - ratio(difference.sum(2), reference.sum(2)),
             "fss_by_lead": 1 - ratio(difference, reference),
             "forecast_events": self.forecast_events.cpu().numpy(),
@@ -557,7 +559,8 @@ class RankHistogram(ForecastMetric):
     def _draw(self, window: Tensor) -> Tensor:
         """Uniform in [0, 1), the window's shape (T, H, W)."""
         seed = zlib.crc32(window.cpu().numpy().tobytes(), self.seed)
-        return torch.rand(window.shape, generator=torch.Generator().manual_seed(seed)).to(window.device)
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(window.shape, generator=generator, dtype=torch.float64).to(window.device)
 
     def compute(self) -> dict[str, np.ndarray]:
         counts = {"ranks": self.ranks.cpu().numpy()}
