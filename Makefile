@@ -34,6 +34,7 @@ style: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/prediff.py
+	$(BIN)/python benchmarks/data.py
 
 # Installed once; again only when the requirements change. torch goes first: see constraints.txt.
 $(STAMP): pyproject.toml constraints.txt

@@ -181,16 +181,45 @@ def feature_extractor():
 
 
 def dataset():
-    from datasets import Dataset, load_dataset
+    from datasets import load_dataset
+    from test_hosted import FACTS, encode, event, same_events, table_of
+    from typer.testing import CliRunner
 
-    values = np.arange(4 * 3 * 5 * 6, dtype="uint8").reshape(4, 3, 5, 6)
-    rows = [{"id": f"event-{k}", "values": values[k].tobytes(), "shape": [3, 5, 6]} for k in range(4)]
-    Dataset.from_list(rows).push_to_hub("someone/events")
-    streamed = list(load_dataset("someone/events", split="train", streaming=True))
-    assert [row["id"] for row in streamed] == [row["id"] for row in rows]
-    for k, row in enumerate(streamed):
-        np.testing.assert_array_equal(np.frombuffer(row["values"], "uint8").reshape(row["shape"]), values[k])
-    assert load_dataset("someone/events", split="train")[2]["values"] == rows[2]["values"]
+    from earthformer_hf import windows
+    from earthformer_hf.cli import app
+    from earthformer_hf.data.events import as_event
+    from earthformer_hf.data.hosted import prepare, push
+
+    events = [event(number, extras=True) for number in range(6)]
+    tables = {"train": table_of(events[:4]), "test": table_of(events[4:])}
+    prepare(tables, WORK / "events", FACTS, max_shard_size=1)
+    push(WORK / "events", "someone/events")
+    assert len(HfApi().list_repo_files("someone/events", repo_type="dataset")) == 6 + 3  # shards; two texts, git's one
+    streamed = load_dataset("someone/events", split="train", streaming=True)
+    same_events([as_event(row) for row in streamed], events[:4])
+    for found, expected in zip(windows(streamed, encode, 3, 2), windows(events[:4], encode, 3, 2), strict=True):
+        assert all(torch.equal(torch.as_tensor(found[name]), expected[name]) for name in expected)
+    same_events([as_event(row) for row in load_dataset("someone/events", split="test")], events[4:])
+
+    # other shards replace those of before
+    prepare(tables, WORK / "larger", FACTS)
+    result = CliRunner().invoke(app, ["data", "push", str(WORK / "larger"), "someone/events"])
+    assert result.exit_code == 0, result.output
+    files = HfApi().list_repo_files("someone/events", repo_type="dataset")
+    assert sorted(name for name in files if "parquet" in name) == [
+        "data/test-00000-of-00001.parquet",
+        "data/train-00000-of-00001.parquet",
+    ]
+    assert [row["id"] for row in load_dataset("someone/events", split="train", streaming=True)] == [
+        made["id"] for made in events[:4]
+    ]
+    result = CliRunner().invoke(app, ["data", "info", "someone/events"])
+    assert result.exit_code == 0 and "| train | 4 | 36 |" in result.output, result.output
+    picture = WORK / "events.png"
+    result = CliRunner().invoke(app, ["data", "preview", "someone/events", str(picture), "--split", "test"])
+    assert result.exit_code == 0 and picture.read_bytes().startswith(b"\x89PNG"), result.output
+    result = CliRunner().invoke(app, ["data", "info", "someone/nothing"])
+    assert result.exit_code == 1 and "someone/nothing" in result.output, result.output
 
 
 def interrupted_upload():

@@ -294,7 +294,7 @@ def test_figures_show_the_scores():
     np.testing.assert_array_equal(shown, taken[order[0]].future[0])
 
 
-# -- the data sets of the published protocols, from files of their layout ----------------------------------------------
+# -- the data sets of the published protocols, from files of their layout ---------------------------------------------
 
 
 @pytest.fixture

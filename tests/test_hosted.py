@@ -15,6 +15,7 @@ import pytest
 import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from earthformer_hf import EarthformerFeatureExtractor, windows
 from earthformer_hf.data.events import ARRAYS, HOSTED_FEATURES, Facts, as_event, compressed, decompressed
@@ -234,12 +235,11 @@ def test_a_stream_goes_on_in_the_middle_of_an_event(tmp_path):
 
 
 def test_a_loader_with_workers_goes_on(tmp_path):
-    torchdata = pytest.importorskip("torchdata.stateful_dataloader")
     hosted(tmp_path, 8, 4)
 
     def loader():
         items = windows(stream(tmp_path), encode, 3, 2, stride=2)
-        return torchdata.StatefulDataLoader(items, batch_size=None, num_workers=2)
+        return StatefulDataLoader(items, batch_size=None, num_workers=2)
 
     whole = numbers_of(loader())
     first = loader()

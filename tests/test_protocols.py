@@ -10,28 +10,31 @@ from earthformer_hf.evaluation import baseline_forecaster
 from earthformer_hf.protocols import PROTOCOLS, Protocol
 
 
-OTHER = {
+CHANGES = {
     "options": {"sources": ["fmi"]},
     "scores": ("errors",),
-    "baselines": (),
     "average": "per lead",
     "ensemble": "each",
     "max_windows": 7,
+    "index_series": "nino34",
     "wet_threshold": 7.5,
 }
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(Protocol)])
-def test_the_hash_is_of_every_field(field):
+@pytest.mark.parametrize("name", [field.name for field in fields(Protocol)])
+def test_the_hash_is_of_every_field(name):
     protocol = PROTOCOLS["radar-open"]
-    value = getattr(protocol, field)
-    changed = OTHER.get(field, (*value, 99) if isinstance(value, tuple) else None)
-    if changed is None:
-        changed = (
-            f"{value}?" if isinstance(value, str) or value is None else not value if value is False else value + 1
-        )
-    assert replace(protocol, **{field: changed}).hash != protocol.hash
-    assert replace(protocol, **{field: value}).hash == protocol.hash
+    value = getattr(protocol, name)
+    if isinstance(value, str):
+        other = f"{value}, changed"
+    elif isinstance(value, tuple):
+        other = (*value, "changed")
+    elif isinstance(value, bool):
+        other = not value
+    else:
+        other = 1 + (value if isinstance(value, int | float) else 0)
+    assert replace(protocol, **{name: CHANGES.get(name, other)}).hash != protocol.hash
+    assert replace(protocol, **{name: value}).hash == protocol.hash
 
 
 def test_protocols_are_data():

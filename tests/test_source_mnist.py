@@ -129,6 +129,12 @@ def test_a_sequence_depends_on_seed_split_and_number_alone(folder, tmp_path):
     starts = [event["series"]["positions"][0].tobytes() for event in more + nbody(folder, tmp_path, "val")]
     starts.append(nbody(folder, tmp_path, "train", seed=1)[0]["series"]["positions"][0].tobytes())
     assert len(set(starts)) == 305  # all differ
+    nbody_mnist._moved.cache_clear()
+    np.testing.assert_array_equal(nbody(folder, tmp_path, "train", sizes=(5, 0, 0))[4]["values"][:], few[4]["values"])
+
+
+@pytest.mark.slow
+def test_another_process_draws_the_same(folder, tmp_path):
     code = (
         "from earthformer_hf.data.nbody_mnist import NBodyMnist as N; import hashlib, sys\n"
         "r = {'digits': sys.argv[1], 'seed': 0, 'split': 'train', 'parameters': None, 'index': 4}\n"
@@ -137,7 +143,8 @@ def test_a_sequence_depends_on_seed_split_and_number_alone(folder, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", code, str(folder / "digits.npz")]
     other = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert other == hashlib.sha256(few[4]["values"][:].tobytes()).hexdigest()
+    ours = nbody(folder, tmp_path, "train")[4]["values"][:]
+    assert other == hashlib.sha256(ours.tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize("digits", ["mnist.npz", "digits.npy"])
@@ -163,8 +170,6 @@ def published(folder, number=5, settings="", **changes):
     folder.mkdir(exist_ok=True)
     np.savez(folder / "nbody_test.npz", **drawn)
     (folder / "nbody_dataset_cfg.yaml").write_text(settings or "nbody_G: 0.05\nnbody_acc_mode: r0\n")
-    nbody_mnist._published.cache_clear()
-    nbody_mnist._moved.cache_clear()
     return drawn
 
 
@@ -291,7 +296,7 @@ def bounced(place, step, steps):
 
 
 def test_splits_share_no_digit_where_the_file_tells_them_apart(folder):
-    parts = {split: moving_mnist._digits(str(folder / "digits.npz"), split) for split in ("train", "val", "test")}
+    parts = {split: moving_mnist._digits(str(folder / "digits.npz"), split, 0) for split in ("train", "val", "test")}
     assert [len(part) for part in parts.values()] == [30, 10, 10]
     np.testing.assert_array_equal(np.concatenate(list(parts.values())), np.load(folder / "digits.npy"))
 

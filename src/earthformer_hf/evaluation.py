@@ -10,10 +10,10 @@ sums that a score is made of are kept per event, added up over processes, and di
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,8 +42,6 @@ from .metrics import (
 )
 from .protocols import Protocol
 
-
-logger = logging.get_logger(__name__)
 
 FEWEST_EVENTS = 10  # independent events, below which an interval would mean nothing
 RESAMPLES = 1000
@@ -146,7 +144,6 @@ def pipeline_forecaster(pipeline, ensemble_size: int = 8, num_inference_steps: i
 
 
 RAIN_BASELINES = ("extrapolation", "s-prog", "anvil", "steps")
-OCEAN_BASELINES = ("damped persistence", "linear inverse model", "seasonal ridge")
 
 
 def baseline_forecaster(
@@ -155,7 +152,8 @@ def baseline_forecaster(
     """A forecast without a neural network, see `baselines.py`.
 
     Args:
-        name: "persistence", "dressed persistence" (an ensemble), or one of `RAIN_BASELINES` or `OCEAN_BASELINES`.
+        name: "persistence", "dressed persistence" (an ensemble), or one of `RAIN_BASELINES` or
+            `OceanForecaster.MODELS`.
         protocol: whose windows are forecast.
         load: split -> its windows, for what is fitted.
         ensemble_size: of ensembles.
@@ -170,9 +168,9 @@ def baseline_forecaster(
         return _dressed_persistence(protocol, load(protocol.training_split), ensemble_size)
     if name in RAIN_BASELINES:
         return _rain_forecaster(name, protocol, ensemble_size)
-    if name in OCEAN_BASELINES:
-        return _ocean_forecaster(name, protocol, load)
-    known = ("persistence", "dressed persistence", *RAIN_BASELINES, *OCEAN_BASELINES)
+    if name in OceanForecaster.MODELS:
+        return OceanForecaster(name, protocol, load)
+    known = ("persistence", "dressed persistence", *RAIN_BASELINES, *OceanForecaster.MODELS)
     raise ValueError(f"`name` must be one of {known}, got {name!r}.")
 
 
@@ -199,46 +197,53 @@ def _rain_forecaster(name: str, protocol: Protocol, ensemble_size: int) -> Forec
     kilometers = float(extractor.grid_spacing.split()[0])
 
     def forecast(window: Window) -> np.ndarray:
-        past, unreached = extractor.to_physical(window.filled_past), np.ma.nomask
+        past, reachable = extractor.to_physical(window.filled_past), None
         if name == "extrapolation":
             rain, reachable = baselines.extrapolation(past, future)
-            unreached = ~reachable
         elif name == "steps":
             minutes = window.event["geo"]["minutes"] * protocol.frame_stride
             rain = baselines.steps_ensemble(past, future, ensemble_size, minutes, kilometers, seed=window.number)
         else:
             rain = {"s-prog": baselines.sprog, "anvil": baselines.anvil}[name](past, future)
         codes = np.round(extractor.from_physical(rain_rate(stored_code(rain))))
-        return codes if unreached is np.ma.nomask else np.ma.masked_array(codes, unreached)
+        return codes if reachable is None else np.ma.masked_array(codes, ~reachable)
 
     return forecast
 
 
-def _ocean_forecaster(name: str, protocol: Protocol, load: Callable[[str], Windows]) -> Forecaster:
-    """Forecasts of the index, fitted on the training record with the setting that is best on the validation record."""
+class OceanForecaster:
+    """Forecasts of the index: fitted on the training record, with the setting that is best on the validation record.
 
-    def record(event: dict) -> baselines.OceanRecord:
-        return baselines.OceanRecord(event, nino34, *_lengths(protocol))
+    Args:
+        name, protocol, load: as for [`baseline_forecaster`]; both splits must hold a single record.
+    """
 
-    (training,), (validation,) = (load(split).events for split in (protocol.training_split, protocol.validation_split))
-    train, lat = record(training), np.asarray(training["geo"]["lat"])
-    make, setting = baselines.damped_persistence, {}
-    if name != "damped persistence":
-        make, grid = {
-            "linear inverse model": (baselines.linear_inverse_model, baselines.LINEAR_INVERSE_GRID),
-            "seasonal ridge": (baselines.seasonal_ridge, baselines.SEASONAL_RIDGE_GRID),
-        }[name]
-        setting = {"lat": lat, **baselines.best_setting(make, train, record(validation), lat, grid)}
-        logger.info(f"{name}: {setting}")
-    forecasts: dict[str, np.ndarray] = {}  # event -> (starts, leads)
+    MODELS: ClassVar[dict[str, tuple[Callable, Mapping[str, Sequence]]]] = {
+        "damped persistence": (baselines.damped_persistence, {}),
+        "linear inverse model": (baselines.linear_inverse_model, baselines.LINEAR_INVERSE_GRID),
+        "seasonal ridge": (baselines.seasonal_ridge, baselines.SEASONAL_RIDGE_GRID),
+    }
 
-    def forecast(window: Window) -> np.ndarray:
+    def __init__(self, name: str, protocol: Protocol, load: Callable[[str], Windows]):
+        splits = protocol.training_split, protocol.validation_split
+        (training,), (validation,) = (load(split).events for split in splits)
+        self.lengths = _lengths(protocol)
+        self.train, self.lat = self.record(training), np.asarray(training["geo"]["lat"])
+        self.model, grid = self.MODELS[name]
+        self.setting: dict[str, Any] = {}
+        if grid:
+            self.setting = baselines.best_setting(self.model, self.train, self.record(validation), self.lat, grid)
+        self.forecasts: dict[str, np.ndarray] = {}  # event -> (starts, leads)
+
+    def record(self, event: dict) -> baselines.OceanRecord:
+        return baselines.OceanRecord(event, nino34, *self.lengths)
+
+    def __call__(self, window: Window) -> np.ndarray:
         event = window.event["id"]
-        if event not in forecasts:
-            forecasts[event] = make(train, record(window.event), **setting)
-        return forecasts[event][window.start]
-
-    return forecast
+        if event not in self.forecasts:
+            lat = {"lat": self.lat} if self.setting else {}
+            self.forecasts[event] = self.model(self.train, self.record(window.event), **lat, **self.setting)
+        return self.forecasts[event][window.start]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -287,13 +292,13 @@ def update(metric: Any, forecast: np.ndarray, window: Window, mask: np.ndarray, 
         return
     if protocol.ensemble == "mean" and not isinstance(metric, PowerSpectrum):  # a mean has lost the small scales
         members = members.mean(0, keepdims=True)
-    frames = [members, *(np.repeat(x[None], len(members), axis=0) for x in (target, mask))]  # (B, T, H, W[, C])
+    target, mask = (np.repeat(x[None], len(members), axis=0) for x in (target, mask))  # (B, T, H, W[, C])
     if isinstance(metric, EarthNetScore):
-        metric.update(*frames[:2], frames[2].all(-1))
+        metric.update(members, target, np.asarray(mask.all(-1)))
         return
-    if target.ndim == 4:  # (B * C, T, H, W): each channel is an image
-        frames = [np.moveaxis(x, -1, 1).reshape(-1, *target.shape[:3]) for x in frames]
-    metric.update(*frames)
+    if target.ndim == 5:  # (B * C, T, H, W): each channel is an image
+        members, target, mask = (np.moveaxis(x, -1, 1).reshape(-1, *x.shape[1:4]) for x in (members, target, mask))
+    metric.update(members, target, mask)
 
 
 def _index_of(forecast: np.ndarray, window: Window, protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

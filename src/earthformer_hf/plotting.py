@@ -94,6 +94,46 @@ def plot_sequence(
     return figure
 
 
+def plot_events(rows: dict[str, np.ndarray], times: dict[str, Sequence[str]], label: str, title: str) -> "Figure":
+    """A contact sheet: one row of maps per event.
+
+    Args:
+        rows: id -> values (columns, H, W) in stored units; NaN is drawn grey.
+        times: id -> a label for each column.
+        label: what the values are, with units.
+        title: says what is drawn.
+    """
+    from matplotlib import colormaps
+
+    values = np.concatenate([frames.ravel() for frames in rows.values()])
+    values = values[np.isfinite(values)]
+    lowest, highest = np.percentile(values, [0.5, 99.5]) if len(values) else (0, 1)
+    if lowest < 0 < highest:  # anomalies
+        highest = max(-lowest, highest)
+        lowest, colors = -highest, "RdBu_r"
+    else:
+        colors = "viridis"
+    style = {"vmin": lowest, "vmax": highest, "cmap": colormaps[colors].with_extremes(bad="0.8")}
+    columns = max(len(frames) for frames in rows.values())
+    height, width = next(iter(rows.values())).shape[1:]
+    size = (1.9 * columns + 1.2, (1.9 * height / width + 0.35) * len(rows) + 0.6)
+    figure = _figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    image = None
+    for line, (name, frames) in zip(axes, rows.items()):
+        line[0].set_ylabel(name, fontsize=7)
+        for axis, frame, time in zip(line, frames, times[name]):
+            image = axis.imshow(frame, **style, interpolation="nearest")
+            axis.set_title(time, fontsize=7, pad=2)
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    bar = figure.colorbar(image, ax=axes, shrink=min(1, 3 / len(rows)), pad=0.01, extend="both")
+    bar.set_label(label, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def plot_by_lead(curves: dict[str, dict[str, np.ndarray]], leads: np.ndarray, unit: str, title: str) -> "Figure":
     """Scores by lead time, a panel each.
 

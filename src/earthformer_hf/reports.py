@@ -24,6 +24,7 @@ from .data.events import builder_of
 from .data.windows import Windows
 from .evaluation import (
     Forecaster,
+    OceanForecaster,
     baseline_forecaster,
     data_extractor,
     evaluate,
@@ -342,7 +343,12 @@ def run_protocol(
     if protocol not in PROTOCOLS:
         raise ValueError(f"`protocol` must be one of {sorted(PROTOCOLS)}, got {protocol!r}.")
     chosen = replace(PROTOCOLS[protocol], max_windows=max_windows)
-    windows = protocol_windows(chosen, data_dir)
+    try:
+        windows = protocol_windows(chosen, data_dir)
+    except ValueError as reason:
+        if data_dir is None:
+            raise ValueError(f"{reason} Set EARTHFORMER_HF_DATA, or give `data_dir`.") from reason
+        raise
     if isinstance(loaded, PreDiffPipeline):
         made_by |= {"num_inference_steps": num_inference_steps, "scheduler": type(loaded.scheduler).__name__}
         loaded.to(state.device, torch.float32)
@@ -355,7 +361,8 @@ def run_protocol(
             forecasters[name] = baseline_forecaster(name, chosen, load, ensemble_size)
         except ImportError as reason:
             left_out[name] = str(reason)
-    made_by |= {"ensemble_size": ensemble_size, "left_out": left_out}
+    settings = {name: f.setting for name, f in forecasters.items() if isinstance(f, OceanForecaster) and f.setting}
+    made_by |= {"ensemble_size": ensemble_size, "chosen_on_validation": settings, "left_out": left_out}
     document = score_file(evaluate(forecasters, windows, chosen), chosen, **made_by)
     if not state.is_main_process:
         return None
@@ -365,4 +372,6 @@ def run_protocol(
         write_score_file(document, output / "scores.json")
         for name, figure in figures(document, forecasters, windows, chosen).items():
             figure.savefig(output / f"{name}.png", dpi=110)
-    return "\n".join([score_text(document, chosen), *(f"{name}: {why}" for name, why in left_out.items())])
+    notes = [f"{name}: left out, {reason}" for name, reason in left_out.items()]
+    notes += [f"{name}: chosen on the validation split {setting}" for name, setting in settings.items()]
+    return "\n".join([score_text(document, chosen), *notes])

@@ -17,10 +17,23 @@ files --load_dataset(name)--> table of events --prepare--> parquet, pushed to a 
                                     |                                                                            |
                                     +---------------------- windows(table, ...) ---------------------------------+
 ```
+
+| name | file | frames |
+|---|---|---|
+| "sevir", "sevir-lr" | `sevir.py` | radar or satellite images of storms, every 5 or 10 minutes |
+| "icar-enso" | `icar_enso.py` | sea-surface temperature of climate models, monthly |
+| "earthnet2021", "earthnet2021x" | `earthnet.py` | Sentinel-2 images every 5 days, clouds masked; the weather |
+| "nbody-mnist", "moving-mnist" | `nbody_mnist.py`, `moving_mnist.py` | digits that move, generated or published |
+| "open-radar", "open-sst" | `open_radar.py`, `open_sst.py` | open radar mosaics; observed sea-surface temperature |
+| "folder" | `folder.py` | a user's own files |
+
+`events.py`: what all sources share; `guards.py`: files from outside, checked before they are opened; `hosted.py`:
+tables that hold their frames, to share or to train from; `windows.py`: what a model is given.
 """
 
 from .events import load_dataset
+from .folder import from_folder
 from .windows import TrainingWindows, Windows, windows
 
 
-__all__ = ["TrainingWindows", "Windows", "load_dataset", "windows"]
+__all__ = ["TrainingWindows", "Windows", "from_folder", "load_dataset", "windows"]

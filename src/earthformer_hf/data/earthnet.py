@@ -16,9 +16,10 @@ by their place in a sorted list; a pixel without a mask (NaN) counts as masked, 
 (NaN or infinite) is missing and masked, not a clear 0.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ class EarthNet2021(_EarthNet):
 
     @staticmethod
     def read(reference: dict[str, Any]) -> dict[str, Any]:
-        return _lazy(reference, "context", "target")
+        context, target = reference["context"], reference["target"]
+        return _lazy(reference["frames"], partial(_load_npz, context, target), [context, target or context])
 
 
 @dataclass
@@ -192,7 +194,8 @@ class EarthNet2021x(_EarthNet):
 
     @staticmethod
     def read(reference: dict[str, Any]) -> dict[str, Any]:
-        return _lazy(reference, "path", "mask")
+        path, mask = reference["path"], reference["mask"]
+        return _lazy(reference["frames"], partial(_load_nc, path, mask), [path])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,25 +203,27 @@ class EarthNet2021x(_EarthNet):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _lazy(reference: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The arrays of a cube, which is read when one of them is sliced."""
-    frames = reference["frames"]
-    loader = _load_npz if "context" in reference else _load_nc
-    where = tuple(reference[name] for name in names)
-    kinds = {"values": (4, "float32"), "observed": (None, "bool"), "covariates": (len(COVARIATES), "float32")}
+def _lazy(frames: int, load: Callable, paths: list[str]) -> dict[str, Any]:
+    """The arrays of a cube, which is read when one of them is sliced, and once for all three."""
+    shapes = {"values": (SIZE, SIZE, 4), "observed": (SIZE, SIZE), "covariates": (SIZE, SIZE, len(COVARIATES))}
 
-    def reader(part: int) -> Any:
-        return lambda numbers: loader(*where, frames)[part][numbers.start : numbers.stop : numbers.step]
+    def reader(part: int) -> Callable[[range], np.ndarray]:
+        def read(numbers: range) -> np.ndarray:
+            changed = tuple(os.stat(path).st_mtime_ns for path in paths)
+            return load(frames, changed)[part][list(numbers)]
 
-    shape = (frames, SIZE, SIZE)
+        return read
+
     return {
-        name: LazyFrames(shape if channels is None else (*shape, channels), dtype, reader(part))
-        for part, (name, (channels, dtype)) in enumerate(kinds.items())
+        name: LazyFrames((frames, *shape), bool if name == "observed" else "float32", reader(part))
+        for part, (name, shape) in enumerate(shapes.items())
     }
 
 
 @lru_cache(4)
-def _load_npz(context: str, target: str | None, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _load_npz(
+    context: str, target: str | None, frames: int, changed: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values, observed and covariates of a cube of EarthNet2021."""
     first = load_npz(context, ["highresdynamic", "highresstatic", "mesodynamic", "mesostatic"])
     files = [(context, first["highresdynamic"], frames if target is None else frames // 3)]
@@ -245,7 +250,7 @@ def _load_npz(context: str, target: str | None, frames: int) -> tuple[np.ndarray
 
 
 @lru_cache(4)
-def _load_nc(path: str, mask: str, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _load_nc(path: str, mask: str, frames: int, changed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values, observed and covariates of a cube of EarthNet2021x."""
     names = [*BANDS, *WEATHER, "cop_dem", *(("s2_dlmask", "s2_SCL") if mask == "s2_dlmask" else ("s2_mask",))]
     with open_dataset(path) as cube:

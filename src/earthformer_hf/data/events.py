@@ -401,8 +401,9 @@ def load_dataset(
         options: fields of the source's configuration.
 
     Returns:
-        A `datasets.Dataset`, or an `IterableDataset` when streaming; a dict of them by split without `split`. Frames
-        are read when `values` is sliced. For [`~earthformer_hf.data.windows.windows`].
+        A `datasets.Dataset`, or an `IterableDataset` when streaming; without `split`, a dict of them by split, of a
+        `Dataset` those that have events. Frames are read when `values` is sliced. For
+        [`~earthformer_hf.data.windows.windows`].
 
     Raises:
         ValueError: no such source, split or option; a file that is missing or crafted; an event that cannot be used,
@@ -424,10 +425,10 @@ def load_dataset(
         if isinstance(failure.__cause__, ValueError | OSError):
             raise ValueError(str(failure.__cause__)) from failure.__cause__
         raise
-    table = builder.as_dataset(split)
     if split:
-        return table.with_transform(as_events)
-    return datasets.DatasetDict({name: part.with_transform(as_events) for name, part in table.items()})
+        return builder.as_dataset(split).with_transform(as_events)
+    filled = [name for name, info in builder.info.splits.items() if info.num_examples]
+    return datasets.DatasetDict({name: builder.as_dataset(name).with_transform(as_events) for name in filled})
 
 
 def options_of(kind: type[EventBuilder]) -> set[str]:

@@ -20,7 +20,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 import numpy as np
@@ -481,7 +481,8 @@ def _members(archive: Path, limit_bytes: int | None) -> Iterator[tuple[str, IO[b
     def checked(name: str, size: int, plain: bool) -> str:
         nonlocal total
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
+        drive = PureWindowsPath(name).drive or "\\" in name
+        if path.is_absolute() or ".." in path.parts or drive or not path.parts:
             raise ValueError(f"holds the path {name!r}, which leads out of the folder")
         if not plain:
             raise ValueError(f"{name!r} is a link or a device")

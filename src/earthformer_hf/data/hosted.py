@@ -26,6 +26,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate import PartialState
 from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.hf_api import CommitInfo
 from transformers.utils import logging
@@ -281,7 +282,7 @@ def cached(
 
     Args:
         table: of `earthformer_hf.load_dataset`, or hosted.
-        folder: what is there already of this table is not written again.
+        folder: what is there already of this table is not written again. On several processes the first one writes.
         max_shard_size: of a folder of arrays.
         num_proc: processes that write.
 
@@ -296,7 +297,8 @@ def cached(
     place = Path(folder).expanduser().resolve() / table._fingerprint
     place.mkdir(parents=True, exist_ok=True)
     tasks = [(part, place / f"{number:05d}") for number, part in enumerate(parts)]
-    _each(_write_arrays, tasks, num_proc, f"cache {folder}")
+    with PartialState().main_process_first():
+        _each(_write_arrays, tasks, num_proc, f"cache {folder}")
     references = []
     for part, path in tasks:
         lengths = part["length"][:]

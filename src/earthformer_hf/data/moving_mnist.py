@@ -17,7 +17,7 @@ import numpy as np
 
 from .events import EventBuilder, EventConfig, Facts, LazyFrames
 from .guards import open_npy
-from .nbody_mnist import read_digits
+from .nbody_mnist import changed, read_digits
 
 
 BODIES, FRAMES, SIZE, DIGIT = 2, 20, 64, 28
@@ -79,7 +79,7 @@ class MovingMnist(EventBuilder):
             source, numbers = {"file": str(path)}, published_split(split)
         else:
             digits = str(Path(config.data_dir) / config.digits)
-            _digits(digits, split)
+            _digits(digits, split, changed(digits))
             source = {"digits": digits, "seed": config.seed, "split": split}
             numbers = np.arange(config.sizes[self.SPLITS.index(split)])
         for number in numbers:
@@ -96,8 +96,10 @@ class MovingMnist(EventBuilder):
 
         def draw(numbers: range) -> np.ndarray:
             if "file" in reference:
-                return np.array(_sequences(reference["file"])[list(numbers), number])
-            return drawn(_digits(reference["digits"], reference["split"]), _random(reference))[list(numbers)]
+                path = reference["file"]
+                return np.array(_sequences(path, changed(path))[list(numbers), number])
+            path = reference["digits"]
+            return drawn(_digits(path, reference["split"], changed(path)), _random(reference))[list(numbers)]
 
         return {"values": LazyFrames((FRAMES, SIZE, SIZE), "uint8", draw)}
 
@@ -135,12 +137,12 @@ def _random(reference: dict[str, Any]) -> np.random.Generator:
 
 
 @lru_cache(4)
-def _sequences(path: str) -> np.ndarray:
+def _sequences(path: str, state: int) -> np.ndarray:
     return open_npy(path)
 
 
 @lru_cache(4)
-def _digits(path: str, split: str) -> np.ndarray:
+def _digits(path: str, split: str, state: int) -> np.ndarray:
     """The digits that a split is drawn from, uint8."""
     digits, splits = read_digits(path)
     digits = digits if splits is None else digits[splits == split]

@@ -10,6 +10,7 @@ draw (digits, corners, velocities) --motion: 100 raw steps--> every 5th --render
 ```
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -84,7 +85,7 @@ class NBodyMnist(EventBuilder):
             number = config.sizes[self.SPLITS.index(split)]
         else:
             source["parameters"] = str(folder / config.parameters / f"nbody_{split}.npz")
-            drawn = _published(source["parameters"])
+            drawn = _published(source["parameters"], changed(source["parameters"]))
             number = len(drawn["digit_indices"])
             if drawn["digit_indices"].max() >= available:
                 raise ValueError(
@@ -99,7 +100,8 @@ class NBodyMnist(EventBuilder):
     def read(reference: dict[str, Any]) -> dict[str, Any]:
         block, place = divmod(reference["index"], BLOCK)
         source = tuple(reference[name] for name in ("digits", "seed", "split", "parameters"))
-        indices, positions, velocities, energy = (part[place] for part in _moved(*source, block))
+        state = changed(reference["digits"]), changed(reference["parameters"])
+        indices, positions, velocities, energy = (part[place] for part in _moved(*source, block, state))
         crops, _ = load_digits(reference["digits"])
 
         def draw(numbers: range) -> np.ndarray:
@@ -111,7 +113,11 @@ class NBodyMnist(EventBuilder):
         }
 
 
-@lru_cache(4)
+def changed(path: str | None) -> int:
+    """When a file was changed: what is kept in memory of it holds for that time."""
+    return os.stat(path).st_mtime_ns if path and os.path.exists(path) else 0
+
+
 def load_digits(path: str) -> tuple[np.ndarray, np.ndarray]:
     """The digits of a file: each cropped to its ink, (n, 28, 28) float32 in 0..255 in the upper left corner of zeros;
     and their widths and heights (n, 2).
@@ -122,6 +128,11 @@ def load_digits(path: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: a missing file, another shape, or values that are not in 0..255.
     """
+    return _cropped(path, changed(path))
+
+
+@lru_cache(4)
+def _cropped(path: str, state: int) -> tuple[np.ndarray, np.ndarray]:
     digits, _ = read_digits(path)
     crops, sizes = np.zeros(digits.shape, "float32"), np.empty((len(digits), 2), "float32")
     for number, digit in enumerate(digits):
@@ -150,14 +161,16 @@ def read_digits(path: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 @lru_cache(128)
-def _moved(path: str, seed: int, split: str, parameters: str | None, block: int) -> tuple[np.ndarray, ...]:
+def _moved(
+    path: str, seed: int, split: str, parameters: str | None, block: int, state: tuple[int, int]
+) -> tuple[np.ndarray, ...]:
     """Digits (n, 3), positions and velocities (n, 20, 3, 2), and energy (n, 20) of a block of sequences."""
     _, sizes = load_digits(path)
     chosen = range(block * BLOCK, (block + 1) * BLOCK)
     if parameters is None:
         indices, places, angles, speeds = _draw(seed, split, chosen, min(DIGITS, len(sizes)))
     else:
-        drawn = _published(parameters)
+        drawn = _published(parameters, state[1])
         names = ("digit_indices", "affine_transforms_multipliers", "init_velocity_angle", "init_velocity_magnitude")
         indices, places, angles, speeds = (drawn[name][chosen.start : chosen.stop] for name in names)
     positions, velocities = motion(
@@ -187,7 +200,7 @@ def _draw(seed: int, split: str, numbers: range, digits: int) -> list[np.ndarray
 
 
 @lru_cache(4)
-def _published(path: str) -> dict[str, np.ndarray]:
+def _published(path: str, state: int) -> dict[str, np.ndarray]:
     """The drawn numbers of a published file.
 
     Raises:

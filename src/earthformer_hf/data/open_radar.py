@@ -112,6 +112,8 @@ def load_events(
         ValueError: the file has no tiles of that split and these sources.
     """
     rows = tiles(Path(path), split, sources, every)
+    if not rows:
+        raise ValueError(f"`split`: {path} holds no tiles of split {split!r} from sources {sources}.")
     return [{name: row[name] for name in ("id", "time", "geo")} | {"values": _view(row["reference"])} for row in rows]
 
 
@@ -134,8 +136,6 @@ def tiles(path: Path, split: str, sources: tuple[str, ...], every: int | None) -
                     "reference": {"path": str(path), "group": name, "size": size, **place},
                 }
             )
-    if not rows:
-        raise ValueError(f"`split`: {path} holds no tiles of split {split!r} from sources {sources}.")
     return rows
 
 

@@ -153,10 +153,11 @@ class Sevir(EventBuilder):
         shape = (self.FRAMES, size, size)
         minutes = 240 // (self.FRAMES - 1)
         offsets = (np.arange(self.FRAMES) - self.FRAMES // 2) * np.timedelta64(minutes, "m")
-        bad_files = check_files({str(root / "data" / name) for name in events.file_name})
+        paths = {name: str(root / "data" / name) for name in events.file_name.unique()}
+        bad_files = check_files(paths.values())
         places = events.reindex(columns=PLACE).to_dict("records")  # NaN where the catalogue says nothing
         for event, place in zip(events.itertuples(), places):
-            path = str(root / "data" / event.file_name)
+            path = paths[event.file_name]
             problem = bad_files.get(path) or _problem(path, event, shape, dtype)
             if problem:
                 yield {"id": event.id, "problem": f"{event.file_name}, row {event.file_index:.0f}: {problem}"}
