@@ -159,8 +159,9 @@ def test_the_interval_of_a_proportion_is_the_binomial_one():
     assert results["independent_events"] == 400 and scores["summary"]["csi_m"] == 0.3
     np.testing.assert_allclose(scores["interval"]["csi_m"], np.array(binom.interval(0.95, 400, 0.3)) / 400, atol=0.006)
     never = replace(protocol, thresholds=(2,))
-    scores = evaluate({"always": lambda window: np.ones((1, 1, 1))}, cut(events, never), never)["scores"]["always"]
-    assert scores["interval"]["csi_m"] is None  # undefined, whatever is drawn
+    results = evaluate({"always": lambda window: np.ones((1, 1, 1))}, cut(events, never), never)
+    assert results["scores"]["always"]["interval"]["csi_m"] is None  # undefined, whatever is drawn
+    assert "undefined..undefined" in reports.score_text(reports.score_file(results, never), never)
 
 
 def test_few_events_are_scored_by_region():

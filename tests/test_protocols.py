@@ -5,7 +5,7 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
-from earthformer_hf.data.events import SOURCES, builder_of
+from earthformer_hf.data.events import SOURCES, builder_of, options_of
 from earthformer_hf.evaluation import baseline_forecaster
 from earthformer_hf.protocols import PROTOCOLS, Protocol
 
@@ -52,10 +52,11 @@ def test_protocols_are_data():
     assert len(hashes) == len(PROTOCOLS)
 
 
-def test_splits_are_those_of_the_data():
+def test_splits_and_options_are_those_of_the_data():
     for protocol in PROTOCOLS.values():
-        splits = builder_of(protocol.dataset).SPLITS
-        assert {protocol.split, protocol.training_split, protocol.validation_split} <= set(splits), protocol.name
+        builder = builder_of(protocol.dataset)
+        splits = {protocol.split, protocol.training_split, protocol.validation_split}
+        assert splits <= set(builder.SPLITS) and set(protocol.options) <= options_of(builder), protocol.name
 
 
 @pytest.mark.parametrize(

@@ -381,9 +381,8 @@ class Tally:
                     self.errors[window.number] = float(metric.squared.sum() / metric.pixels.sum())
 
     def _sum(self, system: str, family: str, event: str, state: dict[str, Any]) -> None:
-        sums = self.sums.setdefault(system, {}).setdefault(family, {}).setdefault(event, {})
-        for name, value in state.items():
-            sums[name] = sums[name] + value if name in sums else copy.copy(value)
+        events = self.sums.setdefault(system, {}).setdefault(family, {})
+        events[event] = _added([events.get(event, {}), state])
 
     def gather(self) -> "Tally":
         """The tally of all processes."""
@@ -407,8 +406,9 @@ class Tally:
         """The headline scores, over all events or of one."""
         summary: dict[str, float] = {}
         for family, events in self.sums[system].items():
-            if event is None or event in events:
-                summary |= self._headline(system, family, _added(events.values()) if event is None else events[event])
+            states = [state for name, state in events.items() if event in (None, name)]
+            if states:
+                summary |= self._headline(system, family, _added(states))
         return summary
 
     def _headline(self, system: str, family: str, state: dict[str, Any]) -> dict[str, float]:

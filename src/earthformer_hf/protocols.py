@@ -212,6 +212,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "the test set; not the usual protocol, which scores all of them",
             published="Earthformer: MSE 41.79, MAE 92.78, SSIM 0.8961",
             dataset="moving-mnist",
+            options={},
         ),
         Protocol(
             name="earthnet2021",

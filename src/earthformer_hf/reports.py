@@ -163,7 +163,8 @@ def score_text(document: dict[str, Any], protocol: Protocol) -> str:
         rows = {}
         for system, scores in systems.items():
             if name == "interval" and name in scores:
-                rows[system] = {n: f"{_number(low)}..{_number(high)}" for n, (low, high) in scores[name].items()}
+                ends = {n: interval or [None, None] for n, interval in scores[name].items()}
+                rows[system] = {n: f"{_number(low)}..{_number(high)}" for n, (low, high) in ends.items()}
             elif name in scores:
                 rows |= {f"{system}, {region}": row for region, row in scores[name].items()}
         lines += ["", title, *_table(rows)] if rows else []
