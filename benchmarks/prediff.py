@@ -7,8 +7,8 @@ Schedulers run with the same weights and the same initial noise. Seconds are tho
 """
 
 import argparse
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -18,35 +18,34 @@ from diffusers import AutoencoderKL
 from transformers.utils import logging
 
 from earthformer_hf import EarthformerUNetModel, PreDiffPipeline
-from earthformer_hf.evaluation import forecast_ensembles, score_ensembles
+from earthformer_hf.evaluation import evaluate, pipeline_forecaster, protocol_windows
 from earthformer_hf.protocols import PROTOCOLS
 
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-from evaluate import ensemble_windows  # noqa: E402
 
 
 def curve(pipeline, number: int, ensemble_size: int, reference_steps: int, steps: list[int], names: list[str]):
     """Fair CRPS, CSI-M and seconds over schedulers and steps, beside a long chain of DDPM."""
-    windows = ensemble_windows(PROTOCOLS[pipeline.feature_extractor.protocol], pipeline)
-    # evenly spread over the test set
-    windows.index = windows.index[:: max(1, len(windows) // number)][:number]
+    protocol = PROTOCOLS[pipeline.feature_extractor.protocol]
+    protocol = replace(protocol, max_windows=number, scores=("contingency", "ensemble"))
+    windows = protocol_windows(protocol)
     cases = [("DDPMScheduler", reference_steps)] if reference_steps else []
     cases += [(name, count) for name in names for count in steps]
-    print(f"{len(windows)} test windows, {ensemble_size} members; seconds of all of them")
+    print(f"{number} test windows, {ensemble_size} members; seconds of all of them")
     columns = f"{'steps':>6s}{'fair CRPS':>11s}{'CSI-M':>8s}{'seconds':>9s}{'CRPS ratio':>12s}{'time ratio':>12s}"
     print(f"{'scheduler':30s}{columns}")
     first = None
     for name, count in cases:
         pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
         start = time.perf_counter()
-        forecasts = {name: forecast_ensembles(pipeline, windows, ensemble_size, count)}
-        score = score_ensembles(forecasts, windows, pipeline.feature_extractor)[name]
+        results = evaluate({name: pipeline_forecaster(pipeline, ensemble_size, count)}, windows, protocol)
         seconds = time.perf_counter() - start
-        first = first or (score.crps, seconds)
-        ratios = f"{score.crps / first[0]:12.3f}{seconds / first[1]:12.3f}"
-        print(f"{name:30s}{count:6d}{score.crps:11.6f}{score.mean.csi_mean:8.4f}{seconds:9.1f}{ratios}", flush=True)
+        summary = results["scores"][name]["summary"]
+        crps, csi = summary["fair_crps"], summary["csi_m"]
+        first = first or (crps, seconds)
+        ratios = f"{crps / first[0]:12.3f}{seconds / first[1]:12.3f}"
+        print(f"{name:30s}{count:6d}{crps:11.6f}{csi:8.4f}{seconds:9.1f}{ratios}", flush=True)
 
 
 def members(pipeline, title: str, steps: int, counts: tuple[int, int] = (1, 8)):

@@ -8,17 +8,18 @@ The figure goes to outputs/enso.png.
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 
 import earthformer_hf  # noqa: F401  registers the Auto classes
-from earthformer_hf.benchmark_metrics import correlation_by_lead
-from earthformer_hf.data import open_sst, simulated
-from earthformer_hf.data.windows import Windows
-from earthformer_hf.evaluation import forecast_windows, index_table, score_index
+from earthformer_hf.data import Windows, open_sst, simulated
+from earthformer_hf.evaluation import baseline_forecaster, data_extractor, evaluate, model_forecaster, window_at
 from earthformer_hf.plotting import plot_ocean
+from earthformer_hf.protocols import PROTOCOLS
+from earthformer_hf.reports import score_file, score_text
 
 
 MODEL = "model_cards/earthformer-sst-small"
@@ -42,19 +43,26 @@ def main():
     extractor = AutoFeatureExtractor.from_pretrained(arguments.model)
     if arguments.input:
         try:
-            (event,), fitting = open_sst.load_events(path), ()
+            events = {"test": open_sst.load_events(path)}
         except (ValueError, OSError) as reason:
             raise SystemExit(f"--input: {reason}") from reason
     elif path is None:
-        (event,), fitting = simulated.sst_events(20), (*simulated.sst_events(60, 1), *simulated.sst_events(20, 2))
+        years = {"train": (60, 1), "val": (20, 2), "test": (20, 0)}
+        events = {split: simulated.sst_events(*number_and_seed) for split, number_and_seed in years.items()}
     else:
-        (event,) = open_sst.load_events(path, "test")
-        fitting = (*open_sst.load_events(path, "train"), *open_sst.load_events(path, "val"))
-    if len(event["time"]) < model.config.context_length + model.config.prediction_length + 12:
-        raise SystemExit(f"--input: {path} must hold at least 38 months, it holds {len(event['time'])}.")
+        events = {split: open_sst.load_events(path, split) for split in ("train", "val", "test")}
+    (event,) = events["test"]
     past, future = model.config.context_length, model.config.prediction_length
-    systems, targets = score_index(model, extractor, event, *fitting)
-    print(index_table(systems, targets, f"Nino3.4 correlation skill, {label}"))
+    if len(event["time"]) < past + future + 12:
+        raise SystemExit(f"--input: {path} must hold at least 38 months, it holds {len(event['time'])}.")
+    protocol = replace(PROTOCOLS[extractor.protocol], name=label, scores=("nino34",))
+    data = data_extractor(protocol)
+    windows = {split: Windows(records, data.encode, past, future) for split, records in events.items()}
+    forecasters = {"Earthformer": model_forecaster(model, extractor)}
+    for name in protocol.baselines if "train" in windows else ("persistence",):
+        forecasters[name] = baseline_forecaster(name, protocol, windows.__getitem__)
+    results = evaluate(forecasters, windows["test"], protocol)
+    print(score_text(score_file(results, protocol), protocol))
     if path is None:
         print("The model learnt the real ocean, the others this one: these scores only show that all of it runs.")
 
@@ -64,12 +72,10 @@ def main():
     start = min(start, len(months) - 24 - future) if len(months) > 24 + future + past else past
     part = slice(max(0, start - past), start + 24)
     starts = range(start, min(start + 18, len(months) - future), 3)
-    windows = Windows(
-        [{"id": "event", "values": event["values"][i - past : i + future]} for i in starts],
-        extractor.encode, past, future,
-    )  # fmt: skip
-    ocean = extractor.observed(event["values"]).all(0)
-    forecasts = [np.where(ocean, extractor.decode(x), np.nan) for x in forecast_windows(model, windows)]
+    forecasts = []
+    for i in starts:
+        window = window_at(windows["test"], i - past, data)
+        forecasts.append(np.where(window.observed, forecasters["Earthformer"](window), np.nan))
     plumes = [(months[i : i + future], open_sst.nino34(x)) for i, x in zip(starts, forecasts)]
     chosen, lead = len(forecasts) // 2, 6
     month = starts[chosen] + lead - 1
@@ -77,8 +83,7 @@ def main():
         f"observed, {months[month]}": event["values"][month],
         f"forecast for {months[month]}, {lead} months ahead": forecasts[chosen][lead - 1],
     }
-    skill = {system: correlation_by_lead(forecast, targets) for system, forecast in systems.items()}
-    skill = {"Earthformer" if system == "model" else system: values for system, values in skill.items()}
+    skill = {system: scores["nino34"]["correlation_by_lead"] for system, scores in results["scores"].items()}
     figure = plot_ocean(
         skill, months[part], index[part], plumes, maps, event["geo"]["lat"], event["geo"]["lon"], label
     )

@@ -8,6 +8,7 @@ The figure goes to outputs/forecast.png. With 25 frames or more the forecast is 
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from earthformer_hf.baselines import persistence
 from earthformer_hf.data import open_radar, simulated
 from earthformer_hf.data.guards import load_npz, open_npy
 from earthformer_hf.data.windows import Windows
-from earthformer_hf.evaluation import rain_table, score_rain
+from earthformer_hf.evaluation import baseline_forecaster, evaluate, model_forecaster
 from earthformer_hf.plotting import plot_sequence
+from earthformer_hf.protocols import PROTOCOLS
+from earthformer_hf.reports import score_file, score_text
 
 
 MODEL = "model_cards/earthformer-radar-tiny"
@@ -98,8 +101,13 @@ def main():
         grid = " x ".join(map(str, model.config.image_size))
         raise SystemExit(f"--input: {past} frames or more of {grid} are needed, got {events[0]['values'].shape}.")
     if longest >= past + future:
-        windows = Windows(events, extractor.encode, past, future, stride=4)
-        print(rain_table(score_rain(model, extractor, windows), extractor, f"CSI-M, {label}", minutes))
+        protocol = replace(PROTOCOLS[extractor.protocol], name=label, scores=("contingency", "errors"))
+        windows = Windows(events, extractor.encode, past, future, protocol.window_stride)
+        forecasters = {
+            "Earthformer": model_forecaster(model, extractor),
+            "persistence": baseline_forecaster("persistence", protocol, lambda split: windows),
+        }
+        print(score_text(score_file(evaluate(forecasters, windows, protocol), protocol), protocol))
         if path is None:
             print("The model learnt from real radar: these scores only show that all of it runs.")
 

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,15 +17,13 @@ from tiny import DATA, ROOT
 from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 
 from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline, baselines
-from earthformer_hf.benchmark_metrics import correlation_by_lead, rmse_by_lead
-from earthformer_hf.data import open_radar, open_sst, simulated
-from earthformer_hf.data.windows import Windows
+from earthformer_hf.data import Windows, simulated
 from earthformer_hf.evaluation import (
-    dressed_ensembles,
-    forecast_ensembles,
-    score_ensembles,
-    score_index,
-    score_rain,
+    baseline_forecaster,
+    evaluate,
+    model_forecaster,
+    pipeline_forecaster,
+    protocol_windows,
 )
 from earthformer_hf.guidance import frame_mean, intensity_change
 from earthformer_hf.protocols import PROTOCOLS
@@ -51,7 +51,7 @@ def test_model_recipe_and_card_belong_together(name):
         assert stored == value, key
     for key, value in recipe["feature_extractor"].items():
         assert getattr(extractor, key) == value, key
-    assert extractor.protocol in PROTOCOLS
+    assert extractor.thresholds == list(PROTOCOLS[extractor.protocol].thresholds)
     card = (ROOT / "model_cards" / name / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header["license"] and header["library_name"] == "transformers"
@@ -75,9 +75,14 @@ def test_the_radar_model_beats_persistence_on_simulated_rain():
     events = simulated.rain_events(2)
     for event in events:
         event["values"] = extractor.from_physical(event["values"])
-    systems = score_rain(model, extractor, Windows(events, extractor.encode, 13, 12))
-    assert systems["model"]["errors"]["mse"] < systems["persistence"]["errors"]["mse"]
-    assert systems["model"]["errors"]["pixels"].sum() == 2 * 12 * 128 * 128
+    protocol = PROTOCOLS["radar-open"]
+    forecasters = {
+        "model": model_forecaster(model, extractor),
+        "persistence": baseline_forecaster("persistence", protocol, lambda split: None),
+    }
+    scores = evaluate(forecasters, Windows(events, extractor.encode, 13, 12), protocol)["scores"]
+    assert scores["model"]["summary"]["mse"] < scores["persistence"]["summary"]["mse"]
+    assert scores["model"]["errors"]["pixels"].sum() == 2 * 12 * 128 * 128
 
 
 def test_pipeline_recipe_and_card_belong_together():
@@ -91,7 +96,8 @@ def test_pipeline_recipe_and_card_belong_together():
             assert (list(stored) if isinstance(stored, (list, tuple)) else stored) == value, key
     for key, value in recipe["feature_extractor"].items():
         assert getattr(pipeline.feature_extractor, key) == value, key
-    assert pipeline.feature_extractor.protocol in PROTOCOLS
+    extractor = pipeline.feature_extractor
+    assert extractor.thresholds == list(PROTOCOLS[extractor.protocol].thresholds)
     assert pipeline.scheduler.config.prediction_type == recipe["scheduler"]["prediction_type"]
     files = list(folder.rglob("*.safetensors"))
     assert sorted(file.parent.name for file in files) == ["alignment", "unet", "vae"]
@@ -110,28 +116,15 @@ def test_the_ensemble_beats_dressed_persistence_and_obeys():
     """On a few test windows and few steps; the scores that count are in the pipeline's card."""
     pipeline = PreDiffPipeline.from_pretrained(ROOT / "model_cards/prediff-radar-tiny")
     extractor = pipeline.feature_extractor
-    protocol = PROTOCOLS[extractor.protocol]
-    windows, train_windows = (
-        Windows(
-            open_radar.load_events(DATA / protocol.file, split, protocol.sources),
-            extractor.encode,
-            *(7, 6),
-            protocol.window_stride,
-            protocol.frame_stride,
-        )
-        for split in ("test", "train")
-    )
-    windows.index = windows.index[10::40]
-    scores = score_ensembles(
-        {
-            "model": forecast_ensembles(pipeline, windows, ensemble_size=3, num_inference_steps=5),
-            "dressed": dressed_ensembles(windows, train_windows, 8, extractor),
-        },
-        windows,
-        extractor,
-    )
-    assert scores["model"]["ensemble"]["fair_crps"] < 0.8 * scores["dressed"]["ensemble"]["fair_crps"]
-    past_values, usual = windows[0]["past_values"][None], pipeline.alignment.config.statistics
+    protocol = replace(PROTOCOLS[extractor.protocol], max_windows=4)
+    windows = protocol_windows(protocol, DATA)
+    forecasters = {
+        "model": pipeline_forecaster(pipeline, ensemble_size=3, num_inference_steps=5),
+        "dressed": baseline_forecaster("dressed persistence", protocol, partial(protocol_windows, protocol, DATA)),
+    }
+    scores = evaluate(forecasters, windows, protocol)["scores"]
+    assert scores["model"]["summary"]["fair_crps"] < 0.8 * scores["dressed"]["summary"]["fair_crps"]
+    past_values, usual = windows[10]["past_values"][None], pipeline.alignment.config.statistics
     means = []
     for n in (-2, 0, 2):
         target = intensity_change(usual["change_mean"], usual["change_deviation"], n)
@@ -146,14 +139,20 @@ def test_the_ensemble_beats_dressed_persistence_and_obeys():
 @pytest.mark.skipif(not (DATA / "sst_kaplan_1856_2014.nc").exists(), reason="ocean data: set EARTHFORMER_HF_DATA")
 def test_the_ocean_model_beats_three_of_four_baselines():
     model, extractor = load("earthformer-sst-small")
-    path = DATA / "sst_kaplan_1856_2014.nc"
-    events = [open_sst.load_events(path, split)[0] for split in ("test", "train", "val")]
-    systems, targets = score_index(model, extractor, *events)
-    skill = {name: correlation_by_lead(forecast, targets).mean() for name, forecast in systems.items()}
-    error = {name: rmse_by_lead(forecast, targets).mean() for name, forecast in systems.items()}
+    protocol = PROTOCOLS[extractor.protocol]
+    forecasters = {"model": model_forecaster(model, extractor)}
+    for name in protocol.baselines:
+        forecasters[name] = baseline_forecaster(name, protocol, partial(protocol_windows, protocol, DATA))
+    scores = evaluate(forecasters, protocol_windows(protocol, DATA), protocol)["scores"]
+    skill = {name: system["summary"]["c_nino34_m"] for name, system in scores.items()}
+    error = {name: system["summary"]["index_rmse"] for name, system in scores.items()}
     for name in ("persistence", "damped persistence", "linear inverse model"):
         assert skill["model"] > skill[name] and error["model"] < error[name], name
     assert skill["seasonal ridge"] > skill["linear inverse model"] > skill["damped persistence"]
+    stored = json.loads((ROOT / "model_cards/earthformer-sst-small/scores.json").read_text())
+    assert stored["protocol_hash"] == protocol.hash
+    for name, value in skill.items():
+        assert stored["scores"][name]["summary"]["c_nino34_m"] == pytest.approx(value, abs=1e-4), name
 
 
 def run(*command, data):
@@ -230,23 +229,22 @@ def test_evaluate_without_data_says_what_to_set(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "radar_open_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
 def test_the_radar_model_has_the_scores_of_its_card(tmp_path):
-    command = (
-        "examples/evaluate.py",
-        "--model",
-        "model_cards/earthformer-radar-tiny",
-        "--output",
-        tmp_path / "s.json",
-    )
-    result = run(*command, data=DATA)
+    model = "model_cards/earthformer-radar-tiny"
+    result = run("examples/evaluate.py", "--model", model, "--output", tmp_path, data=DATA)
     assert result.returncode == 0, result.stderr
-    scores = json.loads((tmp_path / "s.json").read_text())["scores"]
-    assert scores["model"]["windows"] == 165
-    assert scores["persistence"]["csi_mean"] == pytest.approx(0.335, abs=0.001)
-    assert scores["persistence"]["mse"] == pytest.approx(4.97e-3, abs=1e-5)
-    assert scores["model"]["csi_mean"] > scores["persistence"]["csi_mean"]
-    assert scores["model"]["mse"] < 3.46e-3  # of the extrapolation
-    card = (ROOT / "model_cards/earthformer-radar-tiny/README.md").read_text()
-    assert f"| this model | {scores['model']['csi_mean']:.3f} | {scores['model']['mse'] * 1e3:.2f}e-3 |" in card
+    document, stored = (json.loads((folder / "scores.json").read_text()) for folder in (tmp_path, ROOT / model))
+    scores = document["scores"]
+    assert document["windows"] == 165 and document["protocol_hash"] == stored["protocol_hash"]
+    assert document["weights"] == stored["weights"]
+    summary = {name: system["summary"] for name, system in scores.items()}
+    assert summary["persistence"]["csi_m"] == pytest.approx(0.335, abs=0.001)
+    assert summary["persistence"]["mse"] == pytest.approx(4.97e-3, abs=1e-5)
+    assert summary["model"]["csi_m"] > summary["persistence"]["csi_m"]
+    assert summary["model"]["mse"] < 3.46e-3  # of the extrapolation
+    for name in ("model", "persistence"):
+        assert summary[name]["csi_m"] == pytest.approx(stored["scores"][name]["summary"]["csi_m"], abs=1e-3)
+    card = (ROOT / model / "README.md").read_text()
+    assert f"| this model | {summary['model']['csi_m']:.3f} | {summary['model']['mse'] * 1e3:.2f}e-3 |" in card
     if baselines.has_extrapolation():
-        assert scores["extrapolation"]["csi_mean"] == pytest.approx(0.409, abs=0.002)
-        assert scores["extrapolation"]["mse"] == pytest.approx(3.47e-3, abs=1e-5)
+        assert summary["extrapolation"]["csi_m"] == pytest.approx(0.409, abs=0.002)
+        assert summary["extrapolation"]["mse"] == pytest.approx(3.47e-3, abs=1e-5)

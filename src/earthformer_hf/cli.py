@@ -1,5 +1,7 @@
 """The command `earthformer-hf`; it needs the extra `cli`."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +36,42 @@ def fail(reason: object):
 def card_of(folder: Path, card: Path | None) -> Path | None:
     beside = folder / "README.md"
     return card or (beside if beside.is_file() else None)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[str | None, typer.Option(help="a model folder, or a hub id; baselines only if omitted")] = None,
+    protocol: Annotated[str | None, typer.Option(help="the one that the model names if omitted")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data_dir", help="EARTHFORMER_HF_DATA, or ../shared/data if omitted")
+    ] = None,
+    ensemble_size: Annotated[int, typer.Option("--ensemble_size", help="members")] = 8,
+    num_inference_steps: Annotated[int, typer.Option("--num_inference_steps", help="of a pipeline")] = 20,
+    max_windows: Annotated[int | None, typer.Option("--max_windows", help="a quick look at so many windows")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder for scores.json and figures")] = None,
+):
+    """Score a model under a named protocol, beside forecasts without a neural network."""
+    from .reports import run_protocol
+
+    command = shlex.join(["earthformer-hf", *sys.argv[1:]])
+    options = (ensemble_size, num_inference_steps, max_windows, output)
+    try:
+        text = run_protocol(model, protocol, data_dir, *options, command)
+    except (ValueError, OSError, HfHubHTTPError) as reason:
+        fail(reason)
+    if text is not None:
+        typer.echo(text)
+
+
+@app.command("compare")
+def compare_command(files: Annotated[list[Path], typer.Argument(help="scores.json files of one protocol")]):
+    """Put the headline scores of score files side by side; files of different protocols are refused."""
+    from .reports import compare
+
+    try:
+        typer.echo(compare(files))
+    except ValueError as reason:
+        fail(reason)
 
 
 @hub_app.command("export")

@@ -1,237 +1,543 @@
-"""Run a protocol: forecasts of a model and of simple methods, as scores with their counts, and as text."""
+"""One way through a protocol: forecasts of a model and of simple methods in, scores with their counts and figures out.
 
-from collections.abc import Iterator
+    results = evaluate({"model": forecaster, ...}, windows, PROTOCOLS["radar-open"])
+    results["scores"]["model"]["summary"]["csi_m"]
+
+A *forecaster* is a function of a [`Window`]: it returns what follows in stored units, (T_out, H, W[, C]), an ensemble
+(E, T_out, H, W), or, under a protocol of an index, the index (leads,). Every window is forecast by one process; the
+sums that a score is made of are kept per event, added up over processes, and divided at the end.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torchmetrics import Metric
 from transformers.utils import logging
 
 from . import baselines
-from .benchmark_metrics import correlation_by_lead, rmse_by_lead
+from .benchmark_metrics import EarthNetScore, Nino34Skill
+from .data import Windows, load_dataset
+from .data import windows as windows_of
+from .data.events import builder_of
 from .data.open_radar import rain_rate, stored_code
 from .data.open_sst import nino34, three_month_means
-from .data.windows import Windows
-from .metrics import ContingencyScores, EnsembleScores, ErrorScores
+from .feature_extraction_earthformer import EarthformerFeatureExtractor
+from .metrics import (
+    ContingencyScores,
+    EnsembleScores,
+    ErrorScores,
+    FractionsSkillScore,
+    PowerSpectrum,
+    ProbabilityScores,
+    RankHistogram,
+    StructuralSimilarity,
+)
+from .protocols import Protocol
 
 
-logger = logging.get_logger(__name__)
+FEWEST_EVENTS = 10  # independent events, below which an interval would mean nothing
+RESAMPLES = 1000
+# Families whose sums are kept per event, for intervals and regions.
+PER_EVENT = ("contingency", "errors", "ssim", "ensemble", "earthnet")
 
 
-@torch.no_grad()
-def forecast_windows(model, windows: Windows, batch_size: int = 4) -> Iterator[np.ndarray]:
-    """Predictions in the model's range (T_out, H, W), one by one in the order of the windows."""
-    for batch in logging.tqdm(DataLoader(windows, batch_size), desc="forecast"):
-        yield from model(batch["past_values"].to(model.device)).predictions[..., 0].float().cpu().numpy()
+# ---------------------------------------------------------------------------------------------------------------------
+# Windows and forecasts
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def score_rain(
-    model, extractor, windows: Windows, with_extrapolation: bool = False
-) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Forecast every window with the model and without it.
+@dataclass(frozen=True)
+class Window:
+    """A window in stored units.
 
     Args:
-        model, extractor: what `from_pretrained` gives; the extractor needs `fill_value` and `physical_table`.
-        windows: not augmented.
-        with_extrapolation: needs the extra `optical-flow`; also scores what it could reach from within the frame.
-
-    Returns:
-        system -> {"code": [`ContingencyScores`] at `extractor.thresholds`, "physical": at
-        `extractor.physical_thresholds`, "errors": [`ErrorScores`] of code / 255}.
+        number, start: among the windows of the data set, and its first frame in the event.
+        event: see `earthformer_hf.data`.
+        past: (T_in, H, W[, C]), missing values as the source codes them.
+        filled_past: the same, missing values replaced by the data set's fill value.
+        future: (T_out, H, W[, C]), the truth; no forecaster looks at it.
+        observed: bool, shape of `future`.
+        covariates: (T_in + T_out, H, W, K) or None.
     """
-    past_length, length = windows.context_length, windows.length - windows.context_length
-    systems: dict[str, dict[str, ContingencyScores | ErrorScores]] = {}
 
-    def update(system, code, target, observed):
-        if system not in systems:
-            systems[system] = {
-                "code": ContingencyScores(extractor.thresholds, length),
-                "physical": ContingencyScores(extractor.from_physical(extractor.physical_thresholds), length),
-                "errors": ErrorScores(length, value_range=255),
-            }
-        for scores in systems[system].values():
-            scores.update(code, target, observed)
-
-    for item, predictions in enumerate(forecast_windows(model, windows)):
-        raw = windows.raw(item)
-        observed = extractor.observed(raw)
-        code = _filled(extractor, raw)
-        target, mask = code[past_length:], observed[past_length:]
-        model_code = extractor.decode(predictions)
-        update("model", model_code, target, mask)
-        update("persistence", baselines.persistence(code[:past_length], len(target)), target, mask)
-        if with_extrapolation:
-            rain, reachable = baselines.extrapolation(extractor.to_physical(code[:past_length]), len(target))
-            # to half a dB, as the data are coded
-            moved = np.round(extractor.from_physical(rain_rate(stored_code(rain))))
-            update("extrapolation", moved, target, mask)
-            update("model, reachable pixels", model_code, target, mask & reachable)
-            update("extrapolation, reachable pixels", moved, target, mask & reachable)
-    return {system: {kind: score.compute() for kind, score in scores.items()} for system, scores in systems.items()}
+    number: int
+    start: int
+    event: dict
+    past: np.ndarray
+    filled_past: np.ndarray
+    future: np.ndarray
+    observed: np.ndarray
+    covariates: np.ndarray | None
 
 
-def rain_table(systems: dict[str, dict[str, dict[str, np.ndarray]]], extractor, score_name: str, minutes: int) -> str:
-    """The scores as text: at the codes' thresholds, and at rain rates by lead time; `minutes` is the time step."""
-    lines = [f"{score_name}, and MSE of code / 255"]
-    thresholds = "".join(f"{f'CSI-{threshold:g}':>9s}" for threshold in extractor.thresholds)
-    lines.append(f"{'':32s}{'CSI-M':>8s}{'MSE':>10s}{thresholds}{'pixels':>11s}{'windows':>9s}")
-    for system, scores in systems.items():
-        csi, errors = scores["code"]["csi"], scores["errors"]
-        by_threshold = "".join(f"{value:9.4f}" for value in csi)
-        counts = f"{errors['pixels'].sum():11d}{errors['windows']:9d}"
-        lines.append(f"{system:32s}{csi.mean():8.4f}{errors['mse']:10.6f}{by_threshold}{counts}")
-    if any(np.isnan(scores["code"]["csi"]).any() for scores in systems.values()):
-        lines.append("nan: rain that heavy was neither observed nor forecast; its CSI, and so the mean, is undefined")
-    lines += ["", "CSI at rain rates, by lead in minutes"]
-    leads = next(iter(systems.values()))["physical"]["csi_by_lead"].shape[1]
-    lines.append(" " * 43 + "".join(f"{minutes * (i + 1):6d}" for i in range(leads)))
-    for system, scores in systems.items():
-        for rate, values in zip(extractor.physical_thresholds, scores["physical"]["csi_by_lead"]):
-            name = f"{rate:g} {extractor.physical_units}"
-            lines.append(f"{system:32s}{name:>11s}" + "".join(f"{value:6.3f}" for value in values))
-    lines += ["", "hits / misses / false alarms, pooled over lead times"]
-    for system, scores in systems.items():
-        named = [
-            ("code", "code", extractor.thresholds),
-            ("physical", extractor.physical_units, extractor.physical_thresholds),
-        ]
-        for kind, unit, values in named:
-            for i, value in enumerate(values):
-                names = ("hits", "misses", "false_alarms")
-                parts = " / ".join(f"{scores[kind][name][i].sum():d}" for name in names)
-                lines.append(f"{system:32s}{f'{value:g} {unit}':>11s}  {parts}")
-    return "\n".join(lines)
+Forecaster = Callable[[Window], np.ndarray]
 
 
-def forecast_ensembles(
-    pipeline, windows: Windows, ensemble_size: int, num_inference_steps: int, batch_size: int = 2, seed: int = 0
-) -> Iterator[np.ndarray]:
-    """Ensembles of a [`PreDiffPipeline`] in stored units (E, T_out, H, W), in the order of the windows."""
+def data_extractor(protocol: Protocol) -> EarthformerFeatureExtractor:
+    """What the stored numbers of the protocol's data set are: missing values, fill value, physical units."""
+    return EarthformerFeatureExtractor(**builder_of(protocol.dataset).FACTS.feature_extractor)
+
+
+def protocol_windows(protocol: Protocol, data_dir: str | Path | None = None, split: str | None = None) -> Windows:
+    """The windows of a protocol, in the range of [`data_extractor`]; of another split if one is named."""
+    table = load_dataset(protocol.dataset, data_dir, split or protocol.split, **protocol.options)
+    lengths, strides = _lengths(protocol), (protocol.window_stride, protocol.frame_stride)
+    return windows_of(table, data_extractor(protocol).encode, *lengths, stride=strides[0], frame_stride=strides[1])
+
+
+def _lengths(protocol: Protocol) -> tuple[int, int]:
+    return protocol.context_length, protocol.prediction_length
+
+
+def window_at(windows: Windows, number: int, extractor: EarthformerFeatureExtractor) -> Window:
+    """A window in stored units; `extractor` knows what is missing."""
+    index, start = windows.index[number].tolist()
+    event, past = windows.events[index], windows.context_length
+    frames = windows.raw(number)
+    observed = extractor.observed(frames)
+    filled = np.where(observed, frames, extractor.fill_value or 0).astype("float32")
+    if "observed" in event:
+        given = windows.cutter.frames(event, start, "observed")
+        observed = observed & (given if given.ndim == observed.ndim else given[..., None])
+    covariates = windows.cutter.frames(event, start, "covariates") if "covariates" in event else None
+    return Window(number, start, event, frames[:past], filled[:past], frames[past:], observed[past:], covariates)
+
+
+def model_forecaster(model, extractor: EarthformerFeatureExtractor) -> Forecaster:
+    """Forecasts of an [`EarthformerForPrediction`] and its feature extractor."""
+
+    @torch.inference_mode()
+    def forecast(window: Window) -> np.ndarray:
+        inputs = dict(extractor(window.past[None] if window.past.ndim == 4 else window.past))
+        if window.covariates is not None and model.config.num_covariates:
+            covariates = torch.from_numpy(window.covariates[None])
+            inputs["past_covariates"] = covariates[:, : len(window.past)]
+            inputs["future_covariates"] = covariates[:, len(window.past) :]
+        predictions = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).predictions[0]
+        return extractor.decode(predictions.reshape(window.future.shape))
+
+    return forecast
+
+
+def pipeline_forecaster(pipeline, ensemble_size: int = 8, num_inference_steps: int = 20) -> Forecaster:
+    """Ensembles of a [`PreDiffPipeline`]; the noise of a window follows from its number."""
     pipeline.set_progress_bar_config(disable=True)
-    for number, batch in enumerate(logging.tqdm(DataLoader(windows, batch_size), desc="ensembles")):
-        ensembles = pipeline(
-            batch["past_values"],
+
+    def forecast(window: Window) -> np.ndarray:
+        ensemble = pipeline(
+            **pipeline.feature_extractor(window.past),
             ensemble_size=ensemble_size,
             num_inference_steps=num_inference_steps,
-            generator=torch.Generator().manual_seed(seed + number),
-        ).predictions[..., 0]
-        yield from pipeline.feature_extractor.decode(ensembles)
+            generator=torch.Generator().manual_seed(window.number),
+        ).predictions[0]
+        return pipeline.feature_extractor.decode(ensemble.reshape(-1, *window.future.shape))
+
+    return forecast
 
 
-def dressed_ensembles(windows: Windows, train_windows: Windows, ensemble_size: int, extractor) -> Iterator[np.ndarray]:
-    """Dressed persistence in stored units, with errors of training windows that are drawn anew for each window."""
-    random, past = np.random.default_rng(0), windows.context_length
-    for item in range(len(windows)):
-        errors = []
-        for other in random.integers(len(train_windows), size=ensemble_size):
-            raw = train_windows.raw(int(other))
-            known = extractor.observed(raw)
-            errors.append(np.where(known[past:] & known[past - 1], raw[past:].astype("float64") - raw[past - 1], 0.0))
-        yield baselines.dressed_persistence(_filled(extractor, windows.raw(item))[:past], np.stack(errors))
+RAIN_BASELINES = ("extrapolation", "s-prog", "anvil", "steps")
 
 
-def steps_ensembles(windows: Windows, ensemble_size: int, extractor) -> Iterator[np.ndarray]:
-    """Ensembles of STEPS in stored units; needs the extra `optical-flow`."""
-    minutes = windows.events[0]["geo"]["minutes"] * windows.frame_stride
-    kilometers = float(extractor.grid_spacing.split()[0])
-    past = windows.context_length
-    for item in logging.tqdm(range(len(windows)), desc="STEPS"):
-        rain = extractor.to_physical(_filled(extractor, windows.raw(item))[:past])
-        ensemble = baselines.steps_ensemble(rain, windows.length - past, ensemble_size, minutes, kilometers, item)
-        yield np.round(extractor.from_physical(ensemble))
-
-
-def _filled(extractor, raw: np.ndarray) -> np.ndarray:
-    return np.where(extractor.observed(raw), raw, extractor.fill_value).astype("float64")
-
-
-def score_ensembles(
-    systems: dict[str, Iterator[np.ndarray]], windows: Windows, extractor
-) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Score ensembles (E, T_out, H, W) in stored units, given in the order of the windows, where it was observed.
-
-    Returns:
-        system -> {"ensemble": [`EnsembleScores`] of code / 255; of the ensemble's mean "code": [`ContingencyScores`]
-        at `extractor.thresholds`, and "errors": [`ErrorScores`] of code / 255}.
-    """
-    length, scores = windows.length - windows.context_length, {}
-    for system, ensembles in systems.items():
-        of_ensemble = EnsembleScores(length, value_range=255)
-        of_mean = {
-            "code": ContingencyScores(extractor.thresholds, length),
-            "errors": ErrorScores(length, value_range=255),
-        }
-        for item, ensemble in enumerate(ensembles):
-            target = windows.raw(item)[windows.context_length :]
-            observed = extractor.observed(target)
-            of_ensemble.update(ensemble, target, observed)
-            for score in of_mean.values():
-                score.update(ensemble.mean(0), target, observed)
-        scores[system] = {"ensemble": of_ensemble.compute()}
-        scores[system] |= {kind: score.compute() for kind, score in of_mean.items()}
-    return scores
-
-
-def ensemble_table(scores: dict[str, dict[str, dict[str, np.ndarray]]], score_name: str, minutes: int) -> str:
-    """The scores as text; `minutes` is the time step."""
-    leads = len(next(iter(scores.values()))["ensemble"]["fair_crps_by_lead"])
-    lines = [f"{score_name}; CSI-M and MSE of the ensemble's mean"]
-    by_lead = "".join(f"{minutes * (lead + 1):>5d} min" for lead in range(leads))
-    lines.append(
-        f"{'':22s}{'fair CRPS':>10s}{'CSI-M':>8s}{'MSE':>10s}{'pixels':>11s}{'windows':>9s}  CRPS at{by_lead}"
-    )
-    for system, score in scores.items():
-        ensemble, errors = score["ensemble"], score["errors"]
-        by_lead = "".join(f"{value:9.5f}" for value in ensemble["fair_crps_by_lead"])
-        lines.append(
-            f"{system:22s}{ensemble['fair_crps']:10.6f}{score['code']['csi'].mean():8.4f}{errors['mse']:10.6f}"
-            f"{errors['pixels'].sum():11d}{errors['windows']:9d}         {by_lead}"
-        )
-    return "\n".join(lines)
-
-
-def score_index(
-    model, extractor, event: dict, train_event: dict | None = None, validation_event: dict | None = None
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Forecast Nino3.4 over every window of an event, with the model and without it.
+def baseline_forecaster(
+    name: str, protocol: Protocol, load: Callable[[str], Windows], ensemble_size: int = 8
+) -> Forecaster:
+    """A forecast without a neural network, see `baselines.py`.
 
     Args:
-        model, extractor: what `from_pretrained` gives.
-        event: a record of months, see `earthformer_hf.data`; its `geo` holds `lat`.
-        train_event, validation_event: the records on which the statistical forecasts are fitted and their settings
-            chosen; without them only persistence is made.
+        name: "persistence", "dressed persistence" (an ensemble), or one of `RAIN_BASELINES` or
+            `OceanForecaster.MODELS`.
+        protocol: whose windows are forecast.
+        load: split -> its windows, for what is fitted.
+        ensemble_size: of ensembles.
+
+    Raises:
+        ValueError: another name.
+        ImportError: it needs pysteps, which is not installed.
+    """
+    if name == "persistence":
+        return lambda window: baselines.persistence(window.filled_past, protocol.prediction_length)
+    if name == "dressed persistence":
+        return _dressed_persistence(protocol, load(protocol.training_split), ensemble_size)
+    if name in RAIN_BASELINES:
+        return _rain_forecaster(name, protocol, ensemble_size)
+    if name in OceanForecaster.MODELS:
+        return OceanForecaster(name, protocol, load)
+    known = ("persistence", "dressed persistence", *RAIN_BASELINES, *OceanForecaster.MODELS)
+    raise ValueError(f"`name` must be one of {known}, got {name!r}.")
+
+
+def _dressed_persistence(protocol: Protocol, training: Windows, ensemble_size: int) -> Forecaster:
+    """With errors of training windows that are drawn anew for each window."""
+    extractor = data_extractor(protocol)
+
+    def forecast(window: Window) -> np.ndarray:
+        random, errors = np.random.default_rng(window.number), []
+        for number in random.integers(len(training), size=ensemble_size):
+            other = window_at(training, int(number), extractor)
+            known = other.observed & extractor.observed(other.past[-1])
+            errors.append(np.where(known, other.future.astype("float64") - other.past[-1], 0.0))
+        return baselines.dressed_persistence(window.filled_past, np.stack(errors))
+
+    return forecast
+
+
+def _rain_forecaster(name: str, protocol: Protocol, ensemble_size: int) -> Forecaster:
+    """Nowcasts of the rain rate, coded to half a dB as the data are."""
+    if not baselines.has_extrapolation():
+        raise ImportError("pysteps is not installed: pip install 'earthformer-hf[optical-flow]'")
+    extractor, future = data_extractor(protocol), protocol.prediction_length
+    kilometers = float(extractor.grid_spacing.split()[0])
+
+    def forecast(window: Window) -> np.ndarray:
+        past, reachable = extractor.to_physical(window.filled_past), None
+        if name == "extrapolation":
+            rain, reachable = baselines.extrapolation(past, future)
+        elif name == "steps":
+            minutes = window.event["geo"]["minutes"] * protocol.frame_stride
+            rain = baselines.steps_ensemble(past, future, ensemble_size, minutes, kilometers, seed=window.number)
+        else:
+            rain = {"s-prog": baselines.sprog, "anvil": baselines.anvil}[name](past, future)
+        codes = np.round(extractor.from_physical(rain_rate(stored_code(rain))))
+        return codes if reachable is None else np.ma.masked_array(codes, ~reachable)
+
+    return forecast
+
+
+class OceanForecaster:
+    """Forecasts of the index: fitted on the training record, with the setting that is best on the validation record.
+
+    Args:
+        name, protocol, load: as for [`baseline_forecaster`]; both splits must hold a single record.
+    """
+
+    MODELS: ClassVar[dict[str, tuple[Callable, Mapping[str, Sequence]]]] = {
+        "damped persistence": (baselines.damped_persistence, {}),
+        "linear inverse model": (baselines.linear_inverse_model, baselines.LINEAR_INVERSE_GRID),
+        "seasonal ridge": (baselines.seasonal_ridge, baselines.SEASONAL_RIDGE_GRID),
+    }
+
+    def __init__(self, name: str, protocol: Protocol, load: Callable[[str], Windows]):
+        splits = protocol.training_split, protocol.validation_split
+        (training,), (validation,) = (load(split).events for split in splits)
+        self.lengths = _lengths(protocol)
+        self.train, self.lat = self.record(training), np.asarray(training["geo"]["lat"])
+        self.model, grid = self.MODELS[name]
+        self.setting: dict[str, Any] = {}
+        if grid:
+            self.setting = baselines.best_setting(self.model, self.train, self.record(validation), self.lat, grid)
+        self.forecasts: dict[str, np.ndarray] = {}  # event -> (starts, leads)
+
+    def record(self, event: dict) -> baselines.OceanRecord:
+        return baselines.OceanRecord(event, nino34, *self.lengths)
+
+    def __call__(self, window: Window) -> np.ndarray:
+        event = window.event["id"]
+        if event not in self.forecasts:
+            lat = {"lat": self.lat} if self.setting else {}
+            self.forecasts[event] = self.model(self.train, self.record(window.event), **lat, **self.setting)
+        return self.forecasts[event][window.start]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def metrics_of(protocol: Protocol, image_size: tuple[int, int] | None, members: int | None) -> dict[str, Metric]:
+    """The protocol's scores of maps, of ensembles of so many members, or (without `image_size`) of an index."""
+    length, thresholds, wet = protocol.prediction_length, protocol.thresholds, protocol.wet_threshold
+    makers: dict[str, Callable[[], Metric]] = {"nino34": lambda: Nino34Skill(length - 2)}
+    if image_size is not None:
+        makers |= {
+            "contingency": lambda: ContingencyScores(thresholds, length),
+            "errors": lambda: ErrorScores(length, protocol.value_range),
+            "ssim": lambda: StructuralSimilarity(length, protocol.value_range),
+            "fss": lambda: FractionsSkillScore(thresholds, protocol.neighbourhoods, length),
+            "spectrum": lambda: PowerSpectrum(image_size, length),
+            "earthnet": EarthNetScore,
+        }
+    if members is not None:
+        makers |= {
+            "ensemble": lambda: EnsembleScores(length, protocol.value_range),
+            "ranks": lambda: RankHistogram(members, length, wet),
+            "probabilities": lambda: ProbabilityScores(thresholds, members, length, wet),
+        }
+    metrics = {family: make() for family, make in makers.items() if family in protocol.scores}
+    if "contingency" in metrics:
+        for pool in protocol.pools:
+            metrics[f"contingency_pool{pool}"] = ContingencyScores(thresholds, length, pool)
+        if protocol.physical_thresholds:
+            stored = data_extractor(protocol).from_physical(np.array(protocol.physical_thresholds))
+            metrics["contingency_physical"] = ContingencyScores(stored.tolist(), length)
+    return metrics
+
+
+def update(metric: Any, forecast: np.ndarray, window: Window, mask: np.ndarray, protocol: Protocol) -> None:
+    """Add one forecast to a score, where `mask` (shape of the future) is true."""
+    if isinstance(metric, Nino34Skill):
+        metric.update(*_index_of(forecast, window, protocol))
+        return
+    target = np.where(mask, window.future, 0).astype("float32")
+    members = forecast if forecast.ndim > target.ndim else forecast[None]
+    if isinstance(metric, EnsembleScores | RankHistogram | ProbabilityScores):
+        metric.update(members, target, mask)
+        return
+    if protocol.ensemble == "mean" and not isinstance(metric, PowerSpectrum):  # a mean has lost the small scales
+        members = members.mean(0, keepdims=True)
+    target, mask = (np.repeat(x[None], len(members), axis=0) for x in (target, mask))  # (B, T, H, W[, C])
+    if isinstance(metric, EarthNetScore):
+        metric.update(members, target, np.asarray(mask.all(-1)))
+        return
+    if target.ndim == 5:  # (B * C, T, H, W): each channel is an image
+        members, target, mask = (np.moveaxis(x, -1, 1).reshape(-1, *x.shape[1:4]) for x in (members, target, mask))
+    metric.update(members, target, mask)
+
+
+def _index_of(forecast: np.ndarray, window: Window, protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Forecast and observed three-month means (1, leads), and the first month (1,), 0 for January."""
+
+    def means(maps):
+        return three_month_means(nino34(np.where(window.observed, maps, np.nan).astype("float64")))
+
+    predicted, first = forecast if forecast.ndim == 1 else means(forecast), window.start + len(window.past)
+    if protocol.index_series is None:
+        target = means(window.future)
+    else:  # a label is the mean of its month and the next two
+        target = np.asarray(window.event["series"][protocol.index_series])[first : first + len(predicted)]
+    month = window.event["time"][first].astype("datetime64[M]").astype(int) % 12
+    return predicted[None], target[None], np.array([month])
+
+
+def headline(family: str, scores: dict[str, np.ndarray], protocol: Protocol, pixels: int) -> dict[str, float]:
+    """The headline scores of a family, averaged as the protocol says; `pixels` are those of a frame."""
+    by_lead = "_by_lead" if protocol.average == "per lead" else ""
+
+    def mean(name: str) -> float:
+        return float(np.mean(scores[f"{name}{by_lead}"]))
+
+    if family == "contingency":
+        return {"csi_m": mean("csi"), "hss_m": mean("hss")}
+    if family.startswith("contingency_pool"):
+        return {f"csi_m_{family.removeprefix('contingency_')}": mean("csi")}
+    if family == "errors":
+        return {name: mean(name) * (pixels if protocol.frame_sums else 1) for name in ("mse", "mae")}
+    if family == "ssim":
+        return {"ssim": mean("ssim")}
+    if family == "ensemble":
+        return {name: mean(name) for name in ("fair_crps", "crps", "spread_skill_ratio")}
+    if family == "nino34":
+        return {
+            "c_nino34_m": float(scores["c_nino34_m"]),
+            "c_nino34_wm": float(scores["c_nino34_wm"]),
+            "index_rmse": float(scores["rmse"]),
+        }
+    if family == "earthnet":
+        return {"earthnet_score": float(scores["earthnet_score"])}
+    return {}
+
+
+class Tally:
+    """The sums that scores are made of, by system, family of scores and event: what processes exchange."""
+
+    def __init__(self, protocol: Protocol):
+        self.protocol = protocol
+        self.kinds: dict[str, tuple] = {}  # system -> its forecasts' image size and members
+        self.sums: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}  # system, family, event, state of the metric
+        self.places: dict[str, tuple] = {}  # event -> see `_place`
+        self.errors: dict[int, float] = {}  # window -> mean squared error of the first system
+        self.known: dict[tuple, dict[str, Any]] = {}
+
+    def metrics(self, system: str) -> dict[str, Any]:
+        """Metrics to compute with; what they hold is of no meaning."""
+        kind = self.kinds[system]
+        if kind not in self.known:
+            self.known[kind] = metrics_of(self.protocol, *kind)
+        return self.known[kind]
+
+    def add(
+        self, system: str, forecast: np.ndarray, window: Window, mask: np.ndarray, families: tuple[str, ...] = ("",)
+    ) -> None:
+        """Add one forecast, where `mask` is true, to the families that begin like this."""
+        size = None if forecast.ndim == 1 else window.future.shape[1:3]
+        kind = size, len(forecast) if forecast.ndim > window.future.ndim else None
+        if self.kinds.setdefault(system, kind) != kind:
+            raise ValueError(f"forecasts of {system!r} must be of one kind, got {self.kinds[system]} and {kind}.")
+        event = str(window.event["id"])
+        self.places[event] = _place(window, self.protocol.independent)
+        for family, metric in self.metrics(system).items():
+            if family.startswith(families):
+                metric.reset()
+                update(metric, forecast, window, mask, self.protocol)
+                self._sum(system, family, event if family.startswith(PER_EVENT) else "all", metric.metric_state)
+                if family == "errors" and system == next(iter(self.kinds)):
+                    self.errors[window.number] = float(metric.squared.sum() / metric.pixels.sum())
+
+    def _sum(self, system: str, family: str, event: str, state: dict[str, Any]) -> None:
+        events = self.sums.setdefault(system, {}).setdefault(family, {})
+        events[event] = _added([events.get(event, {}), state])
+
+    def gather(self) -> "Tally":
+        """The tally of all processes."""
+        total = Tally(self.protocol)
+        for kinds, sums, places, errors in gather_object([(self.kinds, self.sums, self.places, self.errors)]):
+            total.kinds |= kinds
+            total.places |= places
+            total.errors |= errors
+            for system, families in sums.items():
+                for family, events in families.items():
+                    for event, state in events.items():
+                        total._sum(system, family, event, state)
+        return total
+
+    def scores(self, system: str) -> dict[str, dict[str, np.ndarray]]:
+        """Family -> its scores and counts."""
+        sums = {family: _added(events.values()) for family, events in self.sums[system].items()}
+        return {family: _computed(self.metrics(system)[family], state) for family, state in sums.items()}
+
+    def summary(self, system: str, event: str | None = None) -> dict[str, float]:
+        """The headline scores, over all events or of one."""
+        summary: dict[str, float] = {}
+        for family, events in self.sums[system].items():
+            states = [state for name, state in events.items() if event in (None, name)]
+            if states:
+                summary |= self._headline(system, family, _added(states))
+        return summary
+
+    def _headline(self, system: str, family: str, state: dict[str, Any]) -> dict[str, float]:
+        scores = _computed(self.metrics(system)[family], state)
+        return headline(family, scores, self.protocol, math.prod(self.kinds[system][0] or ()))
+
+    def units(self) -> list[list[str]]:
+        """The events of each independent unit."""
+        units: dict[str, list[str]] = {}
+        for event in sorted(self.places):
+            units.setdefault(self.places[event][0], []).append(event)
+        return list(units.values())
+
+    def regions(self) -> list[str]:
+        """Events that share no pixel: each in turn that shares none with those before it."""
+        chosen: list[str] = []
+        for event in sorted(self.places):
+            if not any(_overlap(self.places[event], self.places[other]) for other in chosen):
+                chosen.append(event)
+        return chosen
+
+    def intervals(self, system: str) -> dict[str, list[float] | None]:
+        """95 % intervals of the headline scores: the bootstrap over independent units, drawn with replacement.
+
+        Every system sees the same draws. A draw in which a score is undefined is left out of that score's interval.
+        Efron and Tibshirani, "An introduction to the bootstrap", 1993, section 13.3 (percentiles).
+        """
+        units, intervals = self.units(), {}
+        for family, events in self.sums[system].items():
+            if family.startswith(PER_EVENT):
+                states = [_added(events[event] for event in unit) for unit in units]
+                stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+                random, draws = np.random.default_rng(0), []
+                for _ in range(RESAMPLES):
+                    times = torch.from_numpy(random.multinomial(len(units), np.full(len(units), 1 / len(units))))
+                    drawn = {name: torch.tensordot(times.to(x.dtype), x, 1) for name, x in stacked.items()}
+                    draws.append(self._headline(system, family, drawn))
+                for name in draws[0]:
+                    values = np.array([draw[name] for draw in draws])
+                    known = np.isfinite(values)
+                    intervals[name] = np.quantile(values[known], (0.025, 0.975)).tolist() if known.any() else None
+        return intervals
+
+
+def _place(window: Window, independent: str) -> tuple:
+    """What makes an event independent; the field it lies in, its first row and column, and its size."""
+    geo, event = window.event.get("geo", {}), str(window.event["id"])
+    corner = (geo["row"], geo["column"]) if {"row", "column"} <= set(geo) else (0, 0)
+    field = geo.get("source", event) if {"row", "column"} <= set(geo) else event
+    return str(geo.get(independent, event)), field, corner, window.future.shape[1:3]
+
+
+def _overlap(first: tuple, second: tuple) -> bool:
+    (_, field, corner, size), (_, other_field, other_corner, other_size) = first, second
+    return field == other_field and all(
+        a < b + m and b < a + n for a, b, n, m in zip(corner, other_corner, size, other_size)
+    )
+
+
+def _added(states: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """States of a metric in one: sums are added, lists put end to end."""
+    total: dict[str, Any] = {}
+    for state in states:
+        for name, value in state.items():
+            total[name] = total[name] + value if name in total else copy.copy(value)
+    return total
+
+
+def _computed(metric: Metric, state: dict[str, Any]) -> dict[str, np.ndarray]:
+    for name, value in state.items():
+        setattr(metric, name, value)
+    return type(metric).compute(metric)  # the plain method: that of the object would add processes up once more
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The way through
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(forecasters: dict[str, Forecaster], windows: Windows, protocol: Protocol) -> dict[str, Any]:
+    """Score forecasts of every window, on as many processes as there are.
+
+    Args:
+        forecasters: by name. The first one is the one that matters: its best, median and worst cases are looked for.
+            One may return a masked array: what it says of masked pixels for want of better is scored as it is, and
+            every system is scored once more on the pixels that all of them reach.
+        windows: of [`protocol_windows`], or of other events in the same units.
+        protocol: what to score.
 
     Returns:
-        system -> three-month means of the index (windows, leads) in degrees Celsius; and the observed ones.
+        The same on every process: `windows` and `independent_events`, their numbers; `cases`, the numbers of the
+        windows with the lowest, median and highest squared error of the first system; and `scores` by system:
+        `summary`, the headline scores, `interval` or `regions`, and scores and counts of each family. An interval is
+        given for `FEWEST_EVENTS` independent events or more, else the summaries of regions that share no pixel.
+
+    Raises:
+        ValueError: lengths that are not the protocol's, or a forecast that is not finite.
     """
-    lengths = model.config.context_length, model.config.prediction_length
-    test = baselines.OceanRecord(event, nino34, *lengths)
-    ocean = extractor.observed(event["values"]).all(0)
-    maps = np.stack(
-        [extractor.decode(x) for x in forecast_windows(model, Windows([event], extractor.encode, *lengths))]
-    )
-    index = nino34(np.where(ocean, maps, np.nan).astype("float64"))
-    systems = {"model": three_month_means(index), "persistence": baselines.persisted_index(test)}
-    if train_event is not None and validation_event is not None:
-        train, validation = (baselines.OceanRecord(x, nino34, *lengths) for x in (train_event, validation_event))
-        lat = event["geo"]["lat"]
-        systems["damped persistence"] = baselines.damped_persistence(train, test)
-        for name, forecast, grid in (
-            ("linear inverse model", baselines.linear_inverse_model, baselines.LINEAR_INVERSE_GRID),
-            ("seasonal ridge", baselines.seasonal_ridge, baselines.SEASONAL_RIDGE_GRID),
-        ):
-            setting = baselines.best_setting(forecast, train, validation, lat, grid)
-            logger.info(f"{name}: chosen on the validation record {setting}")
-            systems[name] = forecast(train, test, lat, **setting)
-    return systems, test.targets()
-
-
-def index_table(systems: dict[str, np.ndarray], targets: np.ndarray, score_name: str) -> str:
-    """The scores as text: correlation and RMSE averaged over leads, and correlation by lead."""
-    leads = "".join(f"{lead:6d}" for lead in range(1, targets.shape[1] + 1))
-    lines = [f"{score_name}; RMSE in degC", f"{'':22s}{'skill':>8s}{'RMSE':>8s}{'windows':>9s}  by lead{leads}"]
-    for system, forecast in systems.items():
-        skill, error = correlation_by_lead(forecast, targets), rmse_by_lead(forecast, targets)
-        by_lead = "".join(f"{value:6.2f}" for value in skill)
-        lines.append(f"{system:22s}{skill.mean():8.3f}{error.mean():8.3f}{len(targets):9d}         {by_lead}")
-    return "\n".join(lines)
+    lengths = windows.context_length, windows.length - windows.context_length
+    if lengths != _lengths(protocol):
+        raise ValueError(f"`windows` must be of {_lengths(protocol)} frames for {protocol.name!r}, got {lengths}.")
+    state, extractor, tally = PartialState(), data_extractor(protocol), Tally(protocol)
+    numbers = range(len(windows))
+    if protocol.max_windows is not None and protocol.max_windows < len(windows):
+        numbers = np.linspace(0, len(windows) - 1, protocol.max_windows).round().astype(int).tolist()
+    mine = numbers[state.process_index :: state.num_processes]
+    for number in logging.tqdm(mine, desc=protocol.name, disable=not state.is_main_process):
+        window = window_at(windows, number, extractor)
+        forecasts = {system: forecaster(window) for system, forecaster in forecasters.items()}
+        reached = window.observed
+        for forecast in forecasts.values():
+            if isinstance(forecast, np.ma.MaskedArray):
+                reached = reached & ~np.ma.getmaskarray(forecast)
+        for system, forecast in forecasts.items():
+            tally.add(system, np.ma.getdata(forecast), window, window.observed)
+        if reached is not window.observed:
+            for system, forecast in forecasts.items():
+                name, families = f"{system}, reachable pixels", ("contingency", "errors")
+                tally.add(name, np.ma.getdata(forecast), window, reached, families)
+    tally = tally.gather()
+    units, regions = tally.units(), tally.regions()
+    scores: dict[str, dict[str, Any]] = {}
+    for system in tally.kinds:
+        scores[system] = {"summary": tally.summary(system)}
+        if len(units) >= FEWEST_EVENTS:
+            scores[system]["interval"] = tally.intervals(system)
+        elif len(regions) > 1:
+            scores[system]["regions"] = {event: tally.summary(system, event) for event in regions}
+        scores[system] |= tally.scores(system)
+    ordered = sorted(tally.errors, key=lambda number: (tally.errors[number], number))
+    cases = {"best": ordered[0], "median": ordered[len(ordered) // 2], "worst": ordered[-1]} if ordered else {}
+    return {"windows": len(numbers), "independent_events": len(units), "cases": cases, "scores": scores}

@@ -1,7 +1,7 @@
 """Figures of forecasts. Functions of arrays that return a figure: they never save and never show."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,25 +28,41 @@ def _figure(*args, **kwargs):
 
 
 def plot_sequence(
-    rows: dict[str, np.ndarray], leads: Sequence[str], title: str, chances: dict[str, np.ndarray] | None = None
+    rows: dict[str, np.ndarray],
+    leads: Sequence[str],
+    title: str,
+    chances: dict[str, np.ndarray] | None = None,
+    units: str = "mm/h",
 ) -> "Figure":
-    """Maps of rain, one row per entry, one column per time.
+    """Maps of rain or of another quantity, one row per entry, one column per time.
 
     Args:
-        rows: label -> rain rate in mm/h (columns, H, W); NaN is drawn grey, a frame of only NaN is left blank.
+        rows: label -> values (columns, H, W); NaN is drawn grey, a frame of only NaN is left blank.
         leads: a label for each column, such as "+10 min".
         title: says what is drawn, and whether it is real.
         chances: further rows below, label -> probabilities 0..1 (columns, H, W), with NaN as above.
+        units: of the values: rain rates in "mm/h" have their own colours, all else one scale from lowest to highest.
     """
+    from matplotlib import colormaps
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     chances = chances or {}
-    colors = ListedColormap(RAIN_COLORS).with_extremes(under="white", over="#7a0177", bad="0.8")
-    rain_style = {"cmap": colors, "norm": BoundaryNorm(RAIN_LEVELS, len(RAIN_COLORS))}
+    style: dict[str, Any]
+    if units == "mm/h":
+        colors = ListedColormap(RAIN_COLORS).with_extremes(under="white", over="#7a0177", bad="0.8")
+        style = {"cmap": colors, "norm": BoundaryNorm(RAIN_LEVELS, len(RAIN_COLORS))}
+    else:
+        lowest, highest = (float(f(np.stack(list(rows.values())))) for f in (np.nanmin, np.nanmax))
+        name, bottom = (
+            ("RdBu_r", -max(-lowest, highest)) if lowest < 0 else ("viridis", 0)
+        )  # of both signs: white is 0
+        style = {"cmap": colormaps[name].with_extremes(bad="0.8"), "vmin": bottom, "vmax": max(-lowest, highest)}
     chance_style = {"cmap": "Purples", "vmin": 0, "vmax": 100}
-    lines = [(label, frames, rain_style) for label, frames in rows.items()]
+    lines = [(label, frames, style) for label, frames in rows.items()]
     lines += [(label, 100 * frames, chance_style) for label, frames in chances.items()]
-    figure = _figure(figsize=(1.9 * len(leads) + 1.2, 1.95 * len(lines) + 0.9), layout="constrained")
+    height, width = next(iter(rows.values())).shape[1:]
+    size = 1.9 * len(leads) + 1.2, max(1.1, 1.95 * height / width) * len(lines) + 0.9
+    figure = _figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(lines), len(leads), squeeze=False)
     for line, (label, frames, style) in zip(axes, lines):
         line[0].set_ylabel(label, fontsize=10)
@@ -60,15 +76,19 @@ def plot_sequence(
                 axis.imshow(frame, **style, interpolation="nearest")
     for axis, lead in zip(axes[0], leads):
         axis.set_title(lead, fontsize=10)
+    rain = units == "mm/h"
     parts = (
-        ("rain rate, mm/h", axes[: len(rows)], RAIN_LEVELS, "max"),
-        ("chance, %", axes[len(rows) :], [0, 20, 40, 60, 80, 100], "neither"),
+        ("rain rate, mm/h" if rain else units, axes[: len(rows)], RAIN_LEVELS if rain else None),
+        ("chance, %", axes[len(rows) :], [0, 20, 40, 60, 80, 100]),
     )
-    for label, part, ticks, extend in parts:
+    for label, part, ticks in parts:
         images = [image for axis in part.flat for image in axis.images]
         if images:
+            extend = "max" if ticks is RAIN_LEVELS else "neither"
             bar = figure.colorbar(images[0], ax=part, shrink=0.8, pad=0.01, extend=extend, ticks=ticks)
-            bar.ax.set_yticklabels([f"{level:g}" for level in ticks], fontsize=8)
+            if ticks:
+                bar.ax.set_yticklabels([f"{level:g}" for level in ticks])
+            bar.ax.tick_params(labelsize=8)
             bar.set_label(label, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -112,6 +132,101 @@ def plot_events(rows: dict[str, np.ndarray], times: dict[str, Sequence[str]], la
     bar.set_label(label, fontsize=8)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def plot_by_lead(curves: dict[str, dict[str, np.ndarray]], leads: np.ndarray, unit: str, title: str) -> "Figure":
+    """Scores by lead time, a panel each.
+
+    Args:
+        curves: name of a score -> label -> its values (leads or fewer,); NaN, where undefined, is left out.
+        leads, unit: lead times.
+    """
+    columns = min(3, len(curves))
+    lines = -(-len(curves) // columns)
+    figure = _figure(figsize=(3.6 * columns, 2.8 * lines + 0.8), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for axis, (name, panel) in zip(axes.flat, curves.items()):
+        for label, values in panel.items():
+            axis.plot(leads[: len(values)], values, marker="o", markersize=3, label=label)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel(f"lead time, {unit}", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+    return _finish(figure, axes, len(curves), title)
+
+
+def _finish(figure: "Figure", axes: np.ndarray, panels: int, title: str) -> "Figure":
+    """One legend below, no empty panels, and the title."""
+    for axis in axes.flat[panels:]:
+        axis.set_visible(False)
+    known = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=min(5, len(known)), fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def plot_spectrum(wavelength: np.ndarray, panels: dict[str, dict[str, np.ndarray]], title: str) -> "Figure":
+    """Radially averaged power spectra, a panel for each lead time; large scales on the left.
+
+    Args:
+        wavelength: (K - 1,) in pixels, of wave numbers 1 .. K - 1.
+        panels: title -> label -> power (K,), of wave numbers 0 .. K - 1; "observed" is drawn black.
+    """
+    figure = _figure(figsize=(4.6 * len(panels), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)
+    for axis, (name, panel) in zip(axes.flat, panels.items()):
+        for label, power in panel.items():
+            axis.loglog(wavelength, power[1:], label=label, **({"color": "k", "lw": 2} if label == "observed" else {}))
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("wavelength, pixels", fontsize=9)
+        axis.grid(alpha=0.3, which="both")
+        axis.invert_xaxis()
+    axes[0, 0].set_ylabel("power", fontsize=9)
+    return _finish(figure, axes, len(panels), title)
+
+
+def plot_reliability(panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], title: str) -> "Figure":
+    """How often it happened, over the chance that was forecast; on the diagonal if the chances are right.
+
+    Args:
+        panels: event in words -> label -> observed frequency (E + 1,) after chances 0, 1 / E .. 1, NaN where none was
+            forecast; and the number of forecasts (E + 1,), drawn as the size of the dots, on a logarithmic scale.
+    """
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = _figure(figsize=(3.6 * columns, 3.5 * lines + 0.7), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for axis, (name, panel) in zip(axes.flat, panels.items()):
+        axis.plot([0, 1], [0, 1], color="0.6", lw=1)
+        for label, (frequency, forecasts) in panel.items():
+            chance = np.linspace(0, 1, len(frequency))
+            (line,) = axis.plot(chance, frequency, label=label)
+            axis.scatter(chance, frequency, s=8 * np.log10(1 + forecasts), color=line.get_color())
+        axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("forecast chance", fontsize=9)
+        axis.set_ylabel("observed frequency", fontsize=9)
+        axis.tick_params(labelsize=8)
+    return _finish(figure, axes, len(panels), title)
+
+
+def plot_rank_histogram(panels: dict[str, dict[str, np.ndarray]], title: str) -> "Figure":
+    """How often the observation had each rank among the members; flat, at 1, if it could be one of them.
+
+    Args:
+        panels: pixels in words -> label -> counts (E + 1,).
+    """
+    figure = _figure(figsize=(5 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for axis, (name, panel) in zip(axes.flat, panels.items()):
+        for number, (label, counts) in enumerate(panel.items()):
+            ranks = np.arange(len(counts)) + 0.8 * ((number + 0.5) / len(panel) - 0.5)
+            axis.bar(ranks, counts * len(counts) / max(1, counts.sum()), 0.8 / len(panel), label=label)
+        axis.axhline(1, color="0.3", lw=1)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("members below the observation", fontsize=9)
+    axes[0, 0].set_ylabel("frequency, over that of a flat histogram", fontsize=9)
+    return _finish(figure, axes, len(panels), title)
 
 
 def plot_ocean(

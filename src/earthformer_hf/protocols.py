@@ -1,71 +1,241 @@
-"""Evaluation protocols: what exactly a score means. A protocol is data; `examples/evaluate.py` runs it."""
+"""Evaluation protocols: what exactly a score means. A protocol is data; `evaluation.py` runs it.
 
-from dataclasses import dataclass
+Two scores compare if their protocols are the same in every field, which is what `Protocol.hash` stands for.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 
-@dataclass(frozen=True)
-class RainProtocol:
-    """Windows of radar frames; counts pooled over pixels, lead times and windows before any ratio is taken."""
+# Families of scores, see `evaluation.metrics_of`.
+FAMILIES = (
+    "contingency", "errors", "ssim", "fss", "spectrum", "ensemble", "ranks", "probabilities", "nino34", "earthnet",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What is forecast, what it is compared with, and how differences become numbers.
+
+    Args:
+        name: of the protocol.
+        source: who scored like this.
+        published: scores that others state for it, and where; they compare with ours, and with no other protocol's.
+        dataset: a name that `load_dataset` knows.
+        options: of that data set.
+        split: that is scored.
+        training_split, validation_split: on which baselines are fitted, and choose their settings.
+        independent: what makes events independent of each other: "id", or a key of their `geo`.
+        context_length, prediction_length: frames of a window.
+        window_stride, frame_stride: frames of the event between the starts of two windows, and of two in a window.
+        max_windows: score so many windows only, evenly spread; a quick look, which compares with nothing else.
+        missing: in words, what becomes of values that were not observed.
+        scores: families of scores, of `FAMILIES`.
+        value_range: stored values are divided by it before errors and CRPS are taken.
+        frame_sums: errors are added up over the pixels of a frame instead of averaged.
+        thresholds: in stored units; an event is a value of at least the threshold.
+        physical_thresholds: further ones, in the physical units of the data set (mm/h).
+        wet_threshold: in stored units; ranks and chances are also counted where observation or a member reaches it.
+        pools: widths of blocks of pixels whose maxima are counted too.
+        neighbourhoods: odd widths of the windows of the fractions skill score, in pixels.
+        average: "pooled" adds counts and errors up over everything before a ratio is taken; "per lead" takes the ratio
+            for each lead time, and then their mean.
+        ensemble: what a deterministic score of an ensemble is of: the "mean" of its members, or "each" member.
+        index_series: the series of the events that holds the observed index; if omitted, it is computed from the maps.
+        baselines: forecasts without a neural network that are scored too, see `baselines.py`.
+
+    Raises:
+        ValueError: a family, a rule or a length that does not exist.
+    """
 
     name: str
-    score_name: str
-    file: str
-    split: str
-    sources: tuple[str, ...]
-    window_stride: int
-    description: str
+    source: str
+    published: str = ""
+    dataset: str
+    options: dict[str, Any] = field(default_factory=dict)
+    split: str = "test"
+    training_split: str = "train"
+    validation_split: str = "val"
+    independent: str = "id"
+    context_length: int
+    prediction_length: int
+    window_stride: int = 1
     frame_stride: int = 1
+    max_windows: int | None = None
+    missing: str = "none are missing"
+    scores: tuple[str, ...]
+    value_range: float = 1.0
+    frame_sums: bool = False
+    thresholds: tuple[float, ...] = ()
+    physical_thresholds: tuple[float, ...] = ()
+    wet_threshold: float | None = None
+    pools: tuple[int, ...] = ()
+    neighbourhoods: tuple[int, ...] = ()
+    average: str = "pooled"
+    ensemble: str = "mean"
+    index_series: str | None = None
+    baselines: tuple[str, ...] = ("persistence",)
+
+    def __post_init__(self):
+        if not set(self.scores) <= set(FAMILIES):
+            raise ValueError(f"`scores` must be of {FAMILIES}, got {self.scores}.")
+        for name, allowed in (("average", ("pooled", "per lead")), ("ensemble", ("mean", "each"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
+        for name in ("context_length", "prediction_length", "window_stride", "frame_stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of all fields, as canonical JSON."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class IndexProtocol:
-    """Windows of months; correlation and error of three-month means of an ocean index, per lead, then averaged."""
+SEVIR = Protocol(
+    name="sevir-earthformer",
+    source="Gao et al., Earthformer, NeurIPS 2022, table 6, and the released code (mode 0)",
+    published="CSI-M: Earthformer 0.4419 (MSE 3.6957e-3), without global vectors 0.4356, released checkpoint 0.4310 "
+    "(Gong et al., CasCast, 2024), persistence 0.2613; the paper divides by counts + 1e-4",
+    dataset="sevir",
+    context_length=13,
+    prediction_length=12,
+    window_stride=12,
+    missing="events with missing pixels are left out, as their catalogue has them",
+    scores=("contingency", "errors", "spectrum"),
+    value_range=255.0,
+    thresholds=(16, 74, 133, 160, 181, 219),
+    pools=(4, 16),
+)
 
-    name: str
-    score_name: str
-    file: str
-    train_split: str
-    validation_split: str
-    split: str
-    description: str
+RADAR_OPEN = Protocol(
+    name="radar-open",
+    source="this project; the extrapolation is the one that the description of the data scores",
+    dataset="open-radar",
+    independent="source",
+    context_length=13,
+    prediction_length=12,
+    window_stride=4,
+    missing="pixels without radar coverage enter no score; forecasts see them as dry",
+    scores=("contingency", "errors", "fss", "spectrum"),
+    value_range=255.0,
+    thresholds=(16, 74, 133, 160, 181, 219),
+    physical_thresholds=(0.5, 1, 5, 10),
+    pools=(4, 16),
+    neighbourhoods=(1, 5, 11, 21),
+    baselines=("persistence", "extrapolation", "s-prog", "anvil"),
+)
 
+NBODY_MNIST = Protocol(
+    name="nbody-mnist",
+    source="Gao et al., Earthformer, NeurIPS 2022, section 4.1; values and scores in 0..1 as in the released code, "
+    "errors added up over a frame",
+    published="MSE 19.73, MAE 48.54, SSIM 0.932 (a user's run of the released code); the paper's 14.82, 39.93, 0.9538 "
+    "are of values in 0..255, and do not compare",
+    dataset="nbody-mnist",
+    options={"parameters": "nbody_digits3_len20_size64_r0_train20k", "digits": "mnist.npz"},
+    context_length=10,
+    prediction_length=10,
+    scores=("errors", "ssim"),
+    value_range=255.0,
+    frame_sums=True,
+)
 
-PROTOCOLS: dict[str, RainProtocol | IndexProtocol] = {
+PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
-        RainProtocol(
-            name="mrms-24min",
-            score_name="CSI-M (rain-derived proxy, 24 min)",
-            file="radar_open_3km.h5",
-            split="test",
-            sources=("mrms",),
-            window_stride=4,
-            description="165 windows of 25 two-minute frames, 128 x 128 at 3 km, Georgia and Florida, 2019-06-10 "
-            "00:00-01:10 UTC; pixels with radar coverage; an event is a proxy code of at least the threshold; "
-            "CSI pooled, CSI-M the mean of the six thresholds; MSE of the code divided by 255",
+        SEVIR,
+        replace(
+            SEVIR,
+            name="sevir-per-lead",
+            source="Gong et al., CasCast, ICML 2024, and others: scores per lead time first, then their mean",
+            published="persistence: CSI-M 0.2695, MSE 0.0115283, MAE 0.044349",
+            average="per lead",
         ),
-        RainProtocol(
-            name="mrms-24min-ensemble",
-            score_name="fair CRPS (rain-derived proxy code / 255, 4 to 24 min)",
-            file="radar_open_3km.h5",
-            split="test",
-            sources=("mrms",),
-            window_stride=4,
+        replace(
+            SEVIR,
+            name="sevir-lr-prediff",
+            source="Gao et al., PreDiff, NeurIPS 2023, table 2: CSI of the mean of 8 members",
+            published="PreDiff: CRPS 0.0246, CSI-M 0.4100, pooled over 4 x 4 pixels 0.4624, 16 x 16 0.6244",
+            dataset="sevir-lr",
+            context_length=7,
+            prediction_length=6,
+            window_stride=6,
+            scores=("contingency", "errors", "spectrum", "ensemble", "ranks", "probabilities"),
+            wet_threshold=16,
+            baselines=("persistence", "dressed persistence"),
+        ),
+        RADAR_OPEN,
+        replace(
+            RADAR_OPEN,
+            name="radar-open-ensemble",
+            source="this project: the windows of radar-open, every other frame; ensembles, and their means",
+            context_length=7,
+            prediction_length=6,
             frame_stride=2,
-            description="the 165 windows of mrms-24min, every other frame: 7 of context, 6 to forecast, 4 minutes "
-            "apart; pixels with radar coverage; fair CRPS of the code divided by 255, mean over pixels; CSI and MSE "
-            "of the ensemble's mean; dressed persistence: the last frame plus errors that persistence made on "
-            "training windows, drawn with seed 0, clipped at 0",
+            scores=("contingency", "errors", "spectrum", "ensemble", "ranks", "probabilities"),
+            wet_threshold=7,
+            baselines=("persistence", "dressed persistence", "steps"),
         ),
-        IndexProtocol(
-            name="nino34-12-months",
-            score_name="Nino3.4 correlation skill (three-month means, 12 leads)",
-            file="sst_kaplan_1856_2014.nc",
-            train_split="train",
-            validation_split="val",
-            split="test",
-            description="every window of 12 + 14 months within 1993-2014, Kaplan anomalies; index = plain mean over "
-            "latitude -5..5, longitude 190..240; correlation and RMSE over windows per lead, averaged over leads",
+        Protocol(
+            name="icar-enso",
+            source="Gao et al., Earthformer, NeurIPS 2022, section 4.3, and the ICAR-ENSO competition: three-month "
+            "means of the plain mean over latitude -5..5, longitude 190..240, against the labels of the competition",
+            published="C-Nino3.4-M, -WM: Earthformer 0.7329, 2.259, without global vectors 0.7239, 2.214, "
+            "persistence 0.3221, 0.447",
+            dataset="icar-enso",
+            context_length=12,
+            prediction_length=14,
+            scores=("nino34", "errors"),
+            value_range=26.74809741973877,  # of the published scaling to 0..1, degrees Celsius
+            index_series="nino34",
+        ),
+        Protocol(
+            name="sst-kaplan",
+            source="this project: the scores of icar-enso on observed anomalies (Kaplan, 1993-2014), against the "
+            "index of the observed maps",
+            dataset="open-sst",
+            context_length=12,
+            prediction_length=14,
+            missing="land and nodes without data enter no score and no index",
+            scores=("nino34", "errors"),
+            baselines=("persistence", "damped persistence", "linear inverse model", "seasonal ridge"),
+        ),
+        NBODY_MNIST,
+        replace(
+            NBODY_MNIST,
+            name="moving-mnist",
+            source="Gao et al., Earthformer, NeurIPS 2022: of the 10,000 published test sequences the last 1,000 are "
+            "the test set; not the usual protocol, which scores all of them",
+            published="Earthformer: MSE 41.79, MAE 92.78, SSIM 0.8961",
+            dataset="moving-mnist",
+            options={},
+        ),
+        Protocol(
+            name="earthnet2021",
+            source="Requena-Mesa et al., EarthNet2021, CVPR workshops 2021, the iid test set; see `earthnet_parts` "
+            "for what the toolkit does otherwise",
+            published="EarthNetScore: Earthformer 0.3425",
+            dataset="earthnet2021",
+            split="iid",
+            context_length=10,
+            prediction_length=20,
+            missing="clouded pixels enter no score",
+            scores=("earthnet", "errors"),
         ),
     )
 }
+PROTOCOLS["earthnet2021-ood"] = replace(
+    PROTOCOLS["earthnet2021"], name="earthnet2021-ood", split="ood", published="EarthNetScore: Earthformer 0.3252"
+)
+for drawn, options in (("nbody-mnist", {}), ("moving-mnist", {"digits": "mnist_10k.npz"})):
+    PROTOCOLS[f"{drawn}-drawn"] = replace(
+        PROTOCOLS[drawn],
+        name=f"{drawn}-drawn",
+        source=f"this project: {drawn} on sequences drawn anew, so that no published score compares",
+        published="",
+        options=options,
+    )

@@ -38,6 +38,21 @@ def stored_code(rain: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(rain), MISSING, code).astype("uint8")
 
 
+def rain_table() -> list[list[float]]:
+    """The proxy codes, and the rain rates in mm/h that they stand for: two rising rows.
+
+    A stored code's liquid water, 3.44e-6 Z^(4/7) kg/m3 throughout 7 km (Greene and Clark, "Vertically integrated
+    liquid water", Monthly Weather Review 100, 1972), up to 60 dBZ, coded as SEVIR codes VIL. Several stored codes may
+    share a proxy code, which stands for their mean rate.
+    """
+    code = np.arange(64, 185)  # 0 to 60 dBZ
+    liquid = 7000 * 3.44e-6 * 10 ** (4 / 7 * (0.05 * code - 3.2))  # kg/m2
+    proxy = np.where(liquid <= 0.18, 90.66 * liquid + 2, 38.9 * np.log(liquid) + 83.9).astype(int)
+    code, proxy = code[proxy >= 5], proxy[proxy >= 5]  # less is coded as no rain
+    rates = {int(number): float(rain_rate(code[proxy == number]).mean()) for number in np.unique(proxy)}
+    return [[0, *rates], [0, *rates.values()]]
+
+
 @dataclass
 class OpenRadarConfig(EventConfig):
     """Options of the open radar mosaics.
@@ -68,7 +83,15 @@ class OpenRadar(EventBuilder):
         citation="NOAA MRMS; Finnish Meteorological Institute; KNMI; EUMETNET OPERA",
         splits="by event and by region, regions of MRMS at least 190 km apart: the tiles listed in the file",
         source="https://github.com/pySTEPS/pysteps-data",
-        feature_extractor={"scale": 1 / 255, "missing_value": MISSING, "fill_value": 0, "valid_range": (0, 254)},
+        feature_extractor={
+            "scale": 1 / 255,
+            "grid_spacing": "3 km",
+            "missing_value": MISSING,
+            "fill_value": 0,
+            "valid_range": (0, 254),
+            "physical_units": "mm/h",
+            "physical_table": rain_table(),
+        },
     )
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
