@@ -66,14 +66,7 @@ def main():
         training.wait()
         print(f"\nkilled with SIGKILL after {checkpoint.read_text()}; now the same command again", flush=True)
     subprocess.run(command, env=environment, check=True)
-    score = [
-        sys.executable,
-        str(HERE / "evaluate.py"),
-        "--model",
-        str(output),
-        "--output",
-        str(output / "scores.json"),
-    ]
+    score = [sys.executable, str(HERE / "evaluate.py"), "--model", str(output), "--output", str(output)]
     subprocess.run(score, env=environment, check=True)
     subprocess.run(command, env=environment, check=True)  # nothing is left to train: the card, now with its scores
     problems = hub.check(output)

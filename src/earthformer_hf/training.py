@@ -582,14 +582,15 @@ def write_card(folder: str | Path, recipe: dict, data: str, run: Run):
 
 
 def _score_table(stored: dict) -> str:
-    """The single numbers of `scores.json`, one row per system, with the command that measured them."""
-    rows = {
-        system: {name: value for name, value in entries.items() if isinstance(value, int | float)}
-        for system, entries in stored["scores"].items()
-    }
+    """The summary of `scores.json`, one row per system, with the command that measured it."""
+    rows = {system: entries["summary"] for system, entries in stored["scores"].items()}
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     lines = [["system", *names], ["---"] * (len(names) + 1)]
-    lines += [[system, *(f"{row[name]:.4g}" if name in row else "" for name in names)] for system, row in rows.items()]
+    for system, row in rows.items():
+        lines.append([system, *("" if row.get(name) is None else f"{row[name]:.4g}" for name in names)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    command = "python examples/evaluate.py --model FOLDER --output FOLDER/scores.json"
-    return f"Protocol `{stored['protocol']}`, measured with\n\n```\n{command}\n```\n\n{table}"
+    command = "python examples/evaluate.py --model FOLDER --output FOLDER"
+    return (
+        f"Protocol `{stored['protocol']['name']}`, {stored['windows']} windows, measured with\n\n"
+        f"```\n{command}\n```\n\n{table}"
+    )
