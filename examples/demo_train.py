@@ -1,8 +1,8 @@
 """Two minutes of training that survive being killed, scored beside forecasts without a network: `make demo-train`.
 
 Trains examples/configs/earthformer_radar_tiny.yaml from random weights for a few dozen steps, on real radar if it is
-there, else on simulated rain; kills that with SIGKILL at its first checkpoint; goes on with the same command;
-scores the result; writes its card. What two minutes teach does not beat persistence.
+there, else on simulated rain; kills that with SIGKILL at its first checkpoint; goes on with the same command; scores
+the result; writes its card. What two minutes teach does not beat persistence.
 """
 
 import argparse
@@ -66,15 +66,8 @@ def main():
         training.wait()
         print(f"\nkilled with SIGKILL after {checkpoint.read_text()}; now the same command again", flush=True)
     subprocess.run(command, env=environment, check=True)
-    score = [
-        sys.executable,
-        str(HERE / "evaluate.py"),
-        "--model",
-        str(output),
-        "--output",
-        str(output / "scores.json"),
-    ]
-    subprocess.run(score, env=environment, check=True)
+    evaluate = [sys.executable, str(HERE / "evaluate.py"), "--model", str(output)]
+    subprocess.run([*evaluate, "--output", str(output / "scores.json")], env=environment, check=True)
     subprocess.run(command, env=environment, check=True)  # nothing is left to train: the card, now with its scores
     problems = hub.check(output)
     print(f"{output / 'README.md'}: {problems or 'fine'}")
