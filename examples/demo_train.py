@@ -1,8 +1,8 @@
 """Two minutes of training that survive being killed, scored beside forecasts without a network: `make demo-train`.
 
 Trains examples/configs/earthformer_radar_tiny.yaml from random weights for a few dozen steps, on real radar if it is
-there, else on simulated rain; kills that with SIGKILL at its first checkpoint; goes on with the same command;
-scores the result; writes its card. What two minutes teach does not beat persistence.
+there, else on simulated rain; kills that with SIGKILL at its first checkpoint; goes on with the same command; scores
+the result; writes its card. What two minutes teach does not beat persistence.
 """
 
 import argparse

@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from training_run import Options, in_children, tiny_run, write_items
 
-from earthformer_hf import EarthformerForPrediction
-from earthformer_hf.training import Run, TrainingArguments, load_gathered
+from earthformer_hf import EarthformerForPrediction, hub
+from earthformer_hf.training import Run, TrainingArguments, load_gathered, write_card
 
 
 @pytest.fixture(autouse=True)
@@ -218,6 +218,12 @@ def test_a_stream_goes_on_where_it_stopped(tmp_path, data, ranks):
         assert_close(tmp_path / "first", tmp_path / "files", 0)
 
 
+def test_a_stream_is_not_continued_by_other_processes(tmp_path, data):
+    assert run_forked(tmp_path, data, 1, {"stream": True}, stop_at=3, total_batch_size=4, eval_every=100) == [""]
+    ends = run_forked(tmp_path, data, 2, {"stream": True}, total_batch_size=4, eval_every=100)
+    assert "was written by 1 processes" in "".join(ends)
+
+
 @pytest.mark.slow
 def test_sharded_weights_learn_and_are_put_together(tmp_path, data):
     def sharded():
@@ -324,6 +330,19 @@ def test_a_run_is_tracked_and_drawn(tmp_path, data):
     assert [event.step for event in record.Images("forecast")] == [6, 12]
     rates = [event.value for event in record.Scalars("learning_rate")]
     assert rates[0] == 0 and max(rates) == pytest.approx(5e-3)
+
+
+def test_the_card_of_a_run_passes_the_check(tmp_path, data):
+    run = tiny_run(arguments(tmp_path), Options(str(data)))
+    write_card(tmp_path, {"training": {"max_steps": 12}}, "16 files of noise.", run)
+    assert hub.check(tmp_path) == []
+    card = (tmp_path / "README.md").read_text()
+    assert "No evaluation yet." in card and "training: {max_steps: 12}" in card and "Kept: step 12" in card
+    scores = {"protocol": "none", "scores": {"model": {"mse": 0.125, "counts": [1]}, "persistence": {"mse": 0.5}}}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    write_card(tmp_path, {}, "16 files of noise.", run)
+    assert hub.check(tmp_path) == []
+    assert "| model | 0.125 |\n| persistence | 0.5 |" in (tmp_path / "README.md").read_text()
 
 
 def test_a_run_with_every_choice_resumes(tmp_path, data):

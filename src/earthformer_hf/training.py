@@ -95,7 +95,7 @@ def join_processes() -> PartialState:
 
 
 def parse_recipe(**parts: Any) -> tuple[dict, ...]:
-    """A YAML recipe given as --recipe, its entries overridden by the command line.
+    """A YAML recipe given as --recipe, its entries overridden by the command line; joins the processes of torchrun.
 
     Args:
         parts: name of a block of the recipe -> dataclass of its entries.
@@ -232,7 +232,7 @@ class Run:
             elif arguments.gradient_checkpointing and isinstance(module, ModelMixin):
                 module.enable_gradient_checkpointing()
             if arguments.torch_compile and isinstance(module, GradientCheckpointingLayer):
-                module.compile()  # in place and block by block: quick, and the names of weights stay
+                module.compile()  # in place: the names of weights stay
         optimizers = optimizers_of(model, arguments)
         schedules = [
             get_scheduler(
@@ -298,21 +298,31 @@ class Run:
         share = split_dataset_by_node(train_set, self.accelerator.process_index, self.accelerator.num_processes)
         loader = StatefulDataLoader(share, self.arguments.batch_size, num_workers=workers, drop_last=True)
         self.stream = {"epoch": 0, "loader": loader}
-        place = self.checkpoint / self._stream_file()
-        if place.exists():
-            stored = torch.load(place, weights_only=True)
-            self.stream["epoch"] = stored["epoch"]
-            share.set_epoch(stored["epoch"])
-            loader.load_state_dict(stored["loader"])
+        resumed = self.checkpoint.exists()
+        if resumed:
+            self._find_place(share, loader)
         while True:
-            empty = not place.exists()
+            empty = not resumed
             for batch in loader:
                 empty = False
                 yield send_to_device(batch, self.accelerator.device)
             if empty:
                 raise ValueError(f"`train_set`: a process's share of the stream is less than a batch ({share}).")
+            resumed = False
             self.stream["epoch"] += 1
             share.set_epoch(self.stream["epoch"])
+
+    def _find_place(self, share: datasets.IterableDataset, loader: Any):
+        files = len(list(self.checkpoint.glob("stream_*.pt")))
+        if files != self.accelerator.num_processes:
+            raise SystemExit(
+                f"{self.checkpoint} was written by {files} processes that read a stream, now there are "
+                f"{self.accelerator.num_processes}: each has its own share of it."
+            )
+        stored = torch.load(self.checkpoint / self._stream_file(), weights_only=True)
+        self.stream["epoch"] = stored["epoch"]
+        share.set_epoch(stored["epoch"])
+        loader.load_state_dict(stored["loader"])
 
     def _stream_file(self) -> str:
         return f"stream_{self.accelerator.process_index}.pt"
