@@ -261,7 +261,8 @@ def _serve() -> None:
     import select
     import signal
 
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with contextlib.suppress(ValueError):  # the system has a lower limit, or none
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     while select.select([sys.stdin], [], [], IDLE)[0]:
         line = sys.stdin.readline()
         if not line:
@@ -269,10 +270,10 @@ def _serve() -> None:
         signal.alarm(SECONDS)  # kills this process, whatever it is doing
         try:
             problem = _problem(json.loads(line))
-        except Exception as reason:
-            problem = (
-                f"{reason}" if type(reason) is ValueError else f"cannot be read: {type(reason).__name__}: {reason}"
-            )
+        except ValueError as reason:
+            problem = str(reason)
+        except Exception as reason:  # whatever a damaged file may cause
+            problem = f"cannot be read: {type(reason).__name__}: {reason}"
         signal.alarm(0)
         sys.stdout.write(json.dumps(problem) + "\n")
         sys.stdout.flush()
