@@ -1,5 +1,6 @@
 """One way through a protocol: known answers on small made-up data."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,9 +15,11 @@ import xarray as xr
 from scipy.stats import binom
 from test_source_sevir import TRAPS, write_catalogue, write_raster
 from tiny import ROOT, tiny_model, tiny_pipeline
+from typer.testing import CliRunner
 
 from earthformer_hf import EarthformerFeatureExtractor, reports
 from earthformer_hf.benchmark_metrics import earthnet_parts
+from earthformer_hf.cli import app
 from earthformer_hf.data import Windows, icar_enso, simulated
 from earthformer_hf.evaluation import (
     baseline_forecaster,
@@ -258,6 +261,10 @@ def test_score_files_of_other_protocols_are_refused(tmp_path):
     assert f"{document['scores']['persistence']['summary']['csi_m']:.4g}" in text
     with pytest.raises(ValueError, match="differ in average, name, published, source"):
         reports.compare(paths)
+    runner = CliRunner()
+    assert runner.invoke(app, ["compare", *map(str, paths[:2])]).output.strip() == text
+    refused = runner.invoke(app, ["compare", *map(str, paths)])
+    assert refused.exit_code == 1 and "do not compare" in refused.output
     document["windows"] += 1
     reports.write_score_file(document, paths[1])
     with pytest.raises(ValueError, match="3 and 4 windows"):
@@ -394,6 +401,31 @@ def test_a_model_is_given_the_covariates():
     inputs = extractor(event["values"][:3]) | {"past_covariates": past, "future_covariates": future}
     expected = extractor.decode(model(**inputs).predictions[0, ..., 0])
     np.testing.assert_allclose(model_forecaster(model, extractor)(window), expected, rtol=1e-4, atol=0.01)
+
+
+def test_the_command_writes_scores_and_figures(tmp_path, from_files):
+    """As a user types it: a model of the right size, its protocol by name, a folder of data."""
+    write_catalogue(tmp_path / "data", TRAPS)
+    for name in ("vil/2018/a.h5", "vil/2019/b.h5"):
+        write_raster(tmp_path / "data/data" / name, 6)
+    options = {"context_length": 7, "prediction_length": 6, "image_size": (128, 128), "stem_strides": [2, 4]}
+    tiny_model(**options).save_pretrained(tmp_path / "model")
+    EarthformerFeatureExtractor(scale=1 / 255, protocol="sevir-lr-prediff").save_pretrained(tmp_path / "model")
+    command = ["evaluate", "--model", "model", "--data_dir", "data", "--max_windows", "2", "--output", "scores"]
+    paths = [str(tmp_path / part) if part in ("model", "data", "scores") else part for part in command]
+    result = CliRunner().invoke(app, paths)
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "scores/scores.json").read_text())
+    assert list(document["scores"]) == ["model", "persistence", "dressed persistence"] and document["windows"] == 2
+    assert document["protocol"]["max_windows"] == 2 and document["ensemble_size"] == 8
+    weights = (tmp_path / "model/model.safetensors").read_bytes()
+    assert document["weights"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+    assert f"{document['scores']['model']['summary']['mse']:.4g}" in result.output
+    assert {path.name for path in (tmp_path / "scores").glob("*.png")} == {
+        "cases.png", "rank_histogram.png", "reliability.png", "scores_by_lead.png", "spectrum.png",
+    }  # fmt: skip
+    refused = CliRunner().invoke(app, ["evaluate", "--protocol", "sevir"])
+    assert refused.exit_code == 1 and "`protocol` must be one of" in refused.output
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
