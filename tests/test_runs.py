@@ -338,11 +338,12 @@ def test_the_card_of_a_run_passes_the_check(tmp_path, data):
     assert hub.check(tmp_path) == []
     card = (tmp_path / "README.md").read_text()
     assert "No evaluation yet." in card and "training: {max_steps: 12}" in card and "Kept: step 12" in card
-    scores = {"protocol": "none", "scores": {"model": {"mse": 0.125, "counts": [1]}, "persistence": {"mse": 0.5}}}
-    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    summaries = {"model": {"mse": 0.125, "csi": None}, "persistence": {"mse": 0.5}}  # None: undefined
+    scores = {system: {"summary": summary, "errors": {"pixels": [1]}} for system, summary in summaries.items()}
+    (tmp_path / "scores.json").write_text(json.dumps({"protocol": {"name": "x"}, "windows": 9, "scores": scores}))
     write_card(tmp_path, {}, "16 files of noise.", run)
     assert hub.check(tmp_path) == []
-    assert "| model | 0.125 |\n| persistence | 0.5 |" in (tmp_path / "README.md").read_text()
+    assert "| model | 0.125 |  |\n| persistence | 0.5 |  |" in (tmp_path / "README.md").read_text()
 
 
 def test_a_run_with_every_choice_resumes(tmp_path, data):
