@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,13 @@ def in_children(call: Callable[[], object], ranks: int = 1) -> list[str]:
         children[child] = rank, read
     ends = [""] * ranks
     while children:
-        child, status = os.wait()
+        for child in children:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                break
+        else:
+            time.sleep(0.01)
+            continue
         rank, read = children.pop(child)
         with open(read, "rb") as pipe:
             ends[rank] = "killed" if os.WIFSIGNALED(status) else pipe.read().decode()
