@@ -125,9 +125,11 @@ def prepare(
 
 
 def _facts_of(table: datasets.Dataset) -> Facts:
-    if "reference" not in table.column_names:
+    good = (row for row in table if not row.get("problem"))
+    reference = json.loads(next(good, table[0]).get("reference") or "{}")
+    if reference.get("source", CACHE) == CACHE:
         raise ValueError("`facts` must be given for tables that do not refer to a source.")
-    return builder_of(json.loads(table[0]["reference"])["source"]).FACTS
+    return builder_of(reference["source"]).facts_of(reference)
 
 
 def _parts(table: datasets.Dataset, max_shard_size: int | str) -> Iterator[datasets.Dataset]:
@@ -305,6 +307,7 @@ def cached(
         for first, length in zip(np.cumsum([0, *lengths]).tolist(), lengths):
             references.append({"source": CACHE, "path": str(path), "first": first, "length": length})
     rows = table.select_columns(["id", "length", "time", "geo"])
+    rows.info.builder_name = CACHE
     return rows.add_column("reference", [json.dumps(reference) for reference in references])
 
 
