@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -97,6 +98,23 @@ def test_frames_are_decompressed_as_they_are_asked_for():
         decompressed(stored | {"shape": [2**20, 2**20]})[0]
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"geo": "{"}, "Expecting property name"),
+        ({"geo": "[" * 100_000}, "recursion"),
+        ({"series": '{"index": [1]}'}, "the series 'index' must hold a number for each of 9 frames"),
+        ({"series": '{"index": ["a", "b", "c", "d", "e", "f", "g", "h", "i"]}'}, "must hold a number"),
+        ({"values": {"frames": [], "shape": [4, 6], "dtype": "uint8"}}, "holds no frames"),
+        ({"time": [None] * 3}, "5 frames or more, the longest has 3"),
+    ],
+)
+def test_rows_that_are_no_events(change, message):
+    rows = [row | change for row in table_of([event(0)]).to_list()]
+    with pytest.raises(ValueError, match=message):
+        windows(datasets.Dataset.from_list(rows, features=HOSTED_FEATURES), encode, 3, 2)[0]
+
+
 # -- prepare ----------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +146,8 @@ def test_missing_values_are_counted(tmp_path):
     prepare({"train": table_of([made])}, tmp_path, FACTS)
     assert next(iter(stream(tmp_path)))["missing"] == known.size - known.sum() > 9
     assert f"| train | 1 | 9 | {1 - known.mean():.3%} |" in (tmp_path / "README.md").read_text()
+    prepare({"train": table_of([made])}, tmp_path, replace(FACTS, feature_extractor=SCALING | {"missing_value": None}))
+    assert next(iter(stream(tmp_path)))["missing"] == (~made["observed"]).sum()  # counted anew by another rule
 
 
 def test_what_cannot_be_used_is_listed_and_the_rest_written(tmp_path):

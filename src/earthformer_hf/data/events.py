@@ -194,18 +194,14 @@ def as_event(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("problem"):
         raise ValueError(f"{place}: {row['problem']}")
     try:
+        known = {"id": row["id"], "time": np.array(row["time"], "datetime64[s]"), "geo": json.loads(row["geo"])}
         parts = read(row)
     except Exception as reason:  # whatever a damaged file may cause
         raise ValueError(f"{place}: {reason}") from reason
     for name in ARRAYS:
         if isinstance(parts.get(name), LazyFrames):
             parts[name].place = f"{place}, `{name}`"
-    return {
-        "id": row["id"],
-        "time": np.array(row["time"], "datetime64[s]"),
-        "geo": json.loads(row["geo"]),
-        **parts,
-    }
+    return known | parts
 
 
 def _referred(row: dict[str, Any]) -> dict[str, Any]:
@@ -215,8 +211,13 @@ def _referred(row: dict[str, Any]) -> dict[str, Any]:
 
 def _hosted(row: dict[str, Any]) -> dict[str, Any]:
     parts = {name: decompressed(row[name]) for name in ARRAYS if row[name] is not None and row[name]["frames"]}
-    series = json.loads(row["series"] or "{}")
-    return parts | ({"series": {name: np.array(numbers) for name, numbers in series.items()}} if series else {})
+    if "values" not in parts:
+        raise ValueError("holds no frames")
+    series = {name: np.array(numbers) for name, numbers in json.loads(row["series"] or "{}").items()}
+    for name, numbers in series.items():
+        if numbers.dtype.kind not in "buif" or numbers.shape[:1] != (len(parts["values"]),):
+            raise ValueError(f"the series {name!r} must hold a number for each of {len(parts['values'])} frames")
+    return parts | ({"series": series} if series else {})
 
 
 def place_of(row: dict[str, Any]) -> str:
@@ -278,7 +279,7 @@ class Events(Sequence):
         self.table = table.with_format(None)
         check_origin(table)
         times = self.table.with_format("arrow")["time"][:]  # what a downloaded `length` says may be wrong
-        self.lengths: list[int] = pc.list_value_length(times).to_pylist()
+        self.lengths: list[int] = pc.list_value_length(times).fill_null(0).to_pylist()
         self.known: dict[int, dict] = {}  # events whose frames are elsewhere are kept
 
     def __len__(self) -> int:
