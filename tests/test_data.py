@@ -9,7 +9,7 @@ from tiny import DATA, tiny_pipeline
 from earthformer_hf import EarthformerFeatureExtractor, load_dataset
 from earthformer_hf.data import open_radar, open_sst, simulated
 from earthformer_hf.data.latents import EncodedWindows
-from earthformer_hf.data.windows import TrainingWindows, Windows, heavy_share
+from earthformer_hf.data.windows import TrainingWindows, Windows, heavy_share, windows
 
 
 encode = EarthformerFeatureExtractor(missing_value=255, fill_value=0).encode
@@ -162,8 +162,15 @@ def test_encoded_windows_are_what_the_pipeline_sees(tmp_path):
 def test_impossible_windows_are_refused():
     with pytest.raises(ValueError, match="5 frames or more, the longest has 4"):
         Windows([numbered(4)], encode, 3, 2)
-    with pytest.raises(ValueError, match="stride"):
-        Windows([numbered(5)], encode, 3, 2, stride=0)
+    for wrong in ({"stride": 0}, {"stride": 1.5}, {"frame_stride": "2"}):
+        with pytest.raises(ValueError, match="stride` must be a whole number of at least 1, got"):
+            Windows([numbered(5)], encode, 3, 2, **wrong)
+    with pytest.raises(ValueError, match="`series` must be a list of names, got 'index'"):
+        Windows([numbered(5)], encode, 3, 2, series="index")
+    with pytest.raises(ValueError, match="`series` of event .* hold .*, not 'index'"):
+        Windows([numbered(5)], encode, 3, 2, series=["index"])[0]
+    with pytest.raises(ValueError, match=r"of one split, got a dict of \['test', 'train'\]"):
+        windows({"train": [numbered(5)], "test": [numbered(5)]}, encode, 3, 2)
     with pytest.raises(ValueError, match="square"):
         TrainingWindows(Windows([{"id": "a", "values": np.zeros((5, 2, 3))}], encode, 3, 2), 0, turn=True)
     with pytest.raises(ValueError, match="gain"):
@@ -242,6 +249,20 @@ def test_crafted_files_are_refused(tmp_path, attack):
     attack(tmp_path / "r.h5")
     with pytest.raises(ValueError, match="not read"):
         open_radar.load_events(tmp_path / "r.h5", "train")
+
+
+def test_what_open_radar_refuses(tmp_path):
+    path = tmp_path / "radar_open_3km.h5"
+    write_radar(path, [(0, 0)])
+    with pytest.raises(ValueError, match="`sources` must be a list of prefixes, got 'mrms'"):
+        load_dataset("open-radar", tmp_path, "train", sources="mrms", cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match="holds no events of 'open-radar'"):
+        load_dataset("open-radar", tmp_path, sources=("fmi",), cache_dir=tmp_path / "cache")
+    write_radar(tmp_path / "timeless.h5", [(0, 0)])
+    with h5py.File(tmp_path / "timeless.h5", "a") as file:
+        del file["mrms_test/time"]
+    with pytest.raises(ValueError, match="timeless.h5, 'mrms_test' must hold `code` and `time`"):
+        load_dataset("open-radar", tmp_path, "train", file="timeless.h5", cache_dir=tmp_path / "cache")
 
 
 def test_rain_rate_follows_marshall_palmer():

@@ -135,6 +135,7 @@ def test_wrong_commands(tmp_path):
         ("info", "sevir-lr", "--data-dir", tmp_path / "absent"): "absent does not exist",
         ("info", "sevir-lr", "--data-dir", tmp_path / "lr", "-o", "color=blue"): "got ['color']",
         ("info", "sevir-lr", "--data-dir", tmp_path / "lr", "-o", "color"): "NAME=VALUE",
+        ("info", "sevir-lr", "--data-dir", tmp_path / "lr", "-o", "color=[1"): "--option color",
         ("preview", "sevir-lr", tmp_path / "a.png", "--data-dir", tmp_path / "lr", "--split", "dev"): "`split`",
         ("prepare", "nothing", tmp_path / "out"): "`name` must be one of",
         ("push", tmp_path, "someone/events"): "SHA256SUMS",

@@ -216,11 +216,18 @@ def test_npy(tmp_path):
     content = (tmp_path / "a.npy").read_bytes()
     (tmp_path / "cut.npy").write_bytes(content[:-8])
     (tmp_path / "bomb.npy").write_bytes(header_of((2**40,)) + bytes(8))
+    (tmp_path / "below.npy").write_bytes(header_of((-1, -1)) + bytes(8))
     np.save(tmp_path / "pickle.npy", np.array([Evil()], object), allow_pickle=True)
-    for name, words in {"cut": "truncated", "bomb": "takes 8796093022", "pickle": "pickled objects"}.items():
+    problems = {"cut": "truncated", "bomb": "takes 8796093022", "pickle": "pickled objects", "below": r"\(-1, -1\)"}
+    for name, words in problems.items():
         with pytest.raises(ValueError, match=f"{name}.npy: .*{words}"):
             open_npy(tmp_path / f"{name}.npy")
         assert check_files([tmp_path / f"{name}.npy"])
+    for header in (b"(" * 500, b"'''", b"-" * 9000 + b"1", b"  x\n y"):  # Python's parser stumbles
+        content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        (tmp_path / "header.npy").write_bytes(content)
+        with pytest.raises(ValueError, match="header.npy: "):
+            open_npy(tmp_path / "header.npy")
 
 
 def test_npz(tmp_path):
@@ -235,9 +242,14 @@ def test_npz(tmp_path):
     with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
         archive.writestr("x.npy", "a text")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-30])
+    np.savez_compressed(tmp_path / "deflate.npz", x=np.random.default_rng(0).integers(0, 9, 9999))
+    damaged = bytearray((tmp_path / "deflate.npz").read_bytes())
+    damaged[200:260] = b"\xff" * 60
+    (tmp_path / "deflate.npz").write_bytes(damaged)
     np.save(tmp_path / "other.npy", np.arange(3))
     (tmp_path / "other.npy").rename(tmp_path / "other.npz")
     problems = {"pickle": "pickled objects", "bomb": "takes 8796093022", "text": "magic", "cut": "zip", "other": "zip"}
+    problems["deflate"] = "decompressing"
     for name, words in problems.items():
         with pytest.raises(ValueError, match=f"(?s){name}.npz: .*{words}"):
             load_npz(tmp_path / f"{name}.npz")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -16,6 +17,7 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers.utils import logging as transformers_logging
 
 from earthformer_hf import EarthformerFeatureExtractor, windows
 from earthformer_hf.data.events import ARRAYS, HOSTED_FEATURES, Facts, as_event, compressed, decompressed
@@ -96,6 +98,23 @@ def test_frames_are_decompressed_as_they_are_asked_for():
         decompressed(stored | {"shape": [2**20, 2**20]})[0]
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"geo": "{"}, "Expecting property name"),
+        ({"geo": "[" * 100_000}, "recursion"),
+        ({"series": '{"index": [1]}'}, "the series 'index' must hold a number for each of 9 frames"),
+        ({"series": '{"index": ["a", "b", "c", "d", "e", "f", "g", "h", "i"]}'}, "must hold a number"),
+        ({"values": {"frames": [], "shape": [4, 6], "dtype": "uint8"}}, "holds no frames"),
+        ({"time": [None] * 3}, "5 frames or more, the longest has 3"),
+    ],
+)
+def test_rows_that_are_no_events(change, message):
+    rows = [row | change for row in table_of([event(0)]).to_list()]
+    with pytest.raises(ValueError, match=message):
+        windows(datasets.Dataset.from_list(rows, features=HOSTED_FEATURES), encode, 3, 2)[0]
+
+
 # -- prepare ----------------------------------------------------------------------------------------------------------
 
 
@@ -127,6 +146,8 @@ def test_missing_values_are_counted(tmp_path):
     prepare({"train": table_of([made])}, tmp_path, FACTS)
     assert next(iter(stream(tmp_path)))["missing"] == known.size - known.sum() > 9
     assert f"| train | 1 | 9 | {1 - known.mean():.3%} |" in (tmp_path / "README.md").read_text()
+    prepare({"train": table_of([made])}, tmp_path, replace(FACTS, feature_extractor=SCALING | {"missing_value": None}))
+    assert next(iter(stream(tmp_path)))["missing"] == (~made["observed"]).sum()  # counted anew by another rule
 
 
 def test_what_cannot_be_used_is_listed_and_the_rest_written(tmp_path):
@@ -186,6 +207,36 @@ def test_tables_that_cannot_be_prepared(tmp_path):
         prepare({"train": table_of([event(1)])}, tmp_path)
     with pytest.raises(ValueError, match="must hold SHA256SUMS"):
         push(tmp_path, "someone/events")
+
+
+def test_what_a_downloaded_table_may_not_do(tmp_path):
+    np.save(tmp_path / "values.npy", np.zeros((9, 4, 6)))
+    secret = {"source": "cache", "path": str(tmp_path), "first": 0, "length": 9}
+    row = {"id": "e", "length": 9, "geo": "{}", "time": event(0)["time"].astype("datetime64[s]").tolist()}
+    made = datasets.Dataset.from_list([row | {"reference": json.dumps(secret)}])
+    made.to_parquet(tmp_path / "crafted" / "train.parquet")
+    for streaming in (False, True):
+        table = datasets.load_dataset(
+            str(tmp_path / "crafted"), split="train", streaming=streaming, cache_dir=tmp_path / "cache"
+        )
+        with pytest.raises(ValueError, match="must hold its frames, not refer to files"):
+            windows(table, encode, 3, 2)
+    rows = table_of([event(0)]).to_list()
+    rows[0]["length"] = 2**31 - 1  # windows of this many frames would fill the memory
+    assert len(windows(datasets.Dataset.from_list(rows, features=HOSTED_FEATURES), encode, 3, 2)) == 5
+
+
+def test_events_shorter_than_a_window_are_named(tmp_path, caplog):
+    table = table_of([event(0), event(1, length=4)])
+    prepare({"train": table}, tmp_path, FACTS)
+    logger = transformers_logging.get_logger("earthformer_hf")
+    logger.addHandler(caplog.handler)
+    try:
+        assert len(windows(table, encode, 3, 2)) == len(list(windows(stream(tmp_path), encode, 3, 2))) == 5
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "1 of 2 events are shorter than a window of 5 frames and left out, such as 'e1' with 4" in caplog.text
+    assert "event 'e1', `values` holds 4 frames, a window needs 5: left out" in caplog.text
 
 
 # -- streaming --------------------------------------------------------------------------------------------------------
@@ -260,6 +311,7 @@ def test_the_cache_is_its_table(tmp_path, extras):
     kept = cached(table, tmp_path, max_shard_size=300)
     same_events([as_event(row) for row in kept], events)
     assert isinstance(as_event(kept[2])["values"], np.memmap)
+    assert len(list(windows(kept.to_iterable_dataset(), encode, 3, 2))) == len(windows(kept, encode, 3, 2))
     items = windows(kept, encode, 3, 2)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     assert len({path.parent for path in files}) > 1

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from earthformer_hf.data import earthnet, load_dataset, windows
+from earthformer_hf.data.hosted import prepare
 from earthformer_hf.feature_extraction_earthformer import EarthformerFeatureExtractor
 
 
@@ -147,6 +148,18 @@ def test_bad_cubes_are_refused(tmp_path, arrays, message):
     (event,) = cubes("earthnet2021", tmp_path, tmp_path / "cache", "train")
     with pytest.raises(ValueError, match=f"{path.name}.*{message}"):
         event["values"][:]
+
+
+def test_a_cube_that_nobody_saw(tmp_path):
+    cube = np.zeros((128, 128, 7, 30), "float32")
+    cube[:, :, 6] = 1
+    path = tmp_path / "train" / (TILE.format(day=1) + ".npz")
+    write(path, highresdynamic=cube, **weather(0, 150))
+    table = load_dataset("earthnet2021", tmp_path, "train", cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match=f"nothing was observed in the future of event .*{path.name}"):
+        windows(table, encode, 10, 20)[0]
+    (problem,) = prepare({"train": table}, tmp_path / "hosted")
+    assert path.name in problem and "none of its values was observed" in problem
 
 
 def test_bad_folders_are_refused(tmp_path):

@@ -306,3 +306,11 @@ def test_bad_files_are_named(folder):
     }
     with pytest.raises(ValueError, match="holds no file"):
         events(folder, pattern="*.csv")
+
+
+def test_names_and_dates_as_users_have_them(folder):
+    dataset().to_netcdf(folder / "a[1].nc")
+    (folder / "nowhere").symlink_to(folder / "absent")
+    for options in ({}, {"dates": {"train": (2020, 2020)}}):  # a year is a number in YAML
+        found = from_folder(folder / "a[1].nc", cache_dir=folder.parent / "cache", **options)
+        assert sum(len(event["values"]) for table in found.values() for event in table) == 10

@@ -15,6 +15,7 @@ from tiny import DATA, GOLDENS
 from earthformer_hf import EarthformerFeatureExtractor, load_dataset
 from earthformer_hf.data import sevir
 from earthformer_hf.data.events import make_builder
+from earthformer_hf.data.hosted import prepare
 from earthformer_hf.data.windows import Windows
 
 
@@ -134,6 +135,8 @@ def test_other_splits_and_the_shuffled_order(lr_folder):
     import pandas as pd
 
     folder, _ = lr_folder
+    with pytest.raises(ValueError, match=r"must be of \['train', 'test'\] with these options, got 'val'"):
+        load(folder, "val", split_rule="prediff")
     tables = load(folder, split_rule="prediff", shuffle=True)
     assert set(tables) == {"train", "test"} and tables["test"]["id"][:] == ["R14", "S1000", "S900"]
     pool = pd.Series(["R12", "R14", "R2", "R6", "R7", "R8", "r1"])
@@ -163,6 +166,9 @@ def test_image_types_hold_the_same_events(tmp_path):
     facts = make_builder("sevir", folder, image_type="ir069").facts
     assert (facts.units, facts.grid) == ("0.01 degrees Celsius", "192 x 192 at 2 km, 49 frames")
     assert EarthformerFeatureExtractor(**facts.feature_extractor).encode(np.full((1, 1), -3683.58))[0] == 0
+    table = load(folder, "train", "sevir", image_type="ir069")
+    prepare({"train": table}, folder.parent / "hosted")
+    assert "| units | 0.01 degrees Celsius |" in (folder.parent / "hosted" / "README.md").read_text()
     assert len(load(folder, "train", name="sevir")) == 4
     assert str(vil[1]["time"][24]) == FIRST.replace(" ", "T") and np.diff(vil[1]["time"])[0] == np.timedelta64(5, "m")
 

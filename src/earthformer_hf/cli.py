@@ -162,7 +162,10 @@ def parsed(options: list[str] | None) -> dict[str, Any]:
         name, equals, value = option.partition("=")
         if not equals:
             fail(f"--option must be NAME=VALUE, got {option!r}")
-        read = yaml.safe_load(value)
+        try:
+            read = yaml.safe_load(value)
+        except yaml.YAMLError as reason:
+            fail(f"--option {name}: {reason}")
         values[name] = tuple(read) if isinstance(read, list) else read
     return values
 
@@ -232,7 +235,9 @@ def info_command(
             return
         facts = make_builder(name, data_dir, **parsed(option)).facts
         for field in fields(facts):
-            typer.echo(f"{field.name.replace('_', ' ') + ':':20s}{getattr(facts, field.name)}")
+            stated = str(getattr(facts, field.name))
+            short = stated if len(stated) < 400 else f"{stated[:400]} ..."  # a table of codes
+            typer.echo(f"{field.name.replace('_', ' ') + ':':20s}{short}")
         extractor = EarthformerFeatureExtractor(**facts.feature_extractor)
         tables = load_dataset(name, data_dir, keep_bad=True, **parsed(option))
         for split, table in tables.items():
@@ -263,7 +268,7 @@ def preview_command(
     import datasets
     import numpy as np
 
-    from .data.events import SOURCES, as_event, load_dataset, make_builder
+    from .data.events import SOURCES, as_event, check_origin, load_dataset, make_builder
     from .feature_extraction_earthformer import EarthformerFeatureExtractor
     from .plotting import plot_events
 
@@ -276,11 +281,15 @@ def preview_command(
             label = f"{facts.variable}, {facts.units}"
             table = load_dataset(name, data_dir, split, keep_bad=True, **parsed(option)).with_format(None)
             table = table.filter(lambda problem: not problem, input_columns="problem")
+            if not len(table):
+                raise ValueError(f"split {split!r} of {name} holds no event that can be used")
             numbers = np.unique(np.linspace(0, len(table) - 1, events).round().astype(int))
             chosen = map(as_event, table.select(numbers))
         else:
             extractor, label = EarthformerFeatureExtractor(), "stored values"
-            chosen = map(as_event, datasets.load_dataset(name, split=split, streaming=True).take(events))
+            stream = datasets.load_dataset(name, split=split, streaming=True)
+            check_origin(stream)
+            chosen = map(as_event, stream.take(events))
         rows = {}
         for event in chosen:
             columns = np.linspace(0, len(event["time"]) - 1, frames).round().astype(int)

@@ -10,7 +10,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .guards import is_bomb, open_npy
 
@@ -193,18 +194,14 @@ def as_event(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("problem"):
         raise ValueError(f"{place}: {row['problem']}")
     try:
+        known = {"id": row["id"], "time": np.array(row["time"], "datetime64[s]"), "geo": json.loads(row["geo"])}
         parts = read(row)
     except Exception as reason:  # whatever a damaged file may cause
         raise ValueError(f"{place}: {reason}") from reason
     for name in ARRAYS:
         if isinstance(parts.get(name), LazyFrames):
             parts[name].place = f"{place}, `{name}`"
-    return {
-        "id": row["id"],
-        "time": np.array(row["time"], "datetime64[s]"),
-        "geo": json.loads(row["geo"]),
-        **parts,
-    }
+    return known | parts
 
 
 def _referred(row: dict[str, Any]) -> dict[str, Any]:
@@ -214,8 +211,13 @@ def _referred(row: dict[str, Any]) -> dict[str, Any]:
 
 def _hosted(row: dict[str, Any]) -> dict[str, Any]:
     parts = {name: decompressed(row[name]) for name in ARRAYS if row[name] is not None and row[name]["frames"]}
-    series = json.loads(row["series"] or "{}")
-    return parts | ({"series": {name: np.array(numbers) for name, numbers in series.items()}} if series else {})
+    if "values" not in parts:
+        raise ValueError("holds no frames")
+    series = {name: np.array(numbers) for name, numbers in json.loads(row["series"] or "{}").items()}
+    for name, numbers in series.items():
+        if numbers.dtype.kind not in "buif" or numbers.shape[:1] != (len(parts["values"]),):
+            raise ValueError(f"the series {name!r} must hold a number for each of {len(parts['values'])} frames")
+    return parts | ({"series": series} if series else {})
 
 
 def place_of(row: dict[str, Any]) -> str:
@@ -252,16 +254,32 @@ def _memory_maps(folder: str) -> dict[str, np.ndarray]:
     return {path.stem: open_npy(path) for path in sorted(Path(folder).glob("*.npy"))}
 
 
+def check_origin(table: datasets.Dataset | datasets.IterableDataset) -> None:
+    """Refuse a downloaded table that refers to files of this machine, as a crafted HDF5 file may.
+
+    Raises:
+        ValueError: the table has a column `reference`, and neither a source nor a cache of ours has made it.
+    """
+    known = {None, CACHE, *(module for module, _ in SOURCES.values())}  # None: made by the program itself
+    if "reference" in (table.column_names or ()) and table.info.builder_name not in known:
+        raise ValueError(f"a table of {table.info.builder_name} must hold its frames, not refer to files; not read.")
+
+
 class Events(Sequence):
     """The events of a table, one by one.
 
     Args:
         table: of a builder or hosted, whatever its format.
+
+    Raises:
+        ValueError: see [`check_origin`].
     """
 
     def __init__(self, table: datasets.Dataset):
         self.table = table.with_format(None)
-        self.lengths: list[int] = self.table["length"][:]
+        check_origin(table)
+        times = self.table.with_format("arrow")["time"][:]  # what a downloaded `length` says may be wrong
+        self.lengths: list[int] = pc.list_value_length(times).fill_null(0).to_pylist()
         self.known: dict[int, dict] = {}  # views of memory maps are kept: making them takes as long as reading them
 
     def __len__(self) -> int:
@@ -316,10 +334,19 @@ class EventBuilder(datasets.GeneratorBasedBuilder):
     def read(reference: dict[str, Any]) -> dict[str, Any]:
         raise NotImplementedError
 
+    @classmethod
+    def facts_of(cls, options: Mapping[str, Any]) -> Facts:
+        """`FACTS`, as options or a reference of the source change them."""
+        return cls.FACTS
+
     @property
     def facts(self) -> Facts:
-        """`FACTS`, where an option changes them as they then are."""
-        return self.FACTS
+        return self.facts_of(vars(self.config))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those of `SPLITS` that there are with these options."""
+        return self.SPLITS
 
     def _info(self) -> datasets.DatasetInfo:
         features = FEATURES | {"problem": datasets.Value("string")} if self.config.keep_bad else FEATURES
@@ -331,7 +358,7 @@ class EventBuilder(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        names = [name for name in self.SPLITS if name in (self.wanted or self.SPLITS)]
+        names = [name for name in self.splits if name in (self.wanted or self.SPLITS)]
         return [datasets.SplitGenerator(name=name, gen_kwargs={"split": name}) for name in names]
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -391,6 +418,8 @@ def make_builder(
         raise ValueError(f"`split` of {name!r} must be of {list(kind.SPLITS)}, got {split!r}.")
     state = "-".join([_state(kind, data_dir), *sorted(set(wanted))])
     builder = kind(cache_dir=cache_dir, data_dir=str(data_dir), hash=state, **options)
+    if not set(wanted) <= set(builder.splits):
+        raise ValueError(f"`split` of {name!r} must be of {list(builder.splits)} with these options, got {split!r}.")
     builder.wanted = wanted
     return builder
 
@@ -432,12 +461,15 @@ def load_dataset(
     try:
         builder.download_and_prepare()
     except datasets.exceptions.DatasetGenerationError as failure:
-        if isinstance(failure.__cause__, ValueError | OSError):
-            raise ValueError(str(failure.__cause__)) from failure.__cause__
-        raise
+        reason = failure.__cause__ or failure
+        known = isinstance(reason, ValueError | OSError)
+        words = str(reason) if known else f"{name!r} of {data_dir}: {type(reason).__name__}: {reason}"
+        raise ValueError(words) from reason
     if split:
         return builder.as_dataset(split).with_transform(as_events)
     filled = [name for name, info in builder.info.splits.items() if info.num_examples]
+    if not filled:
+        raise ValueError(f"`data_dir`: {builder.config.data_dir} holds no events of {builder.NAME!r} and its options.")
     return datasets.DatasetDict({name: builder.as_dataset(name).with_transform(as_events) for name in filled})
 
 
@@ -454,6 +486,7 @@ def _state(kind: type[EventBuilder], data_dir: Path) -> str:
     digest = hashlib.sha256(inspect.getsource(inspect.getmodule(kind)).encode())  # type: ignore[arg-type]
     for folder, _, names in sorted(os.walk(data_dir)):
         for name in sorted(names):
-            state = os.stat(os.path.join(folder, name))
+            path = os.path.join(folder, name)
+            state = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere
             digest.update(f"{folder}/{name} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

@@ -11,6 +11,7 @@ splits   |--------------------------- train -------------------------|- val -|
 """
 
 import datetime
+import glob
 import json
 import os
 import re
@@ -208,7 +209,7 @@ class Folder(EventBuilder):
                 raise ValueError(f"`dates` must name splits of {self.SPLITS}, got {sorted(config.dates)}.")
             result = {}
             for split in (split for split in self.SPLITS if split in config.dates):
-                first, last = (np.datetime64(date) for date in config.dates[split])
+                first, last = (np.datetime64(str(date)) for date in config.dates[split])  # YAML reads numbers
                 result[split] = first.astype("datetime64[s]"), (last + 1).astype("datetime64[s]")
             flat = [time for interval in sorted(result.values()) for time in interval]
             if any(np.diff(flat) < np.timedelta64(0, "s")):
@@ -250,7 +251,7 @@ def from_folder(
     """
     path = Path(path)
     if path.exists() and path.suffix.lower() in ENDINGS:
-        options["pattern"], path = path.name, path.parent
+        options["pattern"], path = glob.escape(path.name), path.parent
     return load_dataset("folder", path, split, variable=variable, **options)
 
 
@@ -436,7 +437,7 @@ def _made_times(length: int, path: Path, config: FolderConfig) -> np.ndarray:
         except ValueError as reason:
             raise ValueError(f"`name_time`: {path}: {reason}.") from None
     elif config.start:
-        start = np.datetime64(config.start, "s")
+        start = np.datetime64(str(config.start), "s")
     else:
         raise ValueError(f"`start`: {path} has no dates; state it, or `name_time`.")
     if step is None:

@@ -140,6 +140,8 @@ def _npy_problem(file: IO[bytes], size: int) -> str | None:
     start = file.tell()
     shape, dtype = _npy_header(file)
     expected = file.tell() - start + math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0:
+        return f"declares the shape {shape}"
     if dtype.hasobject:
         return "holds pickled objects; not read"
     if expected != size:
@@ -400,8 +402,8 @@ def open_npy(path: str | Path) -> np.ndarray:
     with open(path, "rb") as file:
         try:
             problem = _npy_problem(file, os.path.getsize(path))
-        except ValueError as reason:
-            problem = str(reason)
+        except Exception as reason:  # numpy parses a crafted header with Python's own parser
+            problem = f"{type(reason).__name__}: {reason}"
     if problem:
         raise ValueError(f"{path}: {problem}.")
     return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -424,7 +426,7 @@ def load_npz(path: str | Path, names: Sequence[str] | None = None) -> dict[str, 
             if missing:
                 raise ValueError(f"holds {sorted(arrays.files)}, not {missing}")
             return {name: arrays[name] for name in (arrays.files if names is None else names)}
-    except (ValueError, OSError, RuntimeError, zipfile.BadZipFile) as reason:
+    except Exception as reason:  # whatever a damaged file may cause, such as `zlib.error`
         raise ValueError(f"{path}: {reason}.") from None
 
 
@@ -464,7 +466,7 @@ def extract(archive: str | Path, folder: str | Path, limit_bytes: int) -> Path:
             with target.open("xb") as output:
                 shutil.copyfileobj(file, output, 2**20)
         part.replace(folder)
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError) as reason:
+    except Exception as reason:  # whatever a damaged file may cause, such as `zlib.error`
         shutil.rmtree(part)
         raise ValueError(f"{archive}: {reason}.") from None
     return folder

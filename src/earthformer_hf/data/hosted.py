@@ -125,9 +125,11 @@ def prepare(
 
 
 def _facts_of(table: datasets.Dataset) -> Facts:
-    if "reference" not in table.column_names:
+    good = (row for row in table if not row.get("problem"))
+    reference = json.loads(next(good, table[0]).get("reference") or "{}")
+    if reference.get("source", CACHE) == CACHE:
         raise ValueError("`facts` must be given for tables that do not refer to a source.")
-    return builder_of(json.loads(table[0]["reference"])["source"]).FACTS
+    return builder_of(reference["source"]).facts_of(reference)
 
 
 def _parts(table: datasets.Dataset, max_shard_size: int | str) -> Iterator[datasets.Dataset]:
@@ -156,12 +158,13 @@ def _each(function: Callable, tasks: list[tuple], num_proc: int, description: st
 def _write_shard(table: datasets.Dataset, path: Path, feature_extractor: dict[str, Any]) -> dict[str, Any]:
     """Write a shard, if it is not there, and return its record: counts, checksum, and what is wrong with events."""
     record_path = path.parents[1] / ".prepare" / f"{path.name}.json"
+    made_of = f"{table._fingerprint} {json.dumps(feature_extractor, sort_keys=True)}"  # which says what is missing
     if path.exists() and record_path.exists():
         record = json.loads(record_path.read_text())
-        if record["table"] == table._fingerprint and record["sha256"] == _checksum(path):
+        if record["made_of"] == made_of and record["sha256"] == _checksum(path):
             return record
     extractor = EarthformerFeatureExtractor(**feature_extractor)
-    record = {"name": path.name, "split": path.name.split("-")[0], "table": table._fingerprint, "problems": []}
+    record = {"name": path.name, "split": path.name.split("-")[0], "made_of": made_of, "problems": []}
     record |= {"events": 0, "frames": 0, "values": 0, "missing": 0}
     part = path.with_suffix(".part")
     rows: list[dict] = []
@@ -305,6 +308,7 @@ def cached(
         for first, length in zip(np.cumsum([0, *lengths]).tolist(), lengths):
             references.append({"source": CACHE, "path": str(path), "first": first, "length": length})
     rows = table.select_columns(["id", "length", "time", "geo"])
+    rows.info.builder_name = CACHE
     return rows.add_column("reference", [json.dumps(reference) for reference in references])
 
 

@@ -78,7 +78,7 @@ class OpenRadar(EventBuilder):
         units="1",
         coding="0..254, 255 no coverage",
         time_step="2m",
-        grid="128 x 128 tiles at 3 km, or 384 x 384 at 1 km",
+        grid="128 x 128 tiles at 3 km, or 384 x 384 at 1 km; a step is 2 minutes of MRMS, and 5 of the others",
         licence="US Government, public domain (MRMS); CC BY 4.0 (FMI, KNMI, OPERA)",
         citation="NOAA MRMS; Finnish Meteorological Institute; KNMI; EUMETNET OPERA",
         splits="by event and by region, regions of MRMS at least 190 km apart: the tiles listed in the file",
@@ -96,7 +96,7 @@ class OpenRadar(EventBuilder):
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         config = self.config
-        yield from tiles(Path(config.data_dir) / config.file, split, tuple(config.sources), config.every)
+        yield from tiles(Path(config.data_dir) / config.file, split, config.sources, config.every)
 
     @staticmethod
     def read(reference: dict[str, Any]) -> dict[str, Any]:
@@ -119,10 +119,14 @@ def load_events(
 
 def tiles(path: Path, split: str, sources: tuple[str, ...], every: int | None) -> list[dict]:
     """The rows of a file, see [`~earthformer_hf.data.events.EventBuilder`]."""
+    if isinstance(sources, str):
+        raise ValueError(f"`sources` must be a list of prefixes, got {sources!r}.")
     rows = []
     for name, group in open_hdf5(path).items():
         if not name.startswith(tuple(sources)) or f"tiles_{split}" not in group:
             continue
+        if not {"code", "time"} <= set(group) or not {"tile_size", "dt_minutes"} <= set(group.attrs):
+            raise ValueError(f"{path}, {name!r} must hold `code` and `time`, and state tile_size and dt_minutes.")
         time = np.array([text.decode().rstrip("Z") for text in group["time"][:]], dtype="datetime64[s]")
         size, minutes = int(group.attrs["tile_size"]), int(group.attrs["dt_minutes"])
         origins = [(int(y), int(x)) for y, x in group[f"tiles_{split}"][:]]

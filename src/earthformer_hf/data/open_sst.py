@@ -54,8 +54,9 @@ class OpenSst(EventBuilder):
         feature_extractor={"scale": 0.3, "fill_value": 0},
     )
 
-    def _split_generators(self, dl_manager: Any) -> list[Any]:
-        return [split for split in super()._split_generators(dl_manager) if split.name in self.config.years]
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(name for name in self.SPLITS if name in self.config.years)
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         path, (first, last) = Path(self.config.data_dir) / self.config.file, self.config.years[split]

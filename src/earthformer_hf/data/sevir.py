@@ -14,7 +14,7 @@ The rules of the catalogue are those of the released loaders of SEVIR, Earthform
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -101,7 +101,8 @@ class Sevir(EventBuilder):
     FACTS = Facts(
         variable="vertically integrated liquid (VIL) from NEXRAD",
         units="1",
-        coding="0..254; in kg/m2 0 up to 5, (x - 2) / 90.66 up to 18, exp((x - 83.9) / 38.9) above; 255 missing",
+        coding="0..254; in kg/m2 0 up to 5, (x - 2) / 90.66 up to 18, exp((x - 83.9) / 38.9) above; 255 missing, "
+        "of which the catalogue's filter leaves none: it is a value like any other, as published",
         time_step="5m",
         grid="384 x 384 at 1 km, 49 frames",
         licence="not stated in the files; made of public data of NOAA's NEXRAD and GOES-16",
@@ -113,16 +114,16 @@ class Sevir(EventBuilder):
         feature_extractor={"scale": 1 / 255, "valid_range": (0, 255)},
     )
 
-    @property
-    def facts(self) -> Facts:
-        kind = self.config.image_type
+    @classmethod
+    def facts_of(cls, options: Mapping[str, Any]) -> Facts:
+        kind = options.get("image_type", "vil")
         if kind == "vil":
-            return self.FACTS
+            return cls.FACTS
         variable, units = OTHER_TYPES[kind]
-        size, dtype = self.IMAGE_TYPES[kind]
-        grid = f"{size} x {size} at {384 / size:g} km, {self.FRAMES} frames"
+        size, dtype = cls.IMAGE_TYPES[kind]
+        grid = f"{size} x {size} at {384 / size:g} km, {cls.FRAMES} frames"
         changes = {"variable": variable, "units": units, "coding": dtype, "grid": grid}
-        return replace(self.FACTS, **changes, feature_extractor=SCALINGS[kind])
+        return replace(cls.FACTS, **changes, feature_extractor=SCALINGS[kind])
 
     def _info(self) -> Any:
         config, known = self.config, sorted(self.IMAGE_TYPES)
@@ -137,9 +138,9 @@ class Sevir(EventBuilder):
             raise ValueError(f"`image_types` must hold {config.image_type!r}, got {tuple(config.image_types)}.")
         return super()._info()
 
-    def _split_generators(self, dl_manager: Any) -> list[Any]:
-        splits = SPLIT_RULES[self.config.split_rule]
-        return [split for split in super()._split_generators(dl_manager) if split.name in splits]
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(SPLIT_RULES[self.config.split_rule])
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         config, root = self.config, Path(self.config.data_dir)
@@ -284,7 +285,7 @@ def _problem(path: str, event: Any, shape: tuple[int, int, int], dtype: str) -> 
         data = _member(path, event.img_type, dtype, (*shape[1:], shape[0]))
     except ValueError as reason:
         return str(reason)
-    return None if 0 <= event.file_index < len(data) else f"the file has {len(data)} rows"
+    return None if event.file_index in range(len(data)) else f"the file has {len(data)} rows"
 
 
 def _member(path: str | Path, name: str, dtype: str | None, shape: tuple[int, ...]) -> Any:

@@ -16,9 +16,12 @@ import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
-from .events import FIELDS, Events, as_event
+from .events import FIELDS, Events, as_event, check_origin
 
+
+logger = logging.get_logger(__name__)
 
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -36,8 +39,9 @@ class Cutter:
 
     def __post_init__(self):
         for name in ("context_length", "prediction_length", "stride", "frame_stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Windows: `{name}` must be at least 1, got {getattr(self, name)}.")
+            number = getattr(self, name)
+            if not isinstance(number, int | np.integer) or number < 1:
+                raise ValueError(f"Windows: `{name}` must be a whole number of at least 1, got {number!r}.")
 
     @property
     def length(self) -> int:
@@ -72,8 +76,8 @@ class Cutter:
         if not observed[self.context_length :].any():
             first, last = (start + self.frame_stride * n for n in (self.context_length, self.length - 1))
             raise ValueError(
-                f"Windows: nothing was observed in the future of event {event.get('id')!r}, frames "
-                f"{first} to {last}: leave it out, or choose another stride."
+                f"Windows: nothing was observed in the future of {_place(event)}, frames {first} to {last}: leave it "
+                "out, or choose another stride."
             )
         frames, mask = (
             torch.from_numpy(x if x.ndim == 4 else x[..., None]) for x in (values, observed)
@@ -84,10 +88,19 @@ class Cutter:
             covariates = torch.from_numpy(np.array(self.frames(event, start, "covariates")))  # (T, H, W, K)
             item |= {"past_covariates": covariates[:past], "future_covariates": covariates[past:]}
         for name in self.series:
+            if name not in event.get("series", {}):
+                raise ValueError(
+                    f"Windows: `series` of {_place(event)} hold {[*event.get('series', {})]}, not {name!r}."
+                )
             numbers = torch.from_numpy(np.asarray(event["series"][name], "float32"))
             numbers = numbers[start : start + self.span : self.frame_stride]  # (T,)
             item |= {f"past_{name}": numbers[:past], f"future_{name}": numbers[past:]}
         return item
+
+
+def _place(event: dict) -> str:
+    """Words for an event: its id, and where its frames are if they are elsewhere."""
+    return getattr(event["values"], "place", f"event {event.get('id')!r}")
 
 
 class Windows(Dataset):
@@ -110,7 +123,7 @@ class Windows(Dataset):
     undefined.
 
     Raises:
-        ValueError: no event is long enough.
+        ValueError: no event is long enough. A shorter one beside longer ones has no window, and a warning names it.
     """
 
     def __init__(
@@ -124,7 +137,7 @@ class Windows(Dataset):
         series: Sequence[str] = (),
     ):
         self.events = Events(events) if isinstance(events, datasets.Dataset) else events
-        self.cutter = Cutter(encode, context_length, prediction_length, stride, frame_stride, tuple(series))
+        self.cutter = Cutter(encode, context_length, prediction_length, stride, frame_stride, _names(series))
         self.encode, self.context_length, self.length = encode, context_length, self.cutter.length
         self.frame_stride = frame_stride
         if isinstance(self.events, Events):
@@ -139,6 +152,13 @@ class Windows(Dataset):
             longest = max(lengths, default=0)
             raise ValueError(
                 f"Windows: `events` must hold {self.cutter.span} frames or more, the longest has {longest}."
+            )
+        short = np.flatnonzero(np.array(counts) == 0).tolist()
+        if short:
+            known = self.events.table["id"] if isinstance(self.events, Events) else [e.get("id") for e in self.events]
+            logger.warning(
+                f"{len(short)} of {len(counts)} events are shorter than a window of {self.cutter.span} frames and "
+                f"left out, such as {known[short[0]]!r} with {lengths[short[0]]}."
             )
 
     def __len__(self) -> int:
@@ -165,18 +185,29 @@ def windows(events: Any, encode: Encode, context_length: int, prediction_length:
         [`Windows`]; or, of an `IterableDataset`, another one whose examples are the items of [`Windows`]. It is
         sharded over processes and workers, shuffled and resumed as `datasets` does it.
     """
+    if isinstance(events, dict):
+        raise ValueError(f"windows: `events` must be of one split, got a dict of {sorted(events)}.")
     if not isinstance(events, datasets.IterableDataset):
         return Windows(events, encode, context_length, prediction_length, **options)
-    options["series"] = tuple(options.get("series", ()))
+    check_origin(events)
+    options["series"] = _names(options.get("series", ()))
     cutter = Cutter(encode, context_length, prediction_length, **options)
     columns = events.column_names or list(FIELDS)
     return events.map(partial(_cut, cutter), batched=True, batch_size=1, remove_columns=columns)
+
+
+def _names(series: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(series, str):
+        raise ValueError(f"Windows: `series` must be a list of names, got {series!r}.")
+    return tuple(series)
 
 
 def _cut(cutter: Cutter, batch: dict[str, list]) -> dict[str, list]:
     """A batch of one event -> the batch of its windows."""
     event = as_event({name: column[0] for name, column in batch.items()})
     items = [cutter.item(event, start) for start in cutter.starts(len(event["values"]))]
+    if not items:
+        logger.warning(f"{_place(event)} holds {len(event['values'])} frames, a window needs {cutter.span}: left out.")
     return {name: [item[name] for item in items] for name in (items[0] if items else ("past_values",))}
 
 
