@@ -108,6 +108,8 @@ def test_what_was_not_observed_enters_no_score():
     document = reports.score_file(results, protocol)
     assert document["scores"]["persistence"]["summary"]["csi_m"] is None
     assert "undefined" in reports.score_text(document, protocol)
+    results = evaluate({"persistence": persistence(protocol)}, cut([nothing, event], protocol), protocol)
+    assert results["windows"] == 2 and results["cases"] == {"best": 1, "median": 1, "worst": 1}  # no error, no case
 
 
 def test_an_ensemble_is_scored_by_its_mean_or_by_each_member():
