@@ -84,11 +84,9 @@ def test_every_recipe_trains_on_the_data_of_its_protocol():
         if "data" not in recipe:  # settings of accelerate
             continue
         data, extractor = recipe["data"], recipe["feature_extractor"]
-        options = data.get("options", {})
         assert data["source"] in SOURCES, path.name
-        assert options.keys() | data.get("train_options", {}).keys() <= options_of(builder_of(data["source"])), (
-            path.name
-        )
+        options, known = data.get("options", {}), options_of(builder_of(data["source"]))
+        assert options.keys() | data.get("train_options", {}).keys() <= known, path.name
         if data["source"] == "simulated-land":  # has no protocol
             continue
         protocol, network = PROTOCOLS[extractor["protocol"]], recipe.get("model") or recipe["unet"]

@@ -10,8 +10,8 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
-from safetensors.torch import load_file
 from local_hub import USER, LocalHub
+from safetensors.torch import load_file
 from test_data import write_radar, write_sst
 from tiny import ROOT, tiny_model
 

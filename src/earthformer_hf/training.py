@@ -201,8 +201,10 @@ class Run:
         self.whole: torch.nn.Module | None = None  # where the weights of a sharded model are put together
         self.stream: Any = None
         # What fixes the course of a run: a checkpoint of another course is not continued.
-        names = ("seed", "max_steps", "optimizer", "learning_rate", "betas", "position_rate", "weight_decay")
-        names += ("warmup_steps", "min_lr_rate", "max_grad_norm", "ema_decay")
+        names = (
+            "seed", "max_steps", "optimizer", "learning_rate", "betas", "position_rate", "weight_decay",
+            "warmup_steps", "min_lr_rate", "max_grad_norm", "ema_decay",
+        )  # fmt: skip
         course = {name: getattr(arguments, name) for name in names} | {"samples_per_step": self.samples}
         self.progress: dict[str, Any] = {"step": 0, "best": math.inf, "best_step": 0, "skipped": 0, "course": course}
 
