@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -352,6 +353,13 @@ def test_a_run_is_tracked_and_drawn(tmp_path, data):
     assert [event.step for event in record.Images("forecast")] == [6, 12]
     rates = [event.value for event in record.Scalars("learning_rate")]
     assert rates[0] == 0 and max(rates) == pytest.approx(5e-3)
+
+
+@pytest.mark.skipif(find_spec("trackio") is not None, reason="trackio is installed")
+@pytest.mark.filterwarnings("ignore:.log_with=trackio")
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`report_to` must name a package that is installed, got 'trackio'"):
+        Run(arguments(tmp_path, report_to="trackio"))
 
 
 def test_the_card_of_a_run_passes_the_check(tmp_path, data):

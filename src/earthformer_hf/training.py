@@ -172,7 +172,8 @@ class Run:
         arguments: see [`TrainingArguments`].
 
     Raises:
-        ValueError: `total_batch_size` is no multiple of what all processes take at once.
+        ValueError: `total_batch_size` is no multiple of what all processes take at once, or what `report_to` names is
+            not installed.
     """
 
     def __init__(self, arguments: TrainingArguments):
@@ -194,6 +195,8 @@ class Run:
             log_with=None if arguments.report_to == "none" else arguments.report_to,
             project_dir=arguments.output_dir,
         )
+        if arguments.report_to != "none" and not self.accelerator.log_with:  # Accelerate goes on without
+            raise ValueError(f"`report_to` must name a package that is installed, got {arguments.report_to!r}.")
         self.models: list[torch.nn.Module] = []
         self.optimizers: list[Any] = []
         self.schedules: list[Any] = []
