@@ -209,6 +209,10 @@ def run(folder: Path, number: int, epoch: int):
     # memory
     random = np.random.default_rng(1)
     ways = {"local cache": local, "SEVIR file": cut(table), "downloaded parquet": downloaded}
+    options = {"digits": "digits.npy", "sizes": (epoch, 1, 1), "cache_dir": folder / "tables"}
+    many = earthformer_hf.load_dataset("nbody-mnist", folder / "digits", "train", **options)
+    ways["N-body MNIST, an event a window"] = Windows(many, encode, 10, 10)
+    ways["its local cache"] = Windows(cached(many, folder / "cache"), encode, 10, 10)
     for label, windows in ways.items():
         before, highest = anonymous_memory(), 0.0
         for count, item in enumerate(random.integers(len(windows), size=epoch)):

@@ -33,7 +33,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The state dict of a checkpoint.
 
     Raises:
-        ValueError: the file asks for a global that is neither a tensor's nor of a known library, or holds no tensors.
+        ValueError: the file asks for a global that is neither a tensor's nor of a known library, or holds no tensors,
+            or one without a name.
     """
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -55,6 +56,9 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     tensors = {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)} if isinstance(loaded, dict) else {}
     if not tensors:
         raise ValueError(f"{path}: holds no state dict (name -> tensor).")
+    for name in tensors:
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: holds a tensor under {name!r}, which is no name.")
     return tensors
 
 
@@ -67,8 +71,9 @@ def why(path: Path, reason: Exception) -> str:
     if names:
         return f"it asks for {names[0]!r}"
     with open(path, "rb") as file:
-        if file.read(2) == b"PK" and not zipfile.is_zipfile(file):
-            return "it is cut off, as by a download that stopped"
+        broken_zip = file.read(2) == b"PK" and not zipfile.is_zipfile(file)
+    if broken_zip or isinstance(reason, EOFError) or "unexpected EOF" in str(reason):
+        return "it is cut off, as by a download that stopped"
     return "it is no checkpoint of tensors in pickle protocol 2"
 
 

@@ -17,7 +17,7 @@ import shlex
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import NamedTuple, TypeVar
@@ -131,7 +131,8 @@ def convert_state_dict(original: dict[str, torch.Tensor], model: EarthformerForP
     """The original's tensors under our names.
 
     Raises:
-        ValueError: a tensor is unknown, missing, used twice or of another shape than the configuration says.
+        ValueError: a tensor is unknown, missing, used twice, not finite, or of another shape or kind of number than
+            the configuration says.
     """
     config = model.config
     last_block = rf"^model\.encoder\.levels\.{len(config.hidden_sizes) - 1}\.{config.encoder_depths[-1] - 1}"
@@ -160,7 +161,7 @@ def fitted(
         where: begins every message.
 
     Raises:
-        ValueError: a tensor is unknown, missing, used twice or of another shape.
+        ValueError: a tensor is unknown, missing, used twice, of another shape or kind of number, or not finite.
     """
     converted, renamed, without = {}, {}, {}
     for name, target, tensor in triples:
@@ -177,6 +178,10 @@ def fitted(
                 f"{where}: tensor {name!r} must have shape {tuple(expected[target].shape)} in this configuration, "
                 f"got {tuple(tensor.shape)}."
             )
+        if tensor.is_floating_point() != expected[target].is_floating_point():
+            raise ValueError(f"{where}: tensor {name!r} must be of {expected[target].dtype}, got {tensor.dtype}.")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{where}: tensor {name!r} holds values that are infinite or not a number.")
         converted[target] = tensor
         renamed[name] = target
     missing = sorted(set(expected) - set(converted))
@@ -218,6 +223,20 @@ DEFAULTS = {
     "norm_init_mode": "0",
     # Only of the original's model with covariates, where the first has another default.
     "auxiliary_channels": 0, "unet_dec_cross_mode": "up",
+}  # fmt: skip
+
+# What the values are like where the default does not show it, and the options that may be lists of what they are like:
+# of one entry per level, of cuboids per level, or (downsample, initial_downsample_scale) per axis.
+LIKE = DEFAULTS | {
+    "input_shape": [13, 384, 384, 1], "target_shape": [12, 384, 384, 1], "block_units": [128, 256, 256],
+    "enc_attn_patterns": "axial", "dec_self_attn_patterns": "axial", "dec_cross_attn_patterns": "cross_1x1",
+    "initial_downsample_stack_conv_dim_list": [16, 64, 128],
+}  # fmt: skip
+OR_LISTS = {
+    "downsample", "initial_downsample_scale", "enc_attn_patterns", "dec_self_attn_patterns", "dec_cross_attn_patterns",
+    "enc_cuboid_size", "enc_cuboid_strategy", "enc_shift_size", "dec_self_cuboid_size", "dec_self_cuboid_strategy",
+    "dec_self_shift_size", "dec_cross_cuboid_hw", "dec_cross_cuboid_strategy", "dec_cross_shift_hw",
+    "dec_cross_n_temporal",
 }  # fmt: skip
 
 # Keys of the official files for constructor arguments of another name.
@@ -266,6 +285,27 @@ def refuse(option: str, value, supported: str):
     raise ValueError(f"{option}={value!r} is not supported; {supported}.")
 
 
+def alike(value, example) -> bool:
+    """Whether a value is of an example's kind; a list is not empty, and each entry is like the example's first."""
+    if isinstance(example, list):
+        return isinstance(value, list) and bool(value) and all(alike(entry, example[0]) for entry in value)
+    return type(value) is type(example) or (type(value) is int and type(example) is float)
+
+
+def refuse_unlike(option: str, value, example, or_list: bool = False):
+    """Refuse a value that is not of an example's kind, nor, where it may be, a list of such."""
+    if not alike(value, example) and not (or_list and alike(value, [example])):
+        refuse(option, value, f"it must be like {example!r}{' or a list of such' if or_list else ''}")
+
+
+def known_pattern(option: str, name: str, known: Collection[str] = SELF_ATTENTION_PATTERNS) -> str:
+    """Our name of a pattern."""
+    name = PATTERN_NAMES.get(name, name)
+    if re.sub(r"\d+", "#", name) not in known:
+        refuse(option, name, f"only {', '.join(known)} ('#' is a number)")
+    return name
+
+
 def convert_config(model: dict) -> EarthformerConfig:
     """The `model:` block of an original configuration file (or the constructor's arguments) as our configuration.
 
@@ -279,7 +319,8 @@ def convert_config(model: dict) -> EarthformerConfig:
                 refuse(key, value, f"only {NEVER_READ[key]!r}")
             continue
         if key == "data_channels":  # of the scripts, which derive the shapes from it
-            if value != (model.get("input_shape") or [None])[-1]:
+            shape = model.get("input_shape")
+            if not alike(shape, LIKE["input_shape"]) or value != shape[-1]:
                 refuse(key, value, "it must be the last number of input_shape")
             continue
         name = ALIASES.get(key, key)
@@ -287,6 +328,8 @@ def convert_config(model: dict) -> EarthformerConfig:
             refuse(key, value, f"{name} is given too")
         if name not in DEFAULTS and name not in ("input_shape", "target_shape"):
             refuse(key, value, "it is no option of the original model")
+        if name not in BUILT_IN.keys() | NO_EFFECT and value != DEFAULTS.get(name):
+            refuse_unlike(key, value, LIKE[name], name in OR_LISTS)
         original[name] = value
     for name in ("input_shape", "target_shape"):
         if len(original.get(name) or ()) != 4:
@@ -402,31 +445,32 @@ def convert_patterns(original: dict, levels: int) -> tuple[str | list, str | lis
 
     def named(option, known=SELF_ATTENTION_PATTERNS):
         patterns = original[option]
+        yaml_key = next(key for key, argument in ALIASES.items() if argument == option)
+        option = f"{yaml_key} ({option})"
         if not isinstance(patterns, str):
-            return [check(option, PATTERN_NAMES.get(name, name), known) for name in patterns]
-        return check(option, PATTERN_NAMES.get(patterns, patterns), known)
+            return [known_pattern(option, name, known) for name in patterns]
+        return known_pattern(option, patterns, known)
 
-    def check(option, name, known):
-        if re.sub(r"\d+", "#", str(name)) not in known:
-            yaml_key = next(key for key, argument in ALIASES.items() if argument == option)
-            refuse(f"{yaml_key} ({option})", name, f"only {', '.join(known)} ('#' is a number)")
-        return name
-
-    def per_level(name, scalars):
-        """The original repeats a flat list for every level."""
+    def per_level(name):
+        """The original repeats a list for one level for every level."""
         value = original[name]
-        flat = not isinstance(value[0] if scalars else value[0][0], (list, tuple))
-        return [value] * levels if flat else value
+        if alike(value, LIKE[name]):
+            return [value] * levels
+        if len(value) != levels:
+            refuse(name, value, f"only one list, or one for each of {levels} levels")
+        return value
 
     def explicit(size, strategy, shift, number=None):
         result = []
         for level in range(levels):
             cuboids = []
-            lists = [per_level(name, False)[level] for name in (size, strategy, shift)]
-            numbers = per_level(number, True)[level] if number else [None] * len(lists[0])
+            lists = [per_level(name)[level] for name in (size, strategy, shift)]
+            numbers = per_level(number)[level] if number else [None] * len(lists[0])
             if len({len(entry) for entry in [*lists, numbers]}) != 1:
                 refuse(size, original[size], f"only as many cuboids as {strategy} and {shift} have")
             for cuboid, kinds, shifts, count in zip(*lists, numbers):
+                if not STRATEGIES.keys() >= set(kinds):
+                    refuse(strategy, original[strategy], f"only {list(STRATEGIES)}")
                 cuboids.append(
                     {
                         "size": list(cuboid) if number is None else [count, *cuboid],
@@ -519,7 +563,7 @@ def report(command: str, sources: Iterable[tuple[Path, Conversion]]) -> str:
 
 
 CARD = """---
-license: apache-2.0
+license: other
 library_name: transformers
 pipeline_tag: time-series-forecasting
 tags: [earthformer]
@@ -529,6 +573,7 @@ tags: [earthformer]
 
 An [Earthformer](https://arxiv.org/abs/2207.05833) of {parameters:,} parameters, converted from a checkpoint of the
 [original](https://github.com/amazon-science/earth-forecasting-transformer). It has not been scored since.
+The licence of the weights is not known here: it is whatever their owner gave them.
 
 ## Inputs and outputs
 

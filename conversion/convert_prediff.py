@@ -27,8 +27,10 @@ from convert_earthformer import (
     WHAT,
     Conversion,
     fitted,
+    known_pattern,
     recipe,
     refuse,
+    refuse_unlike,
     released_card,
     report,
     share,
@@ -146,7 +148,7 @@ def convert_state_dict(tensors: dict[str, torch.Tensor], model: torch.nn.Module,
 # Options
 # ---------------------------------------------------------------------------------------------------------------------
 
-# The networks' options: the value that is built in where there is only one, None where any is converted.
+# The networks' options: the value that is built in where there is only one; an example where any is converted.
 BUILT_IN = {
     "downsample": 2, "downsample_type": "patch_merge", "upsample_type": "upsample", "upsample_kernel_size": 3,
     "ffn_activation": "gelu", "gated_ffn": False, "norm_layer": "layer_norm", "use_inter_ffn": True,
@@ -158,9 +160,10 @@ BUILT_IN_WITH_GLOBAL_VECTORS = {
     "use_global_vector_ffn": False, "use_global_self_attn": True, "separate_global_qkv": True, "global_dim_ratio": 1,
 }  # fmt: skip
 CONVERTED = {
-    "input_shape", "target_shape", "base_units", "block_units", "scale_alpha", "depth", "num_heads", "attn_drop",
-    "proj_drop", "ffn_drop", "block_attn_patterns", "padding_type", "num_global_vectors", "out_channels", "out_len",
-    "time_embed_use_scale_shift_norm",
+    "input_shape": [7, 16, 16, 64], "target_shape": [6, 16, 16, 64], "base_units": 256, "block_units": [256, 256],
+    "scale_alpha": 1.0, "depth": [4, 4], "num_heads": 4, "attn_drop": 0.1, "proj_drop": 0.1, "ffn_drop": 0.1,
+    "block_attn_patterns": "axial", "padding_type": "zeros", "num_global_vectors": 0, "out_channels": 1, "out_len": 6,
+    "time_embed_use_scale_shift_norm": False,
 }  # fmt: skip
 # Read only where no pattern is named, or of a decoder that this network does not have.
 WITHOUT_EFFECT = NO_EFFECT | {
@@ -168,7 +171,6 @@ WITHOUT_EFFECT = NO_EFFECT | {
     "use_dec_cross_global", "ffn2_linear_init_mode", "attn_proj_linear_init_mode", "down_linear_init_mode",
     "up_linear_init_mode", "global_proj_linear_init_mode",
 }  # fmt: skip
-PATTERNS = {"spatial_lg_v1": "spatial_lg_4", "video_swin": "video_swin_2x4"}
 
 
 def convert_network(options: dict, part: str) -> dict:
@@ -178,6 +180,7 @@ def convert_network(options: dict, part: str) -> dict:
         ValueError: an option is unknown, or has a value that this package does not have; the message names it.
     """
     options = {"block_attn_patterns" if key == "self_pattern" else key: value for key, value in options.items()}
+    pattern_key = f"{part}.block_attn_patterns (self_pattern)"
     number = options.get("num_global_vectors", 0)
     built_in = BUILT_IN | (BUILT_IN_WITH_GLOBAL_VECTORS if number else {})
     for key, value in options.items():
@@ -185,6 +188,9 @@ def convert_network(options: dict, part: str) -> dict:
             refuse(f"{part}.{key}", value, f"only {built_in[key]!r}")
         if key not in {*built_in, *BUILT_IN_WITH_GLOBAL_VECTORS, *CONVERTED, *WITHOUT_EFFECT}:
             refuse(f"{part}.{key}", value, "it is no option of the original network")
+        if key in CONVERTED and not (value is None and key in ("block_units", "out_len")):
+            named = key == "block_attn_patterns"
+            refuse_unlike(pattern_key if named else f"{part}.{key}", value, CONVERTED[key], or_list=named)
     if number and part == "align":
         refuse("align.num_global_vectors", number, "only 0")
     if options.get("padding_type", "zeros") not in ("zeros", "ignore"):
@@ -200,7 +206,7 @@ def convert_network(options: dict, part: str) -> dict:
             refuse(f"{part}.{name}", None, "it must be given")
     depth, patterns = options["depth"], options.get("block_attn_patterns")
     if patterns is None:
-        refuse(f"{part}.block_attn_patterns (self_pattern)", patterns, "only named patterns")
+        refuse(pattern_key, patterns, "only named patterns")
     patterns = [patterns] * len(depth) if isinstance(patterns, str) else patterns
     growth, base = 2 ** options.get("scale_alpha", 1.0), options["base_units"]
     arguments = {
@@ -209,7 +215,7 @@ def convert_network(options: dict, part: str) -> dict:
         "block_out_channels": options.get("block_units") or [base * int(growth**i) for i in range(len(depth))],
         "layers_per_block": depth,
         "num_attention_heads": options["num_heads"],
-        "attention_pattern": [PATTERNS.get(name, name) for name in patterns],
+        "attention_pattern": [known_pattern(pattern_key, name) for name in patterns],
         "mask_padding": options.get("padding_type", "zeros") == "ignore",
         "resnet_time_scale_shift": "scale_shift" if options.get("time_embed_use_scale_shift_norm") else "default",
         "dropout": drops.pop(),
@@ -227,11 +233,14 @@ def convert_network(options: dict, part: str) -> dict:
 def convert_vae(options: dict) -> dict:
     """Arguments of diffusers' AutoencoderKL."""
     known = {
-        "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block",
-        "act_fn", "latent_channels", "norm_num_groups",
+        "in_channels": 1, "out_channels": 1, "down_block_types": ["DownEncoderBlock2D"],
+        "up_block_types": ["UpDecoderBlock2D"], "block_out_channels": [128, 256], "layers_per_block": 2,
+        "act_fn": "silu", "latent_channels": 64, "norm_num_groups": 32,
     }  # fmt: skip
     for key, value in options.items():
-        if key not in known | {"pretrained_ckpt_path", "data_channels", "sample_size", "scaling_factor"}:
+        if key in known:
+            refuse_unlike(f"vae.{key}", value, known[key])
+        elif key not in {"pretrained_ckpt_path", "data_channels", "sample_size", "scaling_factor"}:
             refuse(f"vae.{key}", value, "it is no option of the original network")
     return {key: value for key, value in options.items() if key in known}
 
@@ -297,7 +306,7 @@ def read_config(path: Path, aligned: bool) -> dict[str, Any]:
     """
     document = yaml.safe_load(Path(path).read_text())
     blocks = document.get("model") if isinstance(document, dict) else None
-    for name in ("vae", "latent_model", "diffusion"):
+    for name in ("vae", "latent_model", "diffusion", *(["align"] if aligned else [])):
         if not isinstance(blocks, dict) or not isinstance(blocks.get(name), dict):
             raise ValueError(f"config_path: {path} has no block `model: {name}:`.")
     scale = float(blocks["diffusion"].get("scale_factor", 1.0))
@@ -309,11 +318,13 @@ def read_config(path: Path, aligned: bool) -> dict[str, Any]:
         refuse("vae.latent_channels", vae.config.latent_channels, f"the denoiser takes {unet.config.in_channels}")
     parts = {"vae": vae, "unet": unet, "scheduler": DDPMScheduler(**convert_scheduler(blocks["diffusion"]))}
     if aligned:
-        align = blocks.get("align") or {}
+        align = blocks["align"]
         if align.get("alignment_type") != "avg_x" or align.get("model_type", "cuboid") != "cuboid":
             kinds = align.get("alignment_type"), align.get("model_type")
             refuse("align.alignment_type / model_type", kinds, "only 'avg_x' and 'cuboid'")
-        parts["alignment"] = EarthformerAlignmentModel(**convert_network(align.get("model_args") or {}, "align"))
+        if not isinstance(align.get("model_args"), dict):
+            refuse("align.model_args", align.get("model_args"), "it must be a block of options")
+        parts["alignment"] = EarthformerAlignmentModel(**convert_network(align["model_args"], "align"))
     return parts
 
 
@@ -375,9 +386,8 @@ def fill(model: torch.nn.Module, path: Path, part: str) -> tuple[Path, Conversio
 
 
 CARD = """---
-license: apache-2.0
+license: other
 library_name: diffusers
-pipeline_tag: time-series-forecasting
 tags: [prediff]
 ---
 
@@ -385,6 +395,7 @@ tags: [prediff]
 
 [PreDiff](https://arxiv.org/abs/2307.10422), converted from checkpoints of the
 [original](https://github.com/gaozhihan/PreDiff). It has not been scored since.
+The licence of the weights is not known here: it is whatever their owner gave them.
 
 ## Inputs and outputs
 

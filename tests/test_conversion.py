@@ -286,7 +286,8 @@ def test_files_of_every_kind(tmp_path, monkeypatch, capsys, kind):
 
     card = (tmp_path / "out/README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
-    assert (metadata["license"], metadata["library_name"]) == ("apache-2.0", "transformers")
+    assert (metadata["license"], metadata["library_name"]) == ("other", "transformers")
+    assert "licence of the weights is not known" in card
     assert metadata["pipeline_tag"] == "time-series-forecasting"
     assert hashlib.sha256((tmp_path / "x.pt").read_bytes()).hexdigest() in card
     assert "--checkpoint_path x.pt --config_path cfg.yaml --output_dir out" in card and str(tmp_path) not in card
@@ -365,6 +366,10 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch, caps
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
     status, printed = main(monkeypatch, capsys, *command, tmp_path / "x.pt")
     assert status == 1 and "is a file" in printed
+    status, printed = main(monkeypatch, capsys, *command, tmp_path / "out", "--overwrite")
+    assert status == 1 and "config.json is of something else" in printed
+    assert (tmp_path / "out/config.json").read_text() == "mine"
+    (tmp_path / "out/config.json").write_text('{"model_type": "earthformer"}')
     (tmp_path / "out/model-00001-of-00002.safetensors").write_bytes(b"of an earlier conversion")
     status, _ = main(monkeypatch, capsys, *command, tmp_path / "out", "--overwrite")
     assert status == 0
@@ -377,9 +382,10 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch, caps
     assert {path.name for path in tmp_path.iterdir()} == {"cfg.yaml", "x.pt", "out"}
 
 
-def test_a_half_downloaded_file_is_refused(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_half_downloaded_file_is_refused(tmp_path, monkeypatch, capsys, legacy):
     _, groups = recorded(FIXTURES, "ef_enso")
-    torch.save(groups["state_dict"], tmp_path / "x.pt")
+    torch.save(groups["state_dict"], tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
     content = (tmp_path / "x.pt").read_bytes()
     (tmp_path / "x.pt").write_bytes(content[: len(content) // 2])
     options = ["--checkpoint_path", tmp_path / "x.pt", "--preset", "icar-enso", "--output_dir", tmp_path / "out"]
@@ -435,12 +441,50 @@ sys.exit(convert.main())
         ({"auxiliary_channels": 3}, "unet_dec_cross_mode"),
         ({"unet_dec_cross_mode": "both"}, "unet_dec_cross_mode"),
         ({"data_channels": 3}, "data_channels"),
+        # of another kind than the option
+        ({"input_shape": 5}, "input_shape=5"),
+        ({"input_shape": 5, "data_channels": 1}, "input_shape"),
+        ({"input_shape": ["a", 24, 48, 1]}, "input_shape"),
+        ({"base_units": None}, "base_units=None"),
+        ({"block_units": 3}, "block_units=3"),
+        ({"scale_alpha": "a"}, "scale_alpha='a'"),
+        ({"num_heads": True}, "num_heads=True"),
+        ({"dec_depth": [1, "a"]}, "dec_depth"),
+        ({"initial_downsample_scale": None}, "initial_downsample_scale=None"),
+        ({"ffn_activation": [1]}, "ffn_activation"),
+        ({"padding_type": {}}, "padding_type"),
+        ({"enc_attn_patterns": 3}, "enc_attn_patterns=3"),
+        ({"dec_self_attn_patterns": ["axial", 3]}, "dec_self_attn_patterns"),
     ],
 )
 def test_unsupported_options_are_refused(change, option):
     options, _ = recorded(FIXTURES, "ef_enso")
     with pytest.raises(ValueError, match=option):
         convert.convert_config(options | change)
+
+
+CUBOIDS = {
+    "enc_attn_patterns": None, "enc_cuboid_size": [[4, 4, 4]], "enc_cuboid_strategy": [["l", "l", "d"]],
+    "enc_shift_size": [[0, 0, 0]], "dec_self_attn_patterns": None, "dec_self_cuboid_size": [[4, 4, 4]],
+    "dec_self_cuboid_strategy": [["l", "l", "d"]], "dec_self_shift_size": [[0, 0, 0]],
+}  # fmt: skip
+
+
+def test_cuboids_may_be_given_once_or_per_level():
+    options, _ = recorded(FIXTURES, "ef_enso")
+    options |= CUBOIDS
+    once = convert.convert_config(options).to_dict()
+    levels = len(options["enc_depth"])
+    per_level = {key: [value] * levels for key, value in CUBOIDS.items() if value is not None}
+    assert convert.convert_config(options | per_level).to_dict() == once
+    for change, option in (
+        ({"enc_cuboid_strategy": [["x", "l", "l"]]}, r"enc_cuboid_strategy=\[\['x'"),
+        ({"enc_cuboid_size": [4, 4, 4]}, "enc_cuboid_size"),
+        ({"enc_shift_size": []}, "enc_shift_size"),
+        ({"enc_cuboid_size": [[[4, 4, 4]]] * (levels + 1)}, "enc_cuboid_size.*levels"),
+    ):
+        with pytest.raises(ValueError, match=option):
+            convert.convert_config(options | change)
 
 
 def test_an_option_given_twice_is_refused():
@@ -492,6 +536,9 @@ def test_pattern_names_of_the_original():
     [
         (lambda t: t.pop("z_proj.bias"), "missing.*start_proj.bias"),
         (lambda t: t.update({"z_proj.bias": torch.zeros(3)}), r"z_proj.bias.*\(32,\).*\(3,\)"),
+        (lambda t: t.update({"z_proj.bias": torch.full((32,), float("nan"))}), "z_proj.bias.*not a number"),
+        (lambda t: t.update({"z_proj.bias": torch.full((32,), float("inf"))}), "z_proj.bias.*infinite"),
+        (lambda t: t.update({"z_proj.bias": torch.zeros(32, dtype=torch.int8)}), "z_proj.bias.*int8"),
         (lambda t: t.update({"lstm.weight": torch.zeros(3)}), "lstm.weight"),
         (lambda t: t.update({"encoder.blocks.0.0.attn_l.7.norm.bias": torch.zeros(16)}), "attn_l.7.norm.bias"),
         (lambda t: t.update({"module.z_proj.bias": torch.zeros(32)}), "more than one network.*module"),

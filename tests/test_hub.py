@@ -126,6 +126,79 @@ def test_nothing_else_is_overwritten_unasked(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "model"]
 
 
+def spoil(path: Path, content: str):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("thesis.txt", "all my work", "thesis.txt is no file of an export"),
+        ("README.md.orig", "the card before", "README.md.orig is no file"),
+        ("data/README.md", "of my data", "data/README.md is no file"),
+        ("unet/notes.txt", "mine", "unet/notes.txt is no file"),
+        ("training.py", "my code", "training.py is no file"),
+        ("config.json", "{}", "config.json is of something else"),
+        ("config.json", '{"model_type": "bert"}', "config.json is of something else"),
+        ("config.json", "mine", "config.json is of something else"),
+        ("model_index.json", '{"_class_name": "StableDiffusionPipeline"}', "model_index.json is of something else"),
+        ("preprocessor_config.json", "[1]", "preprocessor_config.json is of something else"),
+    ],
+)
+def test_what_is_no_export_is_never_overwritten(file, content, message, tmp_path):
+    hub.export(tiny_model(), tmp_path / "model")
+    spoil(tmp_path / "model" / file, content)
+    before = contents(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        hub.export(tiny_model(num_global_vectors=0), tmp_path / "model", overwrite=True)
+    assert contents(tmp_path / "model") == before and [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_whatever_is_exported_can_be_overwritten(tmp_path):
+    spoil(tmp_path / "card/README.md", GOOD + "![a map](map.png)")
+    spoil(tmp_path / "card/map.png", "picture")
+    spoil(tmp_path / "card/scores.json", "{}")
+    card = tmp_path / "card/README.md"
+    for thing in [*things().values(), tiny_model()]:  # shards and pictures too; one kind after the other
+        hub.export(thing, tmp_path / "out", card=card, overwrite=True, max_shard_size="20KB")
+    model = tiny_model()
+    hub.export(model, tmp_path / "out", overwrite=True)
+    assert contents(tmp_path / "out") == contents(hub.export(model, tmp_path / "new"))
+
+
+def test_the_working_directory_and_links(tmp_path, monkeypatch):
+    model, other = tiny_model(), tiny_model(num_global_vectors=0)
+    expected = contents(hub.export(model, tmp_path / "model"))
+    for name in ("here", "target"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    hub.export(model, ".")
+    assert contents(Path(".")) == contents(tmp_path / "here") == expected
+    with pytest.raises(ValueError, match="the working directory is in it"):
+        hub.export(other, ".", overwrite=True)
+    assert contents(Path(".")) == expected
+
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for _ in range(2):  # to a folder that is empty, later to none
+        hub.export(other, tmp_path / "link")
+        hub.export(model, tmp_path / "link", overwrite=True)
+        assert (tmp_path / "link").is_symlink() and contents(tmp_path / "target") == expected
+        shutil.rmtree(tmp_path / "target")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link", "model"]
+
+
+@pytest.mark.parametrize("name", ["model", "pipeline"])
+def test_a_plain_card_passes_and_what_it_shows_runs_no_code(name, tmp_path):
+    folder = hub.export(things()[name], tmp_path / "out")
+    assert hub.check(folder) == []
+    for path in folder.rglob("*.py"):
+        path.write_text("raise RuntimeError('it was run')\n")
+    names = {"folder": folder}
+    exec((folder / "README.md").read_text().split("```python\n")[1].split("```")[0], names)
+    assert type(names[name]) is {"model": EarthformerForPrediction, "pipeline": PreDiffPipeline}[name]
+
+
 @pytest.mark.parametrize("name", ["model", "pipeline"])
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_full_disk_leaves_no_half_folder(name, existing, tmp_path):
@@ -222,6 +295,10 @@ def folder(tmp_path):
         ("Written by hand.", "![a map](../map.png)", "it shows '../map.png'"),
         ("Written by hand.", "| model | CSI-M |\n|---|---|\n| this | 0.44 |", "a score without a source"),
         ("Written by hand.", "| MSE | source |\n|---|---|\n| 0.1 | |", "a score without a source: 0.1"),
+        ("Written by hand.", "| MSE | source |\n|---|---|\n| 0.1 | - |", "a score without a source: 0.1"),
+        ("Written by hand.", "model | CSI\n---|---\nthis | 0.44", "a score without a source"),
+        ("Written by hand.", "| | 10 min |\n|---|---|\n| `pod_74` | 0.44 |", "a score without a source"),
+        ("tags: [earthformer]", "tags: 5", "`tags` must be a list"),
         ("# Ours", "# Our scores\n\n| a | b |\n|---|---|\n| x | 1 |", "a score without a source"),
         ("license:", INDEX + "license:", "mse 0.25 is not in scores.json"),
         ("license:", INDEX[: INDEX.index("    source")] + "license:", "mse 0.25 has no source"),
@@ -231,6 +308,50 @@ def test_a_card_that_claims_too_much_or_says_too_little(folder, old, new, proble
     assert hub.check(folder) == []
     (folder / "README.md").write_text(GOOD.replace(old, new, 1))
     assert any(problem in found for found in hub.check(folder)), hub.check(folder)
+
+
+METRICS = "POD FAR CSI-M CSI219 csi_74 CSIM HSS ETS FSS bias CRPS CRPSS FID corr. Pearson RMSE".split()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_score_of_any_name_needs_a_source(folder, metric):
+    (folder / "README.md").write_text(f"{GOOD}\n| model | {metric} |\n|---|---|\n| this | 0.44 |\n")
+    assert any("a score without a source" in problem for problem in hub.check(folder))
+
+
+def test_a_table_of_tensors_holds_no_scores(folder):
+    (folder / "README.md").write_text(f"{GOOD}\n| there | here |\n|---|---|\n| `z_proj.bias` | `start_proj.bias` |\n")
+    assert hub.check(folder) == []
+
+
+def broken_weights(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:5000])
+
+
+def broken_scores(folder):
+    (folder / "README.md").write_text(GOOD.replace("license:", INDEX + "license:"))
+    (folder / "scores.json").write_text("{oops")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (broken_weights, "model.safetensors cannot be read"),
+        (broken_scores, "scores.json is no JSON"),
+        (lambda folder: (folder / "README.md").write_bytes(b"---\nlicense: \xe9\n---\n"), "it is no UTF-8"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "configuration"),
+    ],
+)
+def test_broken_files_are_named(folder, spoil, problem):
+    spoil(folder)
+    assert any(problem in found for found in hub.check(folder)), hub.check(folder)
+    result = CliRunner().invoke(app, ["hub", "check", str(folder)])
+    assert type(result.exception) is SystemExit and problem in result.output
+    if spoil is not broken_scores:
+        result = CliRunner().invoke(app, ["hub", "export", str(folder), str(folder.parent / "out")])
+        assert type(result.exception) is SystemExit and result.output.strip().splitlines()[-1].startswith("error: ")
+        assert not (folder.parent / "out").exists()
 
 
 def test_scores_with_a_source_pass(folder):

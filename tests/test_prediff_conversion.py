@@ -458,7 +458,8 @@ def test_the_command_makes_a_pipeline(originals):
     assert type(pipeline.scheduler) is DDPMScheduler and pipeline.scheduler.config.beta_schedule == "scaled_linear"
     card = (folder / "out/README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
-    assert metadata["library_name"] == "diffusers" and metadata["license"] == "apache-2.0"
+    assert metadata["library_name"] == "diffusers" and metadata["license"] == "other"
+    assert "pipeline_tag" not in metadata  # as in the cards of the released pipelines
     for name in networks:
         assert hashlib.sha256((folder / f"{name}.pt").read_bytes()).hexdigest() in card
     assert "| `logvar` | dropped: not of this network |" in card and str(folder) not in card
@@ -515,6 +516,15 @@ def test_a_folder_that_holds_something_is_left_alone(originals):
         ("latent_model", {"target_shape": [2, 6, 6, 4]}, "target_shape"),
         ("latent_model", {"attn_drop": 0.3}, "attn_drop"),
         ("latent_model", {"padding_type": "nearest"}, "padding_type"),
+        ("latent_model", {"self_pattern": "foo"}, "self_pattern.*foo"),
+        ("latent_model", {"self_pattern": 3}, "self_pattern.*3"),
+        ("latent_model", {"input_shape": 3}, "latent_model.input_shape=3"),
+        ("latent_model", {"depth": 1}, "latent_model.depth=1"),
+        ("latent_model", {"attn_drop": [1]}, "latent_model.attn_drop"),
+        ("latent_model", {"attn_drop": None}, "latent_model.attn_drop"),
+        ("latent_model", {"base_units": "a"}, "latent_model.base_units"),
+        ("latent_model", {"num_global_vectors": "a"}, "latent_model.num_global_vectors"),
+        ("vae", {"block_out_channels": 3}, "vae.block_out_channels"),
         ("align", {"pool": "adaptive"}, "align.pool"),
         ("align", {"out_len": 1}, "align.out_len"),
         ("align", {"num_global_vectors": 2}, "align.num_global_vectors"),
@@ -595,6 +605,20 @@ def test_a_malicious_file_is_refused_and_named(tmp_path, protocol, legacy):
         convert.load_tensors(tmp_path / "x.pt")
     assert "posix.system" in str(reason.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_tensors_without_names_are_refused(tmp_path):
+    torch.save({1: torch.ones(1)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="holds a tensor under 1"):
+        convert.load_tensors(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("blocks", [{"align": 5}, {"align": {"alignment_type": "avg_x", "model_args": 5}}])
+def test_a_block_that_is_none_is_refused(tmp_path, blocks):
+    document = {"model": DOCUMENT["model"] | blocks}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(ValueError, match="align"):
+        convert.read_config(tmp_path / "x.yaml", aligned=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04broken"])

@@ -136,6 +136,7 @@ def test_the_ensemble_beats_dressed_persistence_and_obeys():
     assert means[0] < means[1] < means[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "sst_kaplan_1856_2014.nc").exists(), reason="ocean data: set EARTHFORMER_HF_DATA")
 def test_the_ocean_model_beats_three_of_four_baselines():
     model, extractor = load("earthformer-sst-small")

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +119,7 @@ def in_children(call: Callable[[], object], ranks: int = 1) -> list[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    children: dict[int, tuple[int, int]] = {}
-    group = 0
+    children = {}
     for rank in range(ranks):
         read, write = os.pipe()
         child = os.fork()
@@ -136,12 +136,16 @@ def in_children(call: Callable[[], object], ranks: int = 1) -> list[str]:
             os.write(write, message.encode())
             os._exit(bool(message))
         os.close(write)
-        group = group or child
-        os.setpgid(child, group)  # to wait for these alone: the caller may have other children
         children[child] = rank, read
     ends = [""] * ranks
     while children:
-        child, status = os.waitpid(-group, 0)
+        for child in children:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                break
+        else:
+            time.sleep(0.01)
+            continue
         rank, read = children.pop(child)
         with open(read, "rb") as pipe:
             ends[rank] = "killed" if os.WIFSIGNALED(status) else pipe.read().decode()

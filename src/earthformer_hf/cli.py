@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 
 
 try:
@@ -26,6 +27,10 @@ Source = Annotated[str, typer.Argument(help="a model folder, or a hub id")]
 Card = Annotated[Path | None, typer.Option(help="model card; that of SOURCE if omitted")]
 Token = Annotated[str | None, typer.Option(help="of the hub; that of `hf auth login` if omitted")]
 Revision = Annotated[str | None, typer.Option(help="of a hub id")]
+
+
+# What a broken file or a refusing hub raises.
+ERRORS = (ValueError, TypeError, KeyError, OSError, SafetensorError, HfHubHTTPError)
 
 
 def fail(reason: object):
@@ -89,7 +94,7 @@ def export_command(
     try:
         place, model, extractor = hub.load(source, revision, token)
         hub.export(model, folder, extractor, card_of(place, card), overwrite)
-    except (ValueError, OSError, HfHubHTTPError) as reason:
+    except ERRORS as reason:
         fail(reason)
     typer.echo(f"{folder}: written")
 
@@ -114,7 +119,7 @@ def push_command(
         else:
             place, model, extractor = hub.load(source, token=token)
             commit = hub.push(model, repo_id, extractor, card_of(place, card), **options)
-    except (ValueError, OSError, HfHubHTTPError) as reason:
+    except ERRORS as reason:
         fail(reason)
     typer.echo(str(commit))
 

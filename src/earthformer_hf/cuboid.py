@@ -19,12 +19,14 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import is_torchdynamo_exporting
 
 
 LEAKY_SLOPE = 0.1  # of every leaky ReLU in the originals
 MASKED = -3e4  # added to the score of a pair that must not meet: finite in half precision, nothing after a softmax
 
-# Fused attention kernels on GPUs refuse more windows in one call (pytorch issues 142228 and 146704).
+# Fused attention kernels on GPUs refuse more windows in one call (pytorch issues 142228 and 146704). An exported
+# program does not split them, since that would bound its batch.
 MAX_WINDOWS = 65_535
 
 
@@ -364,7 +366,7 @@ class CuboidAttentionBase(nn.Module):
         if mask is not None and mask.shape[0] > 1:
             mask = mask.repeat(windows // mask.shape[0], 1, 1, 1)
         parts = [slice(None)]
-        if windows > MAX_WINDOWS:
+        if not is_torchdynamo_exporting() and windows > MAX_WINDOWS:
             parts = [slice(start, start + MAX_WINDOWS) for start in range(0, windows, MAX_WINDOWS)]
         outputs, weights = [], []
         for part in parts:

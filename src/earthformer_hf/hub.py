@@ -5,9 +5,10 @@ model + feature extractor   config.json  preprocessor_config.json  *.safetensors
 pipeline                    model_index.json  vae/ unet/ scheduler/ ...            README.md  code for diffusers
 ```
 
-With this package installed its own classes are loaded and the code in the folder is never run. Without it,
-transformers and diffusers run that code, if they are told to trust it. Sources: the documentation of custom models in
-transformers (`auto_map`) and of custom components in diffusers (a module's name in `model_index.json`).
+With this package imported, transformers' Auto classes and [`PreDiffPipeline`] load its own classes and run no code of
+the folder. Without it, transformers runs that code, and with or without it `DiffusionPipeline` does, both only if they
+are told to trust it. Sources: the documentation of custom models in transformers (`auto_map`) and of custom components
+in diffusers (a module's name in `model_index.json`).
 """
 
 import ast
@@ -48,7 +49,19 @@ AUTO_MAP = {
     "AutoModelForTimeSeriesPrediction": "modeling_earthformer.EarthformerForPrediction",
 }
 NETWORKS = {"vae": AutoencoderKL, "unet": EarthformerUNetModel, "alignment": EarthformerAlignmentModel}
-CONFIGURATIONS = ("model_index.json", "config.json", "preprocessor_config.json")
+# The files that say what a folder holds, with the entry of each that says it is of this package.
+CONFIGURATIONS = {
+    "model_index.json": ("_class_name", ("PreDiffPipeline", ["pipeline_prediff", "PreDiffPipeline"])),
+    "config.json": ("model_type", ("earthformer",)),
+    "preprocessor_config.json": ("feature_extractor_type", ("EarthformerFeatureExtractor",)),
+}
+# What an export writes, besides the pictures of the card.
+WRITTEN = re.compile(
+    r"README\.md|scores\.json|((vae|unet|alignment|scheduler|feature_extractor)/)?"
+    r"(((preprocessor_|scheduler_)?config|model_index)\.json"
+    r"|(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|((configuration|modeling|feature_extraction|unet)_earthformer|pipeline_prediff|cuboid|guidance|schedules)\.py)"
+)
 
 Shareable = EarthformerModel | EarthformerForPrediction | PreDiffPipeline | EarthformerFeatureExtractor
 
@@ -76,7 +89,7 @@ def export(
         feature_extractor: to put beside a model; a pipeline brings its own.
         card: the model card, a Markdown file; a `scores.json` beside it and the pictures that it shows come along. If
             omitted, a short one that claims nothing is written.
-        overwrite: replace what `folder` holds, all of it, if that is a model.
+        overwrite: replace what `folder` holds, all of it, if that is a model of this package and nothing beside it.
         max_shard_size: of a file of weights, such as "5GB".
 
     Returns:
@@ -86,7 +99,7 @@ def export(
         ValueError: something else than the above, or `folder` holds something else.
         OSError: the disk is full or cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     extractor = _extractor(model_or_pipeline, feature_extractor)
     if folder.exists():
         _refuse_to_replace(folder, overwrite)
@@ -199,17 +212,48 @@ def _refuse_to_replace(folder: Path, overwrite: bool):
     if not folder.is_dir():
         raise ValueError(f"`folder`: {folder} is a file.")
     if overwrite and any(folder.iterdir()):
-        if (folder / ".git").exists() or not any((folder / name).is_file() for name in CONFIGURATIONS):
+        foreign = _foreign(folder)
+        if foreign is not None:
             raise ValueError(
-                f"`folder`: {folder} is replaced as a whole only if it holds a model and is no git checkout; empty it "
-                "yourself, or choose another."
+                f"`folder`: {folder} is replaced as a whole only if it holds a model of this package and nothing "
+                f"beside it, but {foreign}; empty it yourself, or choose another."
             )
 
 
+def _foreign(folder: Path) -> str | None:
+    """Why a folder is not just an export, or None."""
+    if Path.cwd().is_relative_to(folder):
+        return "the working directory is in it"
+    if (folder / ".git").exists():
+        return "it is a git checkout"
+    configurations = [folder / name for name in CONFIGURATIONS if (folder / name).is_file()]
+    if not configurations:
+        return "it has no configuration of one"
+    for path in configurations:
+        key, ours = CONFIGURATIONS[path.name]
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            stored = None
+        if not isinstance(stored, dict) or stored.get(key) not in ours:
+            return f"{path.name} is of something else"
+    card = folder / "README.md"
+    shown = _pictures(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
+    pictures = [name for name in shown if _beside(card, name)]
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if (path.is_symlink() or not path.is_dir()) and not WRITTEN.fullmatch(name) and name not in pictures:
+            return f"{name} is no file of an export"
+    return None
+
+
 def _put(draft: Path, folder: Path, overwrite: bool):
-    """Rename a finished draft to its place; what was there goes only when the draft is in."""
-    if not folder.exists() or not any(folder.iterdir()):
-        draft.replace(folder)
+    """Move a finished draft to its place; what was there goes only when the draft is in."""
+    if not folder.exists():
+        draft.rename(folder)
+    elif not any(folder.iterdir()):  # it stays, since the working directory may be in it
+        for path in list(draft.iterdir()):
+            path.rename(folder / path.name)
     elif _same(draft, folder):
         return
     elif not overwrite:
@@ -263,14 +307,19 @@ def _beside(card: Path, name: str) -> bool:
 
 def _plain_card(thing: Any) -> str:
     """A card that says what follows from the configuration, and that nothing else is known."""
+    note = "With the package earthformer_hf imported, its own classes are loaded and no code of this folder is run."
     if isinstance(thing, PreDiffPipeline):
         unet, vae = thing.unet.config, thing.vae.config
         size = [n * 2 ** (len(vae.block_out_channels) - 1) for n in unet.sample_size]
         given = f"(B, {unet.context_length}, {size[0]}, {size[1]}, {vae.in_channels})"
         result = f"(B, E, {unet.prediction_length}, {size[0]}, {size[1]}, {vae.out_channels})"
         extractor, header = thing.feature_extractor, {"library_name": "diffusers", "tags": ["prediff"]}
-        load, kind = "from diffusers import DiffusionPipeline", "PreDiff ensemble forecasts"
-        load += "\n\npipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)"
+        load, kind = "from earthformer_hf import PreDiffPipeline", "PreDiff ensemble forecasts"
+        load += "\n\npipeline = PreDiffPipeline.from_pretrained(folder)"
+        note = (
+            "This runs no code of this folder. Without the package, the code in this folder is run by\n"
+            "`diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`."
+        )
     elif isinstance(thing, EarthformerFeatureExtractor):
         given, result, extractor = "(B, T, H, W, C)", "(B, T, H, W, C)", thing
         header = {"library_name": "transformers", "tags": ["earthformer"]}
@@ -287,12 +336,11 @@ def _plain_card(thing: Any) -> str:
         load += "\n\nmodel = AutoModelForTimeSeriesPrediction.from_pretrained(folder, trust_remote_code=True)"
     raw = "not stated" if extractor is None else f"the model's; raw values are {extractor.variable}, {extractor.units}"
     return (
-        f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# {kind}\n\n"
+        f"---\nlicense: other\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# {kind}\n\n"
         "No evaluation yet. Training data, licence and limits are not stated.\n\n"
         "| name | shape | range |\n|---|---|---|\n"
         f"| `past_values` | {given} float32 | {raw} |\n| `predictions` | {result} float32 | as `past_values` |\n\n"
-        f"```python\n{load}\n```\n\n"
-        "With the package earthformer_hf imported, its own classes are loaded and no code of this folder is run.\n"
+        f"```python\n{load}\n```\n\n{note}\n"
     )
 
 
@@ -427,15 +475,22 @@ for kind in (EarthformerModel, EarthformerForPrediction, EarthformerFeatureExtra
 # Checking a folder before it is pushed
 # ---------------------------------------------------------------------------------------------------------------------
 
-METRIC = re.compile(r"\b(csi|crps|mse|mae|rmse|ssim|fvd|hss|skill|earthnetscore)\b", re.IGNORECASE)
+METRIC = re.compile(
+    r"(?<![\w.])(csim?|pod|far|hss|ets|fss|bias|crpss?|mse|mae|rmse|ssim|psnr|lpips|fvd|fid|pearsonr?|corr(elation)?"
+    r"|skill|earthnetscore)(?![a-z])",  # with what follows: CSI-74, csi_74, CSI74; a tensor's name.bias is none
+    re.IGNORECASE,
+)
+# Lines with a |, the second of them of dashes; a | at their ends is optional.
+TABLE = re.compile(r"^.*\|.*\n(?=.*\|)[-:| \t]*-[-:| \t]*$(?:\n.*\|.*)*", re.MULTILINE)
 
 
 def check(folder: str | Path) -> list[str]:
-    """What is wrong with a model folder; empty if nothing is.
+    """What is wrong with a folder of a model or pipeline; empty if nothing is.
 
-    Card: metadata; a score has a source, that is, a column `source` in its table or the measuring command in its
-    section; `model-index` states only what `scores.json` holds. Configuration: every network can be built from it, and
-    stored weights have its names and shapes. Without weights, the card gives the conversion command.
+    Card: metadata; a score in a table has a source, that is, a column `source` or the measuring command in its section
+    (scores in prose or HTML are not looked for); `model-index` states only what `scores.json` holds. Configuration:
+    every network can be built from it, and stored weights have its names and shapes. Without weights, the card gives
+    the conversion command. A feature extractor alone is neither model nor pipeline, and does not pass.
     """
     folder = Path(folder)
     problems = [f"README.md: {problem}" for problem in _card_problems(folder)]
@@ -468,7 +523,12 @@ def _networks(folder: Path) -> dict[Path, torch.nn.Module]:
 def _weight_problems(place: Path, network: torch.nn.Module) -> Iterator[str]:
     stored: dict[str, tuple[int, ...]] = {}
     for path in place.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
+        try:
+            file = safe_open(path, "pt")
+        except SafetensorError as reason:
+            yield f"{path.name} cannot be read: {reason}"
+            return
+        with file:
             stored |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     if stored and stored != expected:
@@ -481,7 +541,11 @@ def _card_problems(folder: Path) -> Iterator[str]:
     if not path.is_file():
         yield "missing"
         return
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as reason:
+        yield f"it is no UTF-8: {reason}"
+        return
     header = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
         data = yaml.safe_load(header[1]) if header else None
@@ -502,8 +566,8 @@ def _card_problems(folder: Path) -> Iterator[str]:
         value = data.get(name, [])
         if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
             yield f"`{name}` must be a list of names, got {value!r}"
-    if not {"earthformer", "prediff"} & set(data.get("tags") or ()):
-        yield f"`tags` must name earthformer or prediff, got {data.get('tags')!r}"
+        elif name == "tags" and not {"earthformer", "prediff"} & {*value}:
+            yield f"`tags` must name earthformer or prediff, got {value!r}"
     if "model-index" in data:
         yield from _index_problems(path)
     for name in _pictures(text):
@@ -522,7 +586,11 @@ def _index_problems(card: Path) -> Iterator[str]:
         yield f"`model-index`: {' '.join(str(reason).split())}"
         return
     path = card.with_name("scores.json")
-    own = _numbers(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+    try:
+        own = _numbers(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+    except ValueError as reason:
+        yield f"scores.json is no JSON: {reason}"
+        return
     for result in results:
         value = result.metric_value
         if not any(isinstance(value, int | float) and math.isclose(value, n, rel_tol=1e-3) for n in own):
@@ -543,7 +611,7 @@ def _table_problems(text: str) -> Iterator[str]:
     for section in re.split(r"^(?=#+ )", text, flags=re.MULTILINE):
         title = section.splitlines()[0].lstrip("# ") if section.startswith("#") else "the beginning"
         measured = re.search(r"^```[^`]*^(?:python|earthformer-hf) [^`]*^```", section, re.MULTILINE)
-        for table in re.findall(r"(?:^\|.*\n?)+", section, flags=re.MULTILINE):
+        for table in TABLE.findall(section):
             rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()]
             if measured or not (METRIC.search(table) or "score" in title.lower()):
                 continue
@@ -552,7 +620,7 @@ def _table_problems(text: str) -> Iterator[str]:
                 yield f"a score without a source: {title!r} has a table without a column `source`, and no command"
                 continue
             for row in rows[2:]:
-                if len(row) != len(names) or not row[names.index("source")]:
+                if len(row) != len(names) or not re.search(r"\w", row[names.index("source")]):
                     yield f"a score without a source: {' | '.join(row)} in {title!r}"
 
 

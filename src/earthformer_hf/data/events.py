@@ -262,7 +262,7 @@ class Events(Sequence):
     def __init__(self, table: datasets.Dataset):
         self.table = table.with_format(None)
         self.lengths: list[int] = self.table["length"][:]
-        self.known: dict[int, dict] = {}  # events whose frames are elsewhere are kept
+        self.known: dict[int, dict] = {}  # views of memory maps are kept: making them takes as long as reading them
 
     def __len__(self) -> int:
         return len(self.table)
@@ -270,9 +270,8 @@ class Events(Sequence):
     def __getitem__(self, number: Any) -> Any:
         if number in self.known:
             return self.known[number]
-        row = self.table[number]
-        event = as_event(row)
-        if "reference" in row and isinstance(event["values"], LazyFrames | np.memmap):
+        event = as_event(self.table[number])
+        if isinstance(event["values"], np.memmap):
             self.known[number] = event
         return event
 
