@@ -48,8 +48,8 @@ def measure(options: dict, config: EarthformerConfig, file: str, arguments: argp
     extractor = EarthformerFeatureExtractor(scale=1 / 255)
     events = [{"id": str(n), "values": values} for n, values in enumerate(np.load(file, mmap_mode="r"))]
     windows = Windows(events, extractor.encode, config.context_length, config.prediction_length)
-    skipped = 2
-    steps = {"max_steps": skipped + arguments.steps, "save_every": 10**9, "num_workers": arguments.num_workers}
+    skipped, last = 2, 2 + arguments.steps
+    steps = {"max_steps": last + 4, "save_every": 10**9, "num_workers": arguments.num_workers}  # + 4: workers go on
     with TemporaryDirectory() as folder:
         run = Run(TrainingArguments(folder, batch_size=arguments.batch_size, optimizer="adamw", **steps, **options))
         model = run.prepare(EarthformerForPrediction(config))
@@ -64,6 +64,8 @@ def measure(options: dict, config: EarthformerConfig, file: str, arguments: argp
             loss = model(past_values=batch["past_values"], future_values=batch["future_values"]).loss
             run.backward(loss)
             run.update([loss])
+            if run.step == last:
+                break
         seconds = time.perf_counter() - started
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     if torch.cuda.is_available():

@@ -10,11 +10,12 @@ validation split is in OUTPUT_DIR, ready for `from_pretrained`, with its card, a
 trains on 8 GPUs (or, without one, 8 processes of the CPU). `total_batch_size` of the recipe stays what it is.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 
 from earthformer_hf import EarthformerConfig, EarthformerFeatureExtractor, EarthformerForPrediction, hub, load_dataset
 from earthformer_hf.baselines import OceanRecord, linear_maps
@@ -50,7 +51,12 @@ class DataArguments:
 
 
 @dataclass
-class ForecastArguments(TrainingArguments):
+class PublishedArguments(TrainingArguments):
+    push_to_hub: str | None = field(default=None, metadata={"help": "namespace/name to push the best model to"})
+
+
+@dataclass
+class ForecastArguments(PublishedArguments):
     pretrained: str | None = field(default=None, metadata={"help": "start from this model instead of random weights"})
     intensity_weight: float = field(default=0.0, metadata={"help": "weight of intense values in the loss"})
     intensity_power: float = field(default=1.0, metadata={"help": "how steeply that weight grows with the value"})
@@ -89,12 +95,16 @@ def load_windows(
     return train_set, Windows(val, extractor.encode, *lengths, data.eval_stride, data.frame_stride)
 
 
-def forecast_figure(model, windows: Windows, extractor: EarthformerFeatureExtractor):
-    """Observed and forecast frames of the window that varies most, in stored units."""
+def forecast_figure(forecast_of: Callable[[dict], torch.Tensor], windows: Windows, extractor):
+    """Observed and forecast frames of the window that varies most, in stored units.
+
+    Args:
+        forecast_of: a window's inputs as a batch of one -> (T_out, H, W, C) in the model's range.
+        extractor: of the model.
+    """
     items = [windows[n] for n in np.linspace(0, len(windows) - 1, min(16, len(windows))).astype(int)]
     item = max(items, key=lambda item: item["future_values"].std().item())
-    inputs = {name: item[name][None].to(model.device) for name in INPUTS if name in item}
-    forecast = model(**inputs).predictions[0]
+    forecast = forecast_of({name: item[name][None] for name in INPUTS if name in item})
     shown = np.unique(np.linspace(0, len(forecast) - 1, 6).astype(int))
     observed = torch.where(item["future_observed_mask"], item["future_values"], torch.nan)
     frames = {"observed": observed, "forecast": forecast.float().cpu()}
@@ -154,7 +164,10 @@ def main():
         extractor.save_pretrained(arguments.output_dir)
 
     def figure_of(model):
-        return forecast_figure(model, eval_set, extractor)
+        def forecast_of(inputs):
+            return model(**send_to_device(inputs, model.device)).predictions[0]
+
+        return forecast_figure(forecast_of, eval_set, extractor)
 
     run = train(model, loss_of, train_set, score_of, save_best, arguments, figure_of)
     publish(run, recipe, describe(data, train_set.windows, eval_set))

@@ -2,9 +2,11 @@
 
     python examples/train_unet.py --recipe examples/configs/prediff_radar_tiny.yaml --output_dir runs/unet
 
-OUTPUT_DIR holds a whole pipeline, ready for `PreDiffPipeline.from_pretrained`.
+OUTPUT_DIR holds a whole pipeline, ready for `PreDiffPipeline.from_pretrained`, with its card, and figures of the means
+of its ensembles.
 """
 
+import copy
 import json
 from dataclasses import asdict, dataclass, field
 
@@ -14,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from torch import nn
-from train_earthformer import DataArguments, describe, load_windows, publish
+from train_earthformer import DataArguments, PublishedArguments, describe, forecast_figure, load_windows, publish
 
 from earthformer_hf import EarthformerFeatureExtractor, EarthformerUNetModel, PreDiffPipeline
 from earthformer_hf.data.latents import EncodedWindows
@@ -30,7 +32,7 @@ class LatentArguments(TrainingArguments):
 
 
 @dataclass
-class DenoiserArguments(LatentArguments):
+class DenoiserArguments(LatentArguments, PublishedArguments):
     vae: str = field(default="runs/vae", metadata={"help": "folder of the trained autoencoder"})
 
 
@@ -107,7 +109,17 @@ def main():
     def save_best(model):
         PreDiffPipeline(vae, model.unet, scheduler, feature_extractor=extractor).save_pretrained(arguments.output_dir)
 
-    run = train(model, loss_of, train_set, score_of, save_best, arguments)
+    def figure_of(model):
+        pipeline = PreDiffPipeline(vae, model.unet, copy.deepcopy(scheduler))  # sampling changes a scheduler
+        pipeline.set_progress_bar_config(disable=True)
+
+        def forecast_of(inputs):
+            random = torch.Generator().manual_seed(0)
+            return pipeline(**inputs, generator=random, output_type="pt").predictions[0].mean(0)
+
+        return forecast_figure(forecast_of, eval_set.windows, extractor)
+
+    run = train(model, loss_of, train_set, score_of, save_best, arguments, figure_of)
     publish(run, recipe, describe(data, train_set, eval_set))
 
 

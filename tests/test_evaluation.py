@@ -108,6 +108,8 @@ def test_what_was_not_observed_enters_no_score():
     document = reports.score_file(results, protocol)
     assert document["scores"]["persistence"]["summary"]["csi_m"] is None
     assert "undefined" in reports.score_text(document, protocol)
+    results = evaluate({"persistence": persistence(protocol)}, cut([nothing, event], protocol), protocol)
+    assert results["windows"] == 2 and results["cases"] == {"best": 1, "median": 1, "worst": 1}  # no error, no case
 
 
 def test_an_ensemble_is_scored_by_its_mean_or_by_each_member():
@@ -272,6 +274,21 @@ def test_score_files_of_other_protocols_are_refused(tmp_path):
     paths[1].write_text("{}")
     with pytest.raises(ValueError, match="is not a score file"):
         reports.compare(paths[:2])
+
+
+def test_ensembles_of_different_size_compare_by_the_fair_score(tmp_path):
+    protocol = PROTOCOLS["sevir-lr-prediff"]
+    windows, paths = cut(codes(1, 25), protocol), [tmp_path / "two", tmp_path / "two again", tmp_path / "three"]
+    for size, path in zip((2, 2, 3), paths):
+
+        def forecast(window, size=size):
+            return window.filled_past[-1] + np.arange(size)[:, None, None, None] * np.ones_like(window.future, float)
+
+        document = reports.score_file(evaluate({"x": forecast}, windows, protocol), protocol, ensemble_size=size)
+        reports.write_score_file(document, path)
+    for text, plain in ((reports.compare(paths[:2]), 1), (reports.compare(paths), 0)):
+        columns = text.splitlines()[1].split()
+        assert columns.count("fair_crps") == 1 and columns.count("crps") == plain
 
 
 def test_figures_show_the_scores():

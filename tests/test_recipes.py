@@ -15,6 +15,8 @@ from earthformer_hf import (
     EarthformerForPrediction,
     EarthformerUNetModel,
 )
+from earthformer_hf.data.events import SOURCES, builder_of, options_of
+from earthformer_hf.protocols import PROTOCOLS
 from earthformer_hf.training import parse_recipe
 
 
@@ -74,6 +76,25 @@ def test_every_entry_of_every_recipe_is_known(monkeypatch):
             monkeypatch.setattr(sys, "argv", ["train", "--recipe", str(path)])
             _, data, arguments = parse_recipe(data=DataArguments, **{stage: kind})
             assert data.source and arguments.max_steps > arguments.warmup_steps
+
+
+def test_every_recipe_trains_on_the_data_of_its_protocol():
+    for path in (ROOT / "examples/configs").glob("*_*.yaml"):
+        recipe = yaml.safe_load(path.read_text())
+        if "data" not in recipe:  # settings of accelerate
+            continue
+        data, extractor = recipe["data"], recipe["feature_extractor"]
+        assert data["source"] in SOURCES, path.name
+        options, known = data.get("options", {}), options_of(builder_of(data["source"]))
+        assert options.keys() | data.get("train_options", {}).keys() <= known, path.name
+        if data["source"] == "simulated-land":  # has no protocol
+            continue
+        protocol, network = PROTOCOLS[extractor["protocol"]], recipe.get("model") or recipe["unet"]
+        lengths = network["context_length"], network["prediction_length"]
+        stated = (data["source"], options, lengths, data.get("frame_stride", 1), extractor.get("thresholds", []))
+        lengths = protocol.context_length, protocol.prediction_length
+        of_protocol = (protocol.dataset, protocol.options, lengths, protocol.frame_stride, list(protocol.thresholds))
+        assert stated == of_protocol, path.name
 
 
 def test_defaults_are_the_released_sevir_setting_with_masked_padding():

@@ -5,10 +5,12 @@ import resource
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny import ROOT
@@ -18,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from training_run import Options, in_children, tiny_run, write_items
 
 from earthformer_hf import EarthformerForPrediction, hub
-from earthformer_hf.training import Run, TrainingArguments, load_gathered, write_card
+from earthformer_hf.training import Run, TrainingArguments, load_gathered, mean_over, write_card
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +130,12 @@ def test_all_processes_agree_on_a_loss_that_is_not_finite(tmp_path, data):
         assert value.isfinite().all()
 
 
+def test_a_stream_says_whose_items_are_not_finite(tmp_path, data):
+    spoil(data, 9)  # the fifth item of the second process, which takes every other file
+    ends = run_forked(tmp_path / "run", data, 2, {"stream": True})
+    assert "step 2: the loss is not finite; items of the training order: 4 to 5 of process 1's share;" in "".join(ends)
+
+
 def test_a_skipped_step_moves_nothing_and_is_counted(tmp_path, data):
     tiny_run(arguments(tmp_path / "three", stop_at=3, eval_every=100), Options(str(data)))
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -138,6 +146,20 @@ def test_a_skipped_step_moves_nothing_and_is_counted(tmp_path, data):
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
     progress = json.loads((tmp_path / "four/checkpoints/last/progress.json").read_text())
     assert progress["step"] == 4 and progress["skipped"] == 1
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_last_checkpoint(tmp_path, data):
+    from matplotlib.figure import Figure
+
+    (tmp_path / "run/figures/step_000006.png").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="step_000006.png cannot be written.*the last checkpoint is"):
+        tiny_run(arguments(tmp_path / "run"), Options(str(data)), figure_of=lambda model: Figure())
+    assert json.loads((tmp_path / "run/checkpoints/last/progress.json").read_text())["step"] == 3
+
+
+def test_a_score_of_fewer_items_than_processes_is_refused():
+    with pytest.raises(ValueError, match="at least one item for each of 1 processes, got 0"):
+        mean_over([], 2, lambda batch: None, Accelerator(cpu=True))
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, data):
@@ -173,8 +195,9 @@ def test_data_that_cannot_be_read_stops_in_one_line(tmp_path, data, fault, worke
 
 def test_a_checkpoint_of_another_course_is_refused(tmp_path, data):
     assert run_forked(tmp_path, data, stop_at=3) == [""]
-    (end,) = run_forked(tmp_path, data, seed=1)
-    assert "was started with" in end and "'seed': 1" in end
+    for name, value in {"seed": 1, "weight_decay": 0.5, "ema_decay": None, "betas": [0.5, 0.9]}.items():
+        (end,) = run_forked(tmp_path, data, **{name: value})
+        assert "was started with" in end and f"{name!r}: {value}" in end
 
 
 # Scale
@@ -330,6 +353,13 @@ def test_a_run_is_tracked_and_drawn(tmp_path, data):
     assert [event.step for event in record.Images("forecast")] == [6, 12]
     rates = [event.value for event in record.Scalars("learning_rate")]
     assert rates[0] == 0 and max(rates) == pytest.approx(5e-3)
+
+
+@pytest.mark.skipif(find_spec("trackio") is not None, reason="trackio is installed")
+@pytest.mark.filterwarnings("ignore:.log_with=trackio")
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`report_to` must name a package that is installed, got 'trackio'"):
+        Run(arguments(tmp_path, report_to="trackio"))
 
 
 def test_the_card_of_a_run_passes_the_check(tmp_path, data):

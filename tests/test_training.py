@@ -10,6 +10,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from local_hub import USER, LocalHub
 from safetensors.torch import load_file
 from test_data import write_radar, write_sst
 from tiny import ROOT, tiny_model
@@ -182,18 +183,18 @@ def test_the_game_moves_the_last_layer_as_much_as_the_reconstruction():
     assert adaptive_weight(reconstruction, 0 * game, weight).item() == 1e4
 
 
-def train(folder, *options, script="train_earthformer"):
+def train(folder, *options, script="train_earthformer", **further):
     command = [sys.executable, str(ROOT / f"examples/{script}.py"), "--recipe", str(folder / "recipe.yaml"), *options]
     environment = {"EARTHFORMER_HF_DATA": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
-    environment["PYTHONPATH"] = str(ROOT / "src")
+    environment |= {"PYTHONPATH": str(ROOT / "src")} | further
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stderr + result.stdout
 
 
-@pytest.mark.slow
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    write_sst(tmp_path / "sst.nc", "1968-06", 12 * 12, signal=lambda month: np.sin(month / 4))
+def write_ocean_recipe(folder):
+    """`recipe.yaml` of a tiny model, and the data that it learns from."""
+    write_sst(folder / "sst.nc", "1968-06", 12 * 12, signal=lambda month: np.sin(month / 4))
     recipe = {
         "model": {
             "context_length": 4, "prediction_length": 3, "image_size": [24, 48], "hidden_sizes": [8],
@@ -207,7 +208,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
             "learning_rate": 5e-3, "ema_decay": 0.9,
         },
     }  # fmt: skip
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    write_ocean_recipe(tmp_path)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     log = train(tmp_path, "--output_dir", str(whole))
     assert log.count("validation") == 2
@@ -215,6 +221,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     train(tmp_path, "--output_dir", str(parts), "--stop_at", "27")
     train(tmp_path, "--output_dir", str(parts))
     assert_same(whole, parts, "checkpoints/last/model.safetensors", "model.safetensors")  # the last, the best averaged
+
+
+@pytest.mark.slow
+def test_the_best_model_and_its_card_are_pushed(tmp_path):
+    write_ocean_recipe(tmp_path)
+    with LocalHub() as local_hub:
+        environment = local_hub.environment(tmp_path / "home")
+        options = ("--output_dir", str(tmp_path / "run"), "--max_steps", "20", "--push_to_hub", f"{USER}/ocean")
+        train(tmp_path, *options, **environment)
+        pushed = local_hub.commit_of("models", f"{USER}/ocean", "main").files
+    assert {"model.safetensors", "config.json", "preprocessor_config.json"} < pushed.keys()
+    for name in ("model.safetensors", "README.md"):
+        assert pushed[name] == (tmp_path / "run" / name).read_bytes(), name
+    assert b"Kept: step 20" in pushed["README.md"] and b"open-sst: " in pushed["README.md"]
 
 
 def assert_same(whole, parts, *files):
@@ -267,6 +287,8 @@ def test_a_diffusion_pipeline_is_trained_in_three_steps_that_resume(tmp_path):
         train(tmp_path, "--output_dir", str(parts), *options, "--stop_at", "7", script=stage)
         train(tmp_path, "--output_dir", str(parts), *options, script=stage)
         assert_same(whole, parts, "checkpoints/last/model.safetensors", *files)
+    figures = sorted(path.name for path in (tmp_path / "unet-parts/figures").iterdir())
+    assert figures == ["step_000006.png", "step_000012.png"]
     pipeline = PreDiffPipeline.from_pretrained(tmp_path / "unet-parts")
     past_values = torch.rand(2, 2, 8, 8, 1)
     free = pipeline(past_values, ensemble_size=2, num_inference_steps=2, generator=torch.Generator().manual_seed(0))

@@ -377,7 +377,7 @@ class Tally:
                 metric.reset()
                 update(metric, forecast, window, mask, self.protocol)
                 self._sum(system, family, event if family.startswith(PER_EVENT) else "all", metric.metric_state)
-                if family == "errors" and system == next(iter(self.kinds)):
+                if family == "errors" and system == next(iter(self.kinds)) and metric.pixels.any():
                     self.errors[window.number] = float(metric.squared.sum() / metric.pixels.sum())
 
     def _sum(self, system: str, family: str, event: str, state: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def compare(paths: Sequence[Path]) -> str:
-    """The headline scores of several score files as text.
+    """The headline scores of several score files as text; the fair CRPS alone where ensembles differ in size.
 
     Raises:
         ValueError: a file that is no score file, or another protocol than the first file's: its fields that differ.
@@ -119,6 +119,8 @@ def compare(paths: Sequence[Path]) -> str:
         for path, document in zip(paths, documents)
         for system, scores in document["scores"].items()
     }
+    if len({document.get("ensemble_size") for document in documents}) > 1:  # of these only the fair score compares
+        rows = {label: {name: x for name, x in row.items() if name != "crps"} for label, row in rows.items()}
     return "\n".join([f"protocol {first['protocol']['name']}, {first['windows']} windows", *_table(rows)])
 
 

@@ -85,7 +85,6 @@ class TrainingArguments:
     stop_at: int | None = field(default=None, metadata={"help": "stop before max_steps; the same command goes on"})
     on_nan: Literal["stop", "skip"] = field(default="stop", metadata={"help": "what a step that is not finite does"})
     report_to: Literal["none", "tensorboard", "trackio"] = "none"
-    push_to_hub: str | None = field(default=None, metadata={"help": "namespace/name to push the best model to"})
     seed: int = 0
 
 
@@ -173,7 +172,8 @@ class Run:
         arguments: see [`TrainingArguments`].
 
     Raises:
-        ValueError: `total_batch_size` is no multiple of what all processes take at once.
+        ValueError: `total_batch_size` is no multiple of what all processes take at once, or what `report_to` names is
+            not installed.
     """
 
     def __init__(self, arguments: TrainingArguments):
@@ -195,6 +195,8 @@ class Run:
             log_with=None if arguments.report_to == "none" else arguments.report_to,
             project_dir=arguments.output_dir,
         )
+        if arguments.report_to != "none" and not self.accelerator.log_with:  # Accelerate goes on without
+            raise ValueError(f"`report_to` must name a package that is installed, got {arguments.report_to!r}.")
         self.models: list[torch.nn.Module] = []
         self.optimizers: list[Any] = []
         self.schedules: list[Any] = []
@@ -202,7 +204,10 @@ class Run:
         self.whole: torch.nn.Module | None = None  # where the weights of a sharded model are put together
         self.stream: Any = None
         # What fixes the course of a run: a checkpoint of another course is not continued.
-        names = ("seed", "max_steps", "optimizer", "learning_rate", "warmup_steps")
+        names = (
+            "seed", "max_steps", "optimizer", "learning_rate", "betas", "position_rate", "weight_decay",
+            "warmup_steps", "min_lr_rate", "max_grad_norm", "ema_decay",
+        )  # fmt: skip
         course = {name: getattr(arguments, name) for name in names} | {"samples_per_step": self.samples}
         self.progress: dict[str, Any] = {"step": 0, "best": math.inf, "best_step": 0, "skipped": 0, "course": course}
 
@@ -378,10 +383,15 @@ class Run:
     def _not_finite(self, losses: list[torch.Tensor]):
         """Say which items made the step not finite; stop unless such steps are skipped."""
         mine = torch.stack([loss.detach().isfinite().int() for loss in losses])
-        finite = self.accelerator.gather(mine).view(-1, len(losses)).T.flatten().tolist()  # by time, then process
-        size, first = self.arguments.batch_size, self.step * self.samples
-        guilty = [first + size * n for n, good in enumerate(finite) if not good]
-        items = ", ".join(f"{start} to {start + size - 1}" for start in guilty) or "unknown: only gradients are not"
+        finite = self.accelerator.gather(mine).view(-1, len(losses)).T  # (micro-batches, processes)
+        ranks, size = finite.shape[1], self.arguments.batch_size
+        guilty = []
+        for number, rank in (finite == 0).nonzero().tolist():
+            batches = self.step * self.micro_steps + number  # before it, of each process
+            first = size * (batches if self.stream is not None else batches * ranks + rank)
+            guilty.append(f"{first} to {first + size - 1}")
+            guilty[-1] += f" of process {rank}'s share" if self.stream is not None else ""
+        items = ", ".join(guilty) or "unknown: only gradients are not"
         if self.arguments.on_nan == "stop":
             self._stop(f"the loss is not finite; items of the training order: {items}")
         self.progress["skipped"] += 1
@@ -432,7 +442,7 @@ class Run:
 
         path = self.folder / "figures" / f"step_{self.step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        self._written(lambda: figure.savefig(path), path)
         pixels = imread(path)[None, ..., :3]
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
@@ -536,8 +546,13 @@ def mean_over(
 
     Args:
         total_and_count: batch -> sum of the score, and over how many values.
+
+    Raises:
+        ValueError: fewer items than processes.
     """
     items, ranks = len(dataset), accelerator.num_processes  # type: ignore[arg-type]
+    if items < ranks:
+        raise ValueError(f"`dataset` must hold at least one item for each of {ranks} processes, got {items}.")
     loader = DataLoader(Subset(dataset, range(accelerator.process_index, items, ranks)), batch_size)
     total, count = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     for batch in loader:

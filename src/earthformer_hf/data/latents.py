@@ -47,7 +47,7 @@ class EncodedWindows(Dataset):
         weights = safetensors.torch.save({name: x.contiguous() for name, x in vae.state_dict().items()})
         scale = f"{vae.config.scaling_factor} {vae.config.shift_factor}"
         name = hashlib.sha256(f"{description} {scale}".encode() + weights).hexdigest()[:16]
-        self.folder, self.number, self.seed = Path(folder) / name, number, seed
+        self.windows, self.folder, self.number, self.seed = windows, Path(folder) / name, number, seed
         self.order: tuple[int, np.ndarray] | None = None
         self.files = [self.folder / f"{start:08d}.safetensors" for start in range(0, number, _CHUNK)]
         with PartialState().main_process_first():
