@@ -262,20 +262,23 @@ def linear_inverse_model(train: OceanRecord, test: OceanRecord, lat: np.ndarray,
     return three_month_means(np.stack(index, axis=1))
 
 
-def seasonal_ridge(train: OceanRecord, test: OceanRecord, lat: np.ndarray, number: int, penalty: float) -> np.ndarray:
-    """Ridge regression on the leading components of the last month and their three-month change, (windows, leads).
+def seasonal_ridge(
+    train: OceanRecord, test: OceanRecord, lat: np.ndarray, number: int, lag: int, penalty: float
+) -> np.ndarray:
+    """Ridge regression on the leading components of the last month and their recent change, (windows, leads).
 
     Each start month has its own regression, in which training windows of near start months weigh more.
 
     Args:
         number: of leading components.
+        lag: months of the change.
         penalty: on the squared weights.
     """
     components = LeadingComponents(train, lat, number)
 
     def features(record):
         states, last = components(record), record.last
-        return np.c_[states[last], states[last - 3] - states[last], np.ones(len(last))]
+        return np.c_[states[last], states[last - lag] - states[last], np.ones(len(last))]
 
     fitted, used, targets = features(train), features(test), train.targets()
     forecast = np.empty((len(test.last), test.leads))
@@ -288,7 +291,7 @@ def seasonal_ridge(train: OceanRecord, test: OceanRecord, lat: np.ndarray, numbe
 
 
 LINEAR_INVERSE_GRID = {"number": (5, 10, 15, 20, 25, 30), "lag": (1, 2, 3, 4, 6)}
-SEASONAL_RIDGE_GRID = {"number": (8, 12, 16, 20), "penalty": (1, 10, 100, 1000)}
+SEASONAL_RIDGE_GRID = {"number": (8, 12, 16, 20), "lag": (1, 2, 3, 4, 6), "penalty": (1, 10, 100, 1000)}
 
 
 def best_setting(
