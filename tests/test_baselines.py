@@ -99,7 +99,7 @@ def test_ocean_baselines_have_their_known_scores():
         "persistence": (baselines.persisted_index(test), 0.277, 0.830),
         "damped persistence": (baselines.damped_persistence(train, test), 0.405, 0.591),
         "linear inverse model": (baselines.linear_inverse_model(train, test, lat, number=20, lag=3), 0.383, 0.623),
-        "seasonal ridge": (baselines.seasonal_ridge(train, test, lat, number=12, penalty=10), 0.605, 0.541),
+        "seasonal ridge": (baselines.seasonal_ridge(train, test, lat, number=12, lag=3, penalty=10), 0.605, 0.541),
     }
     for name, (forecast, skill, error) in expected.items():
         assert correlation_by_lead(forecast, targets).mean() == pytest.approx(skill, abs=0.001), name
@@ -123,7 +123,7 @@ def test_a_linear_ocean_is_forecast_by_the_linear_models():
     persisted = correlation_by_lead(baselines.persisted_index(test), targets)[-1]
     for forecast in (
         baselines.linear_inverse_model(train, test, lat, number=3, lag=1),
-        baselines.seasonal_ridge(train, test, lat, number=3, penalty=10),
+        baselines.seasonal_ridge(train, test, lat, number=3, lag=3, penalty=10),
     ):
         assert correlation_by_lead(forecast, targets)[-1] > persisted + 0.1
 
@@ -135,9 +135,9 @@ def test_a_setting_is_chosen_by_its_error_on_the_validation_record():
         for years, seed in ((150, 1), (60, 2))
     )
     lat = simulated.sst_events(3)[0]["geo"]["lat"]
-    grid = {"number": (1, 2), "penalty": (1.0, 1e9)}
+    grid = {"number": (1, 2), "lag": (3,), "penalty": (1.0, 1e9)}
     chosen = baselines.best_setting(baselines.seasonal_ridge, train, validation, lat, grid)
-    assert chosen == {"number": 2, "penalty": 1.0}
+    assert chosen == {"number": 2, "lag": 3, "penalty": 1.0}
 
 
 def test_linear_maps_explain_a_linear_ocean():
