@@ -299,7 +299,7 @@ def test_extract(tmp_path, name, write):
 
 
 @pytest.mark.parametrize("name, write", KINDS)
-@pytest.mark.parametrize("member", ["../out.txt", "/tmp/out.txt", "a/../../out.txt", "..\\out.txt", "C:out.txt"])
+@pytest.mark.parametrize("member", ["../out.txt", "/out.txt", "a/../../out.txt", "..\\out.txt", "C:out.txt"])
 def test_archives_that_lead_out_of_the_folder(tmp_path, name, write, member):
     archive = write(tmp_path / name, {"fine.txt": b"one", member: b"two"})
     with pytest.raises(ValueError, match=f"{name}: holds the path .* leads out of the folder"):

@@ -170,18 +170,7 @@ class EarthNet2021x(_EarthNet):
 
     NAME = "earthnet2021x"
     BUILDER_CONFIG_CLASS = EarthNet2021xConfig
-    FACTS = Facts(
-        variable="surface reflectance: blue, green, red, near infrared",
-        units="1",
-        coding="0..1, NaN missing",
-        time_step="5D",
-        grid="128 x 128 pixels of 20 m",
-        licence="CC BY-NC-SA 4.0 as far as known; see the source",
-        citation="Requena-Mesa et al., EarthNet2021, CVPR Workshops 2021, https://arxiv.org/abs/2104.10066",
-        splits=EarthNet2021.FACTS.splits,
-        source="https://www.earthnet.tech, package `earthnet`",
-        feature_extractor={"fill_value": 0, "valid_range": (0, 1)},
-    )
+    FACTS = EarthNet2021.FACTS
 
     def folder(self, split: str) -> Path:
         return Path(self.config.data_dir) / ("train" if split == "val" else split)
