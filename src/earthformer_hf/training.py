@@ -591,13 +591,15 @@ def write_card(folder: str | Path, recipe: dict, data: str, run: Run):
     if (folder / "scores.json").is_file():
         scores = _score_table(json.loads((folder / "scores.json").read_text()))
     progress = run.progress
+    here = str(Path.cwd()) + os.sep
+    command = shlex.join(["python", *(argument.removeprefix(here) for argument in sys.argv)])
     sections = {
         "Data": data,
         "Scores": scores,
         "Training": f"{progress['step']} steps of {run.samples} samples, processes: {run.accelerator.num_processes}; "
         f"skipped steps: {progress['skipped']}. Kept: step {progress['best_step']}, which has the lowest validation "
         f"loss, {progress['best']:.6g}.\n\nCode: commit {git_state()}; torch {torch.__version__}.\n\n"
-        f"```\npython {shlex.join(sys.argv)}\n```",
+        f"```\n{command}\n```",
         "Recipe": f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110)}```",
     }
     body = "\n\n".join(f"## {title}\n\n{section}" for title, section in sections.items())
