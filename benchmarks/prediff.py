@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from earthformer_hf import EarthformerUNetModel, PreDiffPipeline
 from earthformer_hf.evaluation import evaluate, pipeline_forecaster, protocol_windows
-from earthformer_hf.protocols import PROTOCOLS
+from earthformer_hf.evaluation.protocols import PROTOCOLS
 
 
 ROOT = Path(__file__).parents[1]

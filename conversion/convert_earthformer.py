@@ -33,7 +33,7 @@ from earthformer_hf import (
     EarthformerFeatureExtractor,
     EarthformerForPrediction,
     PreDiffPipeline,
-    hub,
+    sharing,
 )
 from earthformer_hf.cuboid import CROSS_ATTENTION_PATTERNS, SELF_ATTENTION_PATTERNS
 
@@ -666,7 +666,7 @@ def share(
                 raise ValueError("checkpoint: what was saved and loaded again computes something else.")
         readme = Path(temporary) / "README.md"
         readme.write_text(text, encoding="utf-8")
-        hub.export(reloaded, output_dir, extractor, readme, overwrite)
+        sharing.export(reloaded, output_dir, extractor, readme, overwrite)
     return reloaded
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from earthformer_hf import EarthformerFeatureExtractor, hub
+from earthformer_hf import EarthformerFeatureExtractor, sharing
 from earthformer_hf.data import open_radar, simulated
 
 
@@ -69,7 +69,7 @@ def main():
     score = [sys.executable, str(HERE / "evaluate.py"), "--model", str(output), "--output", str(output)]
     subprocess.run(score, env=environment, check=True)
     subprocess.run(command, env=environment, check=True)  # nothing is left to train: the card, now with its scores
-    problems = hub.check(output)
+    problems = sharing.check(output)
     print(f"{output / 'README.md'}: {problems or 'fine'}")
     sys.exit(bool(problems))
 

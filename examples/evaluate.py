@@ -14,8 +14,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from earthformer_hf.protocols import PROTOCOLS
-from earthformer_hf.reports import run_protocol
+from earthformer_hf.evaluation.protocols import PROTOCOLS
+from earthformer_hf.evaluation.reports import run_protocol
 
 
 def main():

@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from earthformer_hf import EarthformerForPrediction, EarthformerUNetModel, hub
+from earthformer_hf import EarthformerForPrediction, EarthformerUNetModel, sharing
 
 
 Network = EarthformerForPrediction | EarthformerUNetModel
@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--model", default="model_cards/earthformer-radar-tiny", help="a model folder, or a hub id")
     parser.add_argument("--output", type=Path, default=Path("outputs/model.onnx"))
     arguments = parser.parse_args()
-    _, model, _ = hub.load(arguments.model)
+    _, model, _ = sharing.load(arguments.model)
     network = getattr(model, "unet", model).float()
     export(network, arguments.output)
     for batch in (1, 3):

@@ -17,9 +17,9 @@ from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 import earthformer_hf  # noqa: F401  registers the Auto classes
 from earthformer_hf.data import Windows, open_sst, simulated
 from earthformer_hf.evaluation import baseline_forecaster, data_extractor, evaluate, model_forecaster, window_at
+from earthformer_hf.evaluation.protocols import PROTOCOLS
+from earthformer_hf.evaluation.reports import score_file, score_text
 from earthformer_hf.plotting import plot_ocean
-from earthformer_hf.protocols import PROTOCOLS
-from earthformer_hf.reports import score_file, score_text
 
 
 MODEL = "model_cards/earthformer-sst-small"

@@ -14,8 +14,8 @@ import torch
 from forecast_radar import describe, input_path, load, wettest
 
 from earthformer_hf import PreDiffPipeline
-from earthformer_hf.baselines import persistence
-from earthformer_hf.metrics import EnsembleScores
+from earthformer_hf.evaluation.baselines import persistence
+from earthformer_hf.evaluation.metrics import EnsembleScores
 from earthformer_hf.plotting import plot_sequence
 
 

@@ -16,14 +16,14 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 
 import earthformer_hf  # noqa: F401  registers the Auto classes
-from earthformer_hf.baselines import persistence
 from earthformer_hf.data import open_radar, simulated
 from earthformer_hf.data.guards import load_npz, open_npy
 from earthformer_hf.data.windows import Windows
 from earthformer_hf.evaluation import baseline_forecaster, evaluate, model_forecaster
+from earthformer_hf.evaluation.baselines import persistence
+from earthformer_hf.evaluation.protocols import PROTOCOLS
+from earthformer_hf.evaluation.reports import score_file, score_text
 from earthformer_hf.plotting import plot_sequence
-from earthformer_hf.protocols import PROTOCOLS
-from earthformer_hf.reports import score_file, score_text
 
 
 MODEL = "model_cards/earthformer-radar-tiny"

@@ -19,10 +19,10 @@ from torch import nn
 from train_earthformer import DataArguments, load_windows
 
 from earthformer_hf import EarthformerFeatureExtractor
-from earthformer_hf.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
-from earthformer_hf.losses import intensity_weighted_mse, laplace_loss
 from earthformer_hf.pipeline_prediff import encode_frames
 from earthformer_hf.training import Run, TrainingArguments, mean_over, parse_recipe
+from earthformer_hf.training.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from earthformer_hf.training.losses import intensity_weighted_mse, laplace_loss
 
 
 @dataclass

@@ -17,13 +17,20 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device, set_seed
 
-from earthformer_hf import EarthformerConfig, EarthformerFeatureExtractor, EarthformerForPrediction, hub, load_dataset
-from earthformer_hf.baselines import OceanRecord, linear_maps
+from earthformer_hf import (
+    EarthformerConfig,
+    EarthformerFeatureExtractor,
+    EarthformerForPrediction,
+    load_dataset,
+    sharing,
+)
 from earthformer_hf.data.open_sst import nino34
 from earthformer_hf.data.windows import TrainingWindows, Windows, heavy_share
-from earthformer_hf.losses import intensity_weighted_mse
+from earthformer_hf.evaluation.baselines import OceanRecord, linear_maps
 from earthformer_hf.plotting import plot_events
-from earthformer_hf.training import Run, TrainingArguments, mean_over, parse_recipe, train, write_card
+from earthformer_hf.sharing.cards import write_card
+from earthformer_hf.training import Run, TrainingArguments, mean_over, parse_recipe, train
+from earthformer_hf.training.losses import intensity_weighted_mse
 
 
 INPUTS = ("past_values", "past_covariates", "future_covariates")  # of the model, where it takes them
@@ -125,8 +132,8 @@ def publish(run: Run, recipe: dict, description: str):
         return
     write_card(arguments.output_dir, recipe, description, run)
     if arguments.push_to_hub:
-        folder, model, extractor = hub.load(arguments.output_dir)
-        hub.push(model, arguments.push_to_hub, extractor, folder / "README.md")
+        folder, model, extractor = sharing.load(arguments.output_dir)
+        sharing.push(model, arguments.push_to_hub, extractor, folder / "README.md")
 
 
 def main():

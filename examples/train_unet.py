@@ -20,9 +20,9 @@ from train_earthformer import DataArguments, PublishedArguments, describe, forec
 
 from earthformer_hf import EarthformerFeatureExtractor, EarthformerUNetModel, PreDiffPipeline
 from earthformer_hf.data.latents import EncodedWindows
-from earthformer_hf.losses import denoising_loss
 from earthformer_hf.schedules import noise_for_training
 from earthformer_hf.training import TrainingArguments, mean_over, parse_recipe, train
+from earthformer_hf.training.losses import denoising_loss
 
 
 @dataclass

@@ -93,7 +93,7 @@ def things():
 
 
 def model():
-    from earthformer_hf import EarthformerForPrediction, hub
+    from earthformer_hf import EarthformerForPrediction, sharing
 
     network, extractor, _ = things()
     before = kept("model", forecast(network, extractor))
@@ -108,8 +108,8 @@ def model():
     assert ModelCard.load("someone/model").text.strip().endswith("Written by hand.")
 
     # what a repository gives, exported again, is the repository
-    folder, loaded, again = hub.load("someone/model", revision="v1")
-    hub.export(loaded, WORK / "again", again, folder / "README.md")
+    folder, loaded, again = sharing.load("someone/model", revision="v1")
+    sharing.export(loaded, WORK / "again", again, folder / "README.md")
     for path in (WORK / "again").iterdir():
         other = HfApi().hf_hub_download("someone/model", path.name, revision="v1")
         assert path.read_bytes() == Path(other).read_bytes(), path.name
@@ -118,7 +118,7 @@ def model():
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.01)
-    commit = hub.push(network, "someone/model", extractor, max_shard_size="100KB")
+    commit = sharing.push(network, "someone/model", extractor, max_shard_size="100KB")
     later = EarthformerForPrediction.from_pretrained("someone/model")
     assert torch.equal(forecast(later, extractor), forecast(network, extractor))
     assert not torch.equal(forecast(later, extractor), before)
@@ -130,7 +130,7 @@ def model():
     assert "model.safetensors" not in files and sum(name.endswith(".safetensors") for name in files) > 1
 
     # a branch of its own
-    hub.push(network, "someone/model", extractor, revision="trial")
+    sharing.push(network, "someone/model", extractor, revision="trial")
     assert "model.safetensors" in HfApi().list_repo_files("someone/model", revision="trial")
 
 
@@ -160,11 +160,11 @@ def pipeline():
 
 
 def half_precision():
-    from earthformer_hf import hub
+    from earthformer_hf import sharing
 
     _, _, pipe = things()
-    hub.push(pipe.to(torch.float16), "someone/half")
-    folder, loaded, _ = hub.load("someone/half")
+    sharing.push(pipe.to(torch.float16), "someone/half")
+    folder, loaded, _ = sharing.load("someone/half")
     assert loaded.unet.dtype == loaded.vae.dtype == loaded.alignment.dtype == torch.float16
     assert torch.equal(ensemble(loaded), ensemble(pipe))
 
@@ -229,7 +229,7 @@ def dataset():
 
 
 def interrupted_upload():
-    from earthformer_hf import EarthformerForPrediction, hub
+    from earthformer_hf import EarthformerForPrediction, sharing
 
     network, extractor, _ = things()
     before = HfApi().model_info("someone/model").sha
@@ -241,26 +241,28 @@ def interrupted_upload():
         {"Authorization": f"Bearer {os.environ['HF_TOKEN']}"},
     )  # fmt: skip
     urllib.request.urlopen(request).close()
-    raises(KeyboardInterrupt, lambda: hub.push(network, "someone/model", extractor))
+    raises(KeyboardInterrupt, lambda: sharing.push(network, "someone/model", extractor))
     assert HfApi().model_info("someone/model").sha == before
     old = EarthformerForPrediction.from_pretrained("someone/model", force_download=True)
     assert not torch.equal(forecast(old, extractor), forecast(network, extractor))
-    hub.push(network, "someone/model", extractor)
+    sharing.push(network, "someone/model", extractor)
     new = EarthformerForPrediction.from_pretrained("someone/model")
     assert torch.equal(forecast(new, extractor), forecast(network, extractor))
 
 
 def refusals():
-    from earthformer_hf import EarthformerForPrediction, PreDiffPipeline, hub
+    from earthformer_hf import EarthformerForPrediction, PreDiffPipeline, sharing
 
     network, extractor, _ = things()
-    raises(HfHubHTTPError, lambda: hub.push(network, "someone/model", token="hf_wrong"), "401", "Invalid credentials")
+    raises(
+        HfHubHTTPError, lambda: sharing.push(network, "someone/model", token="hf_wrong"), "401", "Invalid credentials"
+    )
     raises(OSError, lambda: EarthformerForPrediction.from_pretrained("someone/nothing"), "someone/nothing")
     raises(RepositoryNotFoundError, lambda: PreDiffPipeline.from_pretrained("someone/nothing"), "Repository Not Found")
-    raises(RepositoryNotFoundError, lambda: hub.load("someone/nothing"), "Repository Not Found")
+    raises(RepositoryNotFoundError, lambda: sharing.load("someone/nothing"), "Repository Not Found")
     raises(OSError, lambda: EarthformerForPrediction.from_pretrained("someone/model", revision="v9"), "v9")
-    raises(RevisionNotFoundError, lambda: hub.load("someone/model", revision="v9"), "Revision Not Found")
-    raises(ValueError, lambda: hub.push(torch.nn.Linear(1, 1), "someone/linear"), "torch.nn")
+    raises(RevisionNotFoundError, lambda: sharing.load("someone/model", revision="v9"), "Revision Not Found")
+    raises(ValueError, lambda: sharing.push(torch.nn.Linear(1, 1), "someone/linear"), "torch.nn")
     assert not HfApi().repo_exists("someone/linear")
 
 

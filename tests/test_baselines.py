@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tiny import DATA
 
-from earthformer_hf import baselines
-from earthformer_hf.benchmark_metrics import correlation_by_lead, rmse_by_lead
 from earthformer_hf.data import open_sst, simulated
 from earthformer_hf.data.open_sst import three_month_means
+from earthformer_hf.evaluation import baselines
+from earthformer_hf.evaluation.benchmark_metrics import correlation_by_lead, rmse_by_lead
 
 
 pysteps = pytest.mark.skipif(

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from test_recipes import PUBLISHED
 from tiny import GOLDENS, ROOT
 
-from earthformer_hf import EarthformerFeatureExtractor, EarthformerForPrediction, hub
+from earthformer_hf import EarthformerFeatureExtractor, EarthformerForPrediction, sharing
 from earthformer_hf.cuboid import Cuboid, CuboidCrossAttention
 
 
@@ -296,7 +296,7 @@ def test_files_of_every_kind(tmp_path, monkeypatch, capsys, kind):
     assert sum(row.startswith("dropped") for name, row in rows.items() if name in tensors) == 24
     assert "16 were dropped: an index" in card and "6 were dropped: updates global" in card
     assert "2 were dropped: another start" in card and "| `past_covariates` | (B, 3, 16, 24, 7)" in card
-    assert "The range of the data is the original's" in card and hub.check(tmp_path / "out") == []
+    assert "The range of the data is the original's" in card and sharing.check(tmp_path / "out") == []
     assert not (tmp_path / "out/preprocessor_config.json").exists()
 
 
@@ -315,9 +315,11 @@ def test_a_preset_instead_of_a_file(tmp_path, monkeypatch, capsys):
     card = (tmp_path / "out/README.md").read_text()
     assert card.startswith((ROOT / "model_cards/earthformer-icar-enso/README.md").read_text())
     assert hashlib.sha256((tmp_path / "x.pt").read_bytes()).hexdigest() in card and "it was not checked" in card
-    assert hub.check(tmp_path / "out") == []
-    _, again, extractor = hub.load(tmp_path / "out")
-    hub.export(again, tmp_path / "out", extractor, tmp_path / "out/README.md")  # the same bytes: nothing to replace
+    assert sharing.check(tmp_path / "out") == []
+    _, again, extractor = sharing.load(tmp_path / "out")
+    sharing.export(
+        again, tmp_path / "out", extractor, tmp_path / "out/README.md"
+    )  # the same bytes: nothing to replace
 
     status, printed = main(monkeypatch, capsys, *options[:2], "--output_dir", tmp_path / "b", "--preset", "sevir")
     assert status == 1 and "checkpoint: tensor 'dec_final_proj.weight' must have shape" in printed

@@ -18,7 +18,6 @@ from tiny import ROOT, tiny_model, tiny_pipeline
 from typer.testing import CliRunner
 
 from earthformer_hf import EarthformerFeatureExtractor, reports
-from earthformer_hf.benchmark_metrics import earthnet_parts
 from earthformer_hf.cli import app
 from earthformer_hf.data import Windows, icar_enso, simulated
 from earthformer_hf.evaluation import (
@@ -30,7 +29,8 @@ from earthformer_hf.evaluation import (
     protocol_windows,
     window_at,
 )
-from earthformer_hf.protocols import PROTOCOLS, Protocol
+from earthformer_hf.evaluation.benchmark_metrics import earthnet_parts
+from earthformer_hf.evaluation.protocols import PROTOCOLS, Protocol
 
 
 THRESHOLDS = (16, 74, 133, 160, 181, 219)

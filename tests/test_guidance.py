@@ -2,7 +2,7 @@
 
 import torch
 
-from earthformer_hf.guidance import n_body_energy
+from earthformer_hf.data.nbody_mnist import n_body_energy
 
 
 def test_the_energy_of_n_bodies_belongs_to_their_force_and_is_kept():

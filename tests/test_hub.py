@@ -27,9 +27,11 @@ from earthformer_hf import (
     EarthformerForPrediction,
     EarthformerModel,
     PreDiffPipeline,
-    hub,
+    sharing,
 )
 from earthformer_hf.cli import app
+from earthformer_hf.sharing.check import _networks
+from earthformer_hf.sharing.export import CONFIGURATIONS, PACKAGE, self_contained
 
 
 # -- round trips ------------------------------------------------------------------------------------------------------
@@ -73,30 +75,30 @@ def things() -> dict:
 @pytest.mark.parametrize("name", ["model", "pipeline", "extractor"])
 def test_the_same_model_gives_the_same_bytes(name, tmp_path):
     thing = things()[name]
-    first = contents(hub.export(thing, tmp_path / "a"))
+    first = contents(sharing.export(thing, tmp_path / "a"))
     assert not any(path.startswith(".") for path in first) and "README.md" in first
-    hub.export(thing, tmp_path / "a")  # which holds exactly this already
+    sharing.export(thing, tmp_path / "a")  # which holds exactly this already
     kind = {"model": EarthformerForPrediction, "pipeline": PreDiffPipeline, "extractor": EarthformerFeatureExtractor}
     loaded = kind[name].from_pretrained(tmp_path / "a")
-    assert contents(hub.export(loaded, tmp_path / "elsewhere" / "b")) == first
+    assert contents(sharing.export(loaded, tmp_path / "elsewhere" / "b")) == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "elsewhere"]
 
 
 def test_a_model_without_a_head_and_a_pipeline_without_options(tmp_path):
     headless = tiny_model().model
     assert type(headless) is EarthformerModel
-    hub.export(headless, tmp_path / "model")
-    assert type(hub.load(tmp_path / "model")[1]) is EarthformerModel
-    hub.export(tiny_pipeline(), tmp_path / "pipeline")
-    loaded = hub.load(tmp_path / "pipeline")[1]
+    sharing.export(headless, tmp_path / "model")
+    assert type(sharing.load(tmp_path / "model")[1]) is EarthformerModel
+    sharing.export(tiny_pipeline(), tmp_path / "pipeline")
+    loaded = sharing.load(tmp_path / "pipeline")[1]
     assert loaded.alignment is None and loaded.feature_extractor is None
 
 
 def test_half_precision_stays(tmp_path):
-    hub.export(tiny_pipeline(alignment=True).to(torch.float16), tmp_path / "a")
-    _, loaded, _ = hub.load(tmp_path / "a")
+    sharing.export(tiny_pipeline(alignment=True).to(torch.float16), tmp_path / "a")
+    _, loaded, _ = sharing.load(tmp_path / "a")
     assert {network.dtype for network in (loaded.vae, loaded.unet, loaded.alignment)} == {torch.float16}
-    hub.export(loaded, tmp_path / "b")
+    sharing.export(loaded, tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -107,22 +109,22 @@ def test_nothing_else_is_overwritten_unasked(tmp_path):
     (folder / "thesis.txt").write_text("all my work")
     for overwrite in (False, True):  # not a model: never
         with pytest.raises(ValueError, match="something else|replaced as a whole only"):
-            hub.export(model, folder, overwrite=overwrite)
+            sharing.export(model, folder, overwrite=overwrite)
     assert contents(folder) == {"thesis.txt": b"all my work"}
 
-    hub.export(model, tmp_path / "model")
+    sharing.export(model, tmp_path / "model")
     before = contents(tmp_path / "model")
     other = tiny_model(num_global_vectors=0)
     with pytest.raises(ValueError, match="overwrite=True"):
-        hub.export(other, tmp_path / "model")
+        sharing.export(other, tmp_path / "model")
     assert contents(tmp_path / "model") == before
-    hub.export(other, tmp_path / "model", overwrite=True)
+    sharing.export(other, tmp_path / "model", overwrite=True)
     assert EarthformerConfig.from_pretrained(tmp_path / "model").num_global_vectors == 0
     (tmp_path / "model" / ".git").mkdir()
     with pytest.raises(ValueError, match="git checkout"):
-        hub.export(model, tmp_path / "model", overwrite=True)
+        sharing.export(model, tmp_path / "model", overwrite=True)
     with pytest.raises(ValueError, match="is a file"):
-        hub.export(model, folder / "thesis.txt")
+        sharing.export(model, folder / "thesis.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "model"]
 
 
@@ -147,11 +149,11 @@ def spoil(path: Path, content: str):
     ],
 )
 def test_what_is_no_export_is_never_overwritten(file, content, message, tmp_path):
-    hub.export(tiny_model(), tmp_path / "model")
+    sharing.export(tiny_model(), tmp_path / "model")
     spoil(tmp_path / "model" / file, content)
     before = contents(tmp_path / "model")
     with pytest.raises(ValueError, match=message):
-        hub.export(tiny_model(num_global_vectors=0), tmp_path / "model", overwrite=True)
+        sharing.export(tiny_model(num_global_vectors=0), tmp_path / "model", overwrite=True)
     assert contents(tmp_path / "model") == before and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -161,28 +163,28 @@ def test_whatever_is_exported_can_be_overwritten(tmp_path):
     spoil(tmp_path / "card/scores.json", "{}")
     card = tmp_path / "card/README.md"
     for thing in [*things().values(), tiny_model()]:  # shards and pictures too; one kind after the other
-        hub.export(thing, tmp_path / "out", card=card, overwrite=True, max_shard_size="20KB")
+        sharing.export(thing, tmp_path / "out", card=card, overwrite=True, max_shard_size="20KB")
     model = tiny_model()
-    hub.export(model, tmp_path / "out", overwrite=True)
-    assert contents(tmp_path / "out") == contents(hub.export(model, tmp_path / "new"))
+    sharing.export(model, tmp_path / "out", overwrite=True)
+    assert contents(tmp_path / "out") == contents(sharing.export(model, tmp_path / "new"))
 
 
 def test_the_working_directory_and_links(tmp_path, monkeypatch):
     model, other = tiny_model(), tiny_model(num_global_vectors=0)
-    expected = contents(hub.export(model, tmp_path / "model"))
+    expected = contents(sharing.export(model, tmp_path / "model"))
     for name in ("here", "target"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    hub.export(model, ".")
+    sharing.export(model, ".")
     assert contents(Path(".")) == contents(tmp_path / "here") == expected
     with pytest.raises(ValueError, match="the working directory is in it"):
-        hub.export(other, ".", overwrite=True)
+        sharing.export(other, ".", overwrite=True)
     assert contents(Path(".")) == expected
 
     (tmp_path / "link").symlink_to(tmp_path / "target")
     for _ in range(2):  # to a folder that is empty, later to none
-        hub.export(other, tmp_path / "link")
-        hub.export(model, tmp_path / "link", overwrite=True)
+        sharing.export(other, tmp_path / "link")
+        sharing.export(model, tmp_path / "link", overwrite=True)
         assert (tmp_path / "link").is_symlink() and contents(tmp_path / "target") == expected
         shutil.rmtree(tmp_path / "target")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link", "model"]
@@ -190,8 +192,8 @@ def test_the_working_directory_and_links(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["model", "pipeline"])
 def test_a_plain_card_passes_and_what_it_shows_runs_no_code(name, tmp_path):
-    folder = hub.export(things()[name], tmp_path / "out")
-    assert hub.check(folder) == []
+    folder = sharing.export(things()[name], tmp_path / "out")
+    assert sharing.check(folder) == []
     for path in folder.rglob("*.py"):
         path.write_text("raise RuntimeError('it was run')\n")
     names = {"folder": folder}
@@ -203,7 +205,7 @@ def test_a_plain_card_passes_and_what_it_shows_runs_no_code(name, tmp_path):
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_full_disk_leaves_no_half_folder(name, existing, tmp_path):
     thing = things()[name]
-    before = contents(hub.export(thing, tmp_path / "out")) if existing else None
+    before = contents(sharing.export(thing, tmp_path / "out")) if existing else None
     with torch.no_grad():
         network = thing if name == "model" else thing.unet
         next(network.parameters()).add_(1)
@@ -211,13 +213,13 @@ def test_a_full_disk_leaves_no_half_folder(name, existing, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limit[1]))  # no file grows beyond: writing fails half-way
     try:
         with pytest.raises(OSError):
-            hub.export(thing, tmp_path / "out", overwrite=True)
+            sharing.export(thing, tmp_path / "out", overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if existing else [])
     if existing:
         assert contents(tmp_path / "out") == before
-    assert hub.load(hub.export(thing, tmp_path / "out", overwrite=True))[1] is not None
+    assert sharing.load(sharing.export(thing, tmp_path / "out", overwrite=True))[1] is not None
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):
@@ -232,11 +234,11 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         (extractor, extractor, "is one itself"),
     ):
         with pytest.raises(ValueError, match=message):
-            hub.export(thing, tmp_path / "out", beside)
+            sharing.export(thing, tmp_path / "out", beside)
     with pytest.raises(ValueError, match="`card` must be a Markdown file"):
-        hub.export(model, tmp_path / "out", card=tmp_path / "missing.md")
+        sharing.export(model, tmp_path / "out", card=tmp_path / "missing.md")
     with pytest.raises(ValueError, match="no weights"):
-        hub.load(ROOT / "model_cards/earthformer-sevir")
+        sharing.load(ROOT / "model_cards/earthformer-sevir")
     assert not list(tmp_path.iterdir())
 
 
@@ -252,8 +254,8 @@ def names_at_top(source: str) -> set[str]:
 
 
 def test_a_self_contained_module_mixes_up_no_names():
-    source = hub.self_contained("unet_earthformer")
-    parts = [names_at_top((hub.PACKAGE / f"{module}.py").read_text()) for module in ("cuboid", "unet_earthformer")]
+    source = self_contained("unet_earthformer")
+    parts = [names_at_top((PACKAGE / f"{module}.py").read_text()) for module in ("cuboid", "unet_earthformer")]
     assert not parts[0] & parts[1]
     assert names_at_top(source) == parts[0] | parts[1]
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
@@ -276,7 +278,7 @@ INDEX = """model-index:
 
 @pytest.fixture
 def folder(tmp_path):
-    hub.export(tiny_model(), tmp_path / "model", EarthformerFeatureExtractor())
+    sharing.export(tiny_model(), tmp_path / "model", EarthformerFeatureExtractor())
     (tmp_path / "model/README.md").write_text(GOOD)
     return tmp_path / "model"
 
@@ -305,9 +307,9 @@ def folder(tmp_path):
     ],
 )
 def test_a_card_that_claims_too_much_or_says_too_little(folder, old, new, problem):
-    assert hub.check(folder) == []
+    assert sharing.check(folder) == []
     (folder / "README.md").write_text(GOOD.replace(old, new, 1))
-    assert any(problem in found for found in hub.check(folder)), hub.check(folder)
+    assert any(problem in found for found in sharing.check(folder)), sharing.check(folder)
 
 
 METRICS = "POD FAR CSI-M CSI219 csi_74 CSIM HSS ETS FSS bias CRPS CRPSS FID corr. Pearson RMSE".split()
@@ -316,12 +318,12 @@ METRICS = "POD FAR CSI-M CSI219 csi_74 CSIM HSS ETS FSS bias CRPS CRPSS FID corr
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_score_of_any_name_needs_a_source(folder, metric):
     (folder / "README.md").write_text(f"{GOOD}\n| model | {metric} |\n|---|---|\n| this | 0.44 |\n")
-    assert any("a score without a source" in problem for problem in hub.check(folder))
+    assert any("a score without a source" in problem for problem in sharing.check(folder))
 
 
 def test_a_table_of_tensors_holds_no_scores(folder):
     (folder / "README.md").write_text(f"{GOOD}\n| there | here |\n|---|---|\n| `z_proj.bias` | `start_proj.bias` |\n")
-    assert hub.check(folder) == []
+    assert sharing.check(folder) == []
 
 
 def broken_weights(folder):
@@ -345,7 +347,7 @@ def broken_scores(folder):
 )
 def test_broken_files_are_named(folder, spoil, problem):
     spoil(folder)
-    assert any(problem in found for found in hub.check(folder)), hub.check(folder)
+    assert any(problem in found for found in sharing.check(folder)), sharing.check(folder)
     result = CliRunner().invoke(app, ["hub", "check", str(folder)])
     assert type(result.exception) is SystemExit and problem in result.output
     if spoil is not broken_scores:
@@ -360,7 +362,7 @@ def test_scores_with_a_source_pass(folder):
     sourced = "| MSE | source |\n|---|---|\n| 0.1 | the authors |\n"
     (folder / "scores.json").write_text(json.dumps({"scores": {"model": {"mse": 0.25}}}))
     (folder / "README.md").write_text(GOOD.replace("license:", INDEX + "license:") + measured + "## More\n" + sourced)
-    assert hub.check(folder) == []
+    assert sharing.check(folder) == []
 
 
 def test_pictures_and_scores_travel_with_the_card(tmp_path):
@@ -368,28 +370,28 @@ def test_pictures_and_scores_travel_with_the_card(tmp_path):
     card.parent.mkdir()
     card.write_text(GOOD + "![a map](map.png) ![elsewhere](https://example.org/x.png)")
     with pytest.raises(ValueError, match="map.png"):
-        hub.export(tiny_model(), tmp_path / "model", card=card)
+        sharing.export(tiny_model(), tmp_path / "model", card=card)
     assert not (tmp_path / "model").exists()
     (card.parent / "map.png").write_bytes(b"picture")
     (card.parent / "scores.json").write_text("{}")
-    hub.export(tiny_model(), tmp_path / "model", card=card)
+    sharing.export(tiny_model(), tmp_path / "model", card=card)
     assert (tmp_path / "model/map.png").read_bytes() == b"picture" and (tmp_path / "model/scores.json").exists()
-    assert hub.check(tmp_path / "model") == []
+    assert sharing.check(tmp_path / "model") == []
 
 
 def test_a_configuration_and_weights_that_do_not_work(folder):
     stored = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(stored | {"num_attention_heads": 5}))
-    assert any("multiples of num_attention_heads=5" in problem for problem in hub.check(folder))
+    assert any("multiples of num_attention_heads=5" in problem for problem in sharing.check(folder))
     (folder / "config.json").write_text(json.dumps(stored | {"num_global_vectors": 3}))
-    assert any("weights do not fit" in problem for problem in hub.check(folder))
+    assert any("weights do not fit" in problem for problem in sharing.check(folder))
     (folder / "config.json").unlink()
-    assert any("neither config.json nor model_index.json" in problem for problem in hub.check(folder))
+    assert any("neither config.json nor model_index.json" in problem for problem in sharing.check(folder))
 
 
 def test_without_weights_the_card_tells_how_to_get_them(folder):
     (folder / "model.safetensors").unlink()
-    assert any("conversion command" in problem for problem in hub.check(folder))
+    assert any("conversion command" in problem for problem in sharing.check(folder))
 
 
 def test_the_command_checks_a_folder_of_folders(folder):
@@ -413,12 +415,12 @@ def test_without_typer_the_command_says_what_to_install(monkeypatch):
 # -- the cards in this repository -------------------------------------------------------------------------------------
 
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/README.md"))
-WITH_CONFIGURATION = [card for card in CARDS if any((card / name).is_file() for name in hub.CONFIGURATIONS)]
+WITH_CONFIGURATION = [card for card in CARDS if any((card / name).is_file() for name in CONFIGURATIONS)]
 
 
 @pytest.mark.parametrize("card", WITH_CONFIGURATION, ids=lambda card: card.name)
 def test_our_cards_pass(card):
-    assert hub.check(card) == []
+    assert sharing.check(card) == []
 
 
 @pytest.mark.parametrize("name", ["sevir", "icar_enso", "earthnet2021"])
@@ -437,7 +439,7 @@ def test_the_released_settings_are_the_recipes(name):
 def test_the_released_pipeline_is_the_recipe():
     folder = ROOT / "model_cards/prediff-sevir-lr"
     recipe = yaml.safe_load((ROOT / "examples/configs/prediff_sevir_lr.yaml").read_text())
-    networks = {path.name: network for path, network in hub._networks(folder).items()}
+    networks = {path.name: network for path, network in _networks(folder).items()}
     for part, name in (("vae", "vae"), ("unet", "unet"), ("alignment_network", "alignment")):
         config = networks[name].config
         assert {key: getattr(config, key) for key in recipe[part]} == recipe[part], part

@@ -10,7 +10,8 @@ import xarray as xr
 from safetensors.torch import safe_open
 from tiny import GOLDENS
 
-from earthformer_hf.benchmark_metrics import (
+from earthformer_hf.data.open_sst import nino34, three_month_means
+from earthformer_hf.evaluation.benchmark_metrics import (
     EarthNetScore,
     FrechetVideoDistance,
     Nino34Skill,
@@ -20,8 +21,7 @@ from earthformer_hf.benchmark_metrics import (
     nino34_weights,
     rmse_by_lead,
 )
-from earthformer_hf.data.open_sst import nino34, three_month_means
-from earthformer_hf.metrics import (
+from earthformer_hf.evaluation.metrics import (
     ContingencyScores,
     EnsembleScores,
     ErrorScores,

@@ -22,11 +22,11 @@ from earthformer_hf import (
     EarthformerUNetModel,
     KnowledgeAlignmentCallback,
     PreDiffPipeline,
-    hub,
+    sharing,
 )
 from earthformer_hf.guidance import energy_gradient
-from earthformer_hf.losses import denoising_loss
 from earthformer_hf.schedules import denoised, noise_levels, posterior_deviation, use_float64_tables
+from earthformer_hf.training.losses import denoising_loss
 from earthformer_hf.unet_earthformer import TimeResidualBlock
 
 
@@ -464,8 +464,8 @@ def test_the_command_makes_a_pipeline(originals):
         assert hashlib.sha256((folder / f"{name}.pt").read_bytes()).hexdigest() in card
     assert "| `logvar` | dropped: not of this network |" in card and str(folder) not in card
     assert "as the original was trained on" in card and pipeline.feature_extractor is None
-    assert hub.check(folder / "out") == []
-    hub.export(pipeline, folder / "out", card=folder / "out/README.md")  # the same bytes: nothing to replace
+    assert sharing.check(folder / "out") == []
+    sharing.export(pipeline, folder / "out", card=folder / "out/README.md")  # the same bytes: nothing to replace
     assert {"pipeline_prediff.py", "guidance.py"} < {path.name for path in (folder / "out").iterdir()}
 
 

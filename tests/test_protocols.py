@@ -7,7 +7,7 @@ import pytest
 
 from earthformer_hf.data.events import SOURCES, builder_of, options_of
 from earthformer_hf.evaluation import baseline_forecaster
-from earthformer_hf.protocols import PROTOCOLS, Protocol
+from earthformer_hf.evaluation.protocols import PROTOCOLS, Protocol
 
 
 CHANGES = {

@@ -16,7 +16,7 @@ from earthformer_hf import (
     EarthformerUNetModel,
 )
 from earthformer_hf.data.events import SOURCES, builder_of, options_of
-from earthformer_hf.protocols import PROTOCOLS
+from earthformer_hf.evaluation.protocols import PROTOCOLS
 from earthformer_hf.training import parse_recipe
 
 

@@ -19,8 +19,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from training_run import Options, in_children, tiny_run, write_items
 
-from earthformer_hf import EarthformerForPrediction, hub
-from earthformer_hf.training import Run, TrainingArguments, load_gathered, mean_over, write_card
+from earthformer_hf import EarthformerForPrediction, sharing
+from earthformer_hf.sharing.cards import write_card
+from earthformer_hf.training import Run, TrainingArguments, mean_over
+from earthformer_hf.training.run import load_gathered
 
 
 @pytest.fixture(autouse=True)
@@ -365,14 +367,14 @@ def test_a_tracker_that_is_not_installed_is_refused(tmp_path):
 def test_the_card_of_a_run_passes_the_check(tmp_path, data):
     run = tiny_run(arguments(tmp_path), Options(str(data)))
     write_card(tmp_path, {"training": {"max_steps": 12}}, "16 files of noise.", run)
-    assert hub.check(tmp_path) == []
+    assert sharing.check(tmp_path) == []
     card = (tmp_path / "README.md").read_text()
     assert "No evaluation yet." in card and "training: {max_steps: 12}" in card and "Kept: step 12" in card
     summaries = {"model": {"mse": 0.125, "csi": None}, "persistence": {"mse": 0.5}}  # None: undefined
     scores = {system: {"summary": summary, "errors": {"pixels": [1]}} for system, summary in summaries.items()}
     (tmp_path / "scores.json").write_text(json.dumps({"protocol": {"name": "x"}, "windows": 9, "scores": scores}))
     write_card(tmp_path, {}, "16 files of noise.", run)
-    assert hub.check(tmp_path) == []
+    assert sharing.check(tmp_path) == []
     assert "| model | 0.125 |  |\n| persistence | 0.5 |  |" in (tmp_path / "README.md").read_text()
 
 

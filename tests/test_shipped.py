@@ -25,8 +25,8 @@ from earthformer_hf.evaluation import (
     pipeline_forecaster,
     protocol_windows,
 )
+from earthformer_hf.evaluation.protocols import PROTOCOLS
 from earthformer_hf.guidance import frame_mean, intensity_change
-from earthformer_hf.protocols import PROTOCOLS
 
 
 CARDS = {

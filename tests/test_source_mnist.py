@@ -11,8 +11,8 @@ import torch
 from tiny import DATA, ROOT
 
 from earthformer_hf.data import load_dataset, moving_mnist, nbody_mnist, windows
+from earthformer_hf.data.nbody_mnist import n_body_energy
 from earthformer_hf.feature_extraction_earthformer import EarthformerFeatureExtractor
-from earthformer_hf.guidance import n_body_energy
 
 
 sys.path.append(str(ROOT / "benchmarks"))

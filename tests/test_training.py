@@ -16,11 +16,11 @@ from test_data import write_radar, write_sst
 from tiny import ROOT, tiny_model
 
 from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
-from earthformer_hf.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
-from earthformer_hf.losses import intensity_weighted_mse, laplace_loss
-from earthformer_hf.optimization import Muon, orthogonalized
 from earthformer_hf.schedules import denoised, noise_for_training
-from earthformer_hf.training import Run, TrainingArguments, optimizers_of
+from earthformer_hf.training import Run, TrainingArguments
+from earthformer_hf.training.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from earthformer_hf.training.losses import intensity_weighted_mse, laplace_loss
+from earthformer_hf.training.optimization import Muon, optimizers_of, orthogonalized
 
 
 FIXTURES = ROOT / "tests/fixtures/parity"

@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForTimeSeriesPrediction
 
-from . import hub
+from . import sharing
 from .configuration_earthformer import EarthformerConfig
 from .cuboid import Cuboid
 from .data import load_dataset, windows
@@ -24,8 +24,8 @@ __all__ = [
     "KnowledgeAlignmentCallback",
     "PreDiffPipeline",
     "PreDiffPipelineOutput",
-    "hub",
     "load_dataset",
+    "sharing",
     "windows",
 ]
 

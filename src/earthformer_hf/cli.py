@@ -56,7 +56,7 @@ def evaluate_command(
     output: Annotated[Path | None, typer.Option(help="folder for scores.json and figures")] = None,
 ):
     """Score a model under a named protocol, beside forecasts without a neural network."""
-    from .reports import run_protocol
+    from .evaluation import run_protocol
 
     command = shlex.join(["earthformer-hf", *sys.argv[1:]])
     options = (ensemble_size, num_inference_steps, max_windows, output)
@@ -71,7 +71,7 @@ def evaluate_command(
 @app.command("compare")
 def compare_command(files: Annotated[list[Path], typer.Argument(help="scores.json files of one protocol")]):
     """Put the headline scores of score files side by side; files of different protocols are refused."""
-    from .reports import compare
+    from .evaluation import compare
 
     try:
         typer.echo(compare(files))
@@ -89,11 +89,11 @@ def export_command(
     token: Token = None,
 ):
     """Write a folder that loads with this package, and without it by trust_remote_code."""
-    from . import hub
+    from . import sharing
 
     try:
-        place, model, extractor = hub.load(source, revision, token)
-        hub.export(model, folder, extractor, card_of(place, card), overwrite)
+        place, model, extractor = sharing.load(source, revision, token)
+        sharing.export(model, folder, extractor, card_of(place, card), overwrite)
     except ERRORS as reason:
         fail(reason)
     typer.echo(f"{folder}: written")
@@ -110,15 +110,15 @@ def push_command(
     token: Token = None,
 ):
     """Push a model or pipeline, the card first; a folder without weights as it is, card and configuration."""
-    from . import hub
+    from . import sharing
 
     options: dict[str, Any] = {"private": private, "token": token, "revision": branch, "tag": tag}
     try:
-        if Path(source).is_dir() and not hub.has_weights(Path(source)):
-            commit = hub.upload(Path(source), repo_id, "Upload the configuration", **options)
+        if Path(source).is_dir() and not sharing.has_weights(Path(source)):
+            commit = sharing.upload(Path(source), repo_id, "Upload the configuration", **options)
         else:
-            place, model, extractor = hub.load(source, token=token)
-            commit = hub.push(model, repo_id, extractor, card_of(place, card), **options)
+            place, model, extractor = sharing.load(source, token=token)
+            commit = sharing.push(model, repo_id, extractor, card_of(place, card), **options)
     except ERRORS as reason:
         fail(reason)
     typer.echo(str(commit))
@@ -129,7 +129,7 @@ def check_command(
     folders: Annotated[list[Path], typer.Argument(help="model folders, or a folder of them")],
 ):
     """Check cards and configurations: metadata, shapes, and that every score has a source."""
-    from . import hub
+    from . import sharing
 
     places = []
     for folder in folders:
@@ -137,7 +137,7 @@ def check_command(
         places += [folder] if alone else sorted(place for place in folder.iterdir() if place.is_dir())
     failed = 0
     for place in places:
-        problems = hub.check(place)
+        problems = sharing.check(place)
         failed += bool(problems)
         typer.echo(f"{place}: {'fine' if not problems else ''}".rstrip())
         for problem in problems:

@@ -23,7 +23,7 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             refused.
         valid_range (`tuple[float, float]`, *optional*): raw values that exist; predictions are clipped to it.
         thresholds (`list[float]`): raw values at which forecasts are scored.
-        protocol (`str`, *optional*): name of the evaluation protocol of `earthformer_hf.protocols`.
+        protocol (`str`, *optional*): name of the evaluation protocol of `earthformer_hf.evaluation.protocols`.
         physical_units (`str`, *optional*): units of `to_physical`, such as "mm/h".
         physical_table (`list[list[float]]`, *optional*): two rising rows, raw values and the physical values they
             stand for; between them, `to_physical` and `from_physical` interpolate linearly.

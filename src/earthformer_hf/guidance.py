@@ -242,32 +242,9 @@ def mean_intensity(mean: float, deviation: float, n: float) -> float:
     return mean + n * deviation
 
 
-def n_body_energy(
-    positions: torch.Tensor, velocities: torch.Tensor, gravity: float = 0.05, softening: float = 10.0
-) -> torch.Tensor:
-    """The energy that the digits of N-body MNIST keep, for an alignment network that was trained on it.
-
-    Kinetic energy plus gravity * sqrt(distance^2 + softening^2) of each pair, all masses 1: the potential whose force
-    is that of the data set, gravity * d / sqrt(distance^2 + softening^2) towards the other body. (PreDiff, section
-    4.1, writes the potential of a force that falls with the distance, which the published data do not have.)
-
-    Args:
-        positions, velocities: (..., bodies, 2) in pixels of the raw frame, and per raw frame.
-        gravity, softening: the data set's.
-
-    Returns:
-        (...). Of the last context frame, it is the `target` of [`KnowledgeAlignmentCallback`].
-    """
-    distance = (positions[..., :, None, :] - positions[..., None, :, :]).square().sum(-1)  # (..., bodies, bodies)
-    pairs = torch.ones_like(distance).triu(1)
-    potential = gravity * (distance + softening**2).sqrt() * pairs
-    return 0.5 * velocities.square().sum((-1, -2)) + potential.sum((-1, -2))
-
-
 __all__ = [
     "KnowledgeAlignmentCallback",
     "frame_mean",
     "intensity_change",
     "mean_intensity",
-    "n_body_energy",
 ]

@@ -3,6 +3,9 @@
 import math
 
 import torch
+from transformers.trainer_pt_utils import get_parameter_names
+
+from .arguments import TrainingArguments
 
 
 class Muon(torch.optim.Optimizer):
@@ -65,3 +68,33 @@ def orthogonalized(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
         square = wide @ wide.mT
         wide = 3.4445 * wide + (2.0315 * square @ square - 4.775 * square) @ wide
     return (wide if matrices.shape[1] <= matrices.shape[2] else wide.mT).contiguous()
+
+
+def optimizers_of(model: torch.nn.Module, arguments: TrainingArguments) -> list[torch.optim.Optimizer]:
+    """AdamW, without decay of layer norms and biases (as the originals); or Muon for weight matrices beside it."""
+    rate, betas = arguments.learning_rate, (arguments.betas[0], arguments.betas[1])
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if arguments.optimizer == "adamw":
+        decayed = set(get_parameter_names(model, [torch.nn.LayerNorm], ["bias"]))
+        groups: dict[tuple[bool, bool], list] = {}
+        for name, parameter in named.items():
+            groups.setdefault((name in decayed, "position" in name), []).append(parameter)
+        options = [
+            {
+                "params": parameters,
+                "weight_decay": arguments.weight_decay if decays else 0.0,
+                "lr": rate * arguments.position_rate if position else rate,
+            }
+            for (decays, position), parameters in groups.items()
+        ]
+        return [torch.optim.AdamW(options, rate, betas)]
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    positions: list[torch.nn.Parameter] = []
+    for name, parameter in named.items():
+        kind = positions if "position" in name else matrices if parameter.ndim > 1 else others
+        kind.append(parameter)
+    options = [{"params": others, "lr": rate}, {"params": positions, "lr": rate * arguments.position_rate}]
+    options = [group for group in options if group["params"]]
+    muon = Muon(matrices, rate, weight_decay=arguments.weight_decay)
+    return [muon, torch.optim.AdamW(options, rate, betas, weight_decay=0)]

@@ -11,26 +11,20 @@ An interrupted run goes on with the same command, and ends like one that was nev
 and the seeds of every step follow from the step's number alone; a stream keeps its place in the checkpoint.
 """
 
-import argparse
 import copy
-import difflib
 import json
 import math
 import os
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
-import yaml
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from datasets.distributed import split_dataset_by_node
 from diffusers import EMAModel, ModelMixin
@@ -38,87 +32,14 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
-from transformers import HfArgumentParser, PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.trainer_pt_utils import get_parameter_names
-
-from .optimization import Muon
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass
-class TrainingArguments:
-    """What all recipes share, under `training:`."""
-
-    output_dir: str = field(default="runs/model", metadata={"help": "where checkpoints and the best model go"})
-    max_steps: int = 1000
-    batch_size: int = field(default=4, metadata={"help": "items of a micro-batch, per process"})
-    total_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "items of a step: gradients are accumulated up to it, on however many processes"},
-    )
-    optimizer: Literal["muon", "adamw"] = field(
-        default="muon", metadata={"help": "muon: for weight matrices, with AdamW for the rest; adamw: for all"}
-    )
-    learning_rate: float = 5e-3
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata={"help": "of AdamW"})
-    position_rate: float = field(
-        default=1.0, metadata={"help": "learning rate of position embeddings and biases, relative to the rest"}
-    )
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-    min_lr_rate: float = field(default=0.0, metadata={"help": "learning rate at the end, relative to the highest"})
-    max_grad_norm: float = 1.0
-    ema_decay: float | None = field(default=0.99, metadata={"help": "of the averaged weights; null keeps none"})
-    mixed_precision: Literal["no", "bf16"] = "no"
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory, a third more work"})
-    torch_compile: bool = field(default=False, metadata={"help": "compile the attention blocks"})
-    num_workers: int = field(default=0, metadata={"help": "processes that read data, per process that trains"})
-    eval_every: int = 100
-    patience: int | None = field(
-        default=None, metadata={"help": "stop after so many evaluations without a better one"}
-    )
-    save_every: int = 50
-    stop_at: int | None = field(default=None, metadata={"help": "stop before max_steps; the same command goes on"})
-    on_nan: Literal["stop", "skip"] = field(default="stop", metadata={"help": "what a step that is not finite does"})
-    report_to: Literal["none", "tensorboard", "trackio"] = "none"
-    seed: int = 0
-
-
-def join_processes() -> PartialState:
-    """The processes that torchrun started; without being told, Accelerate leaves each alone where there is no GPU."""
-    return PartialState(cpu=not torch.accelerator.is_available())
-
-
-def parse_recipe(**parts: Any) -> tuple[dict, ...]:
-    """A YAML recipe given as --recipe, its entries overridden by the command line; joins the processes of torchrun.
-
-    Args:
-        parts: name of a block of the recipe -> dataclass of its entries.
-
-    Returns:
-        The whole recipe as read, and one dataclass per part.
-
-    Raises:
-        SystemExit: an entry that no dataclass has.
-    """
-    join_processes()
-    recipe_parser = argparse.ArgumentParser(add_help=False)
-    recipe_parser.add_argument("--recipe", type=Path, required=True)
-    known, others = recipe_parser.parse_known_args()
-    recipe = yaml.safe_load(known.recipe.read_text())
-    parser = HfArgumentParser(tuple(parts.values()))
-    for name, kind in parts.items():
-        names = {f.name for f in fields(kind)}
-        for entry in recipe.get(name) or {}:
-            if entry not in names:
-                near = difflib.get_close_matches(entry, names, n=1, cutoff=0.0)[0]
-                sys.exit(f"{known.recipe}: unknown entry {entry!r} of `{name}`; did you mean {near!r}?")
-        parser.set_defaults(**(recipe.get(name) or {}))
-    return recipe, *parser.parse_args_into_dataclasses(others)
+from .arguments import TrainingArguments, join_processes
+from .optimization import optimizers_of
 
 
 def train(
@@ -496,36 +417,6 @@ class Run:
         raise SystemExit(f"step {self.step}: {text}; {kept}.") from error
 
 
-def optimizers_of(model: torch.nn.Module, arguments: TrainingArguments) -> list[torch.optim.Optimizer]:
-    """AdamW, without decay of layer norms and biases (as the originals); or Muon for weight matrices beside it."""
-    rate, betas = arguments.learning_rate, (arguments.betas[0], arguments.betas[1])
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if arguments.optimizer == "adamw":
-        decayed = set(get_parameter_names(model, [torch.nn.LayerNorm], ["bias"]))
-        groups: dict[tuple[bool, bool], list] = {}
-        for name, parameter in named.items():
-            groups.setdefault((name in decayed, "position" in name), []).append(parameter)
-        options = [
-            {
-                "params": parameters,
-                "weight_decay": arguments.weight_decay if decays else 0.0,
-                "lr": rate * arguments.position_rate if position else rate,
-            }
-            for (decays, position), parameters in groups.items()
-        ]
-        return [torch.optim.AdamW(options, rate, betas)]
-    matrices: list[torch.nn.Parameter] = []
-    others: list[torch.nn.Parameter] = []
-    positions: list[torch.nn.Parameter] = []
-    for name, parameter in named.items():
-        kind = positions if "position" in name else matrices if parameter.ndim > 1 else others
-        kind.append(parameter)
-    options = [{"params": others, "lr": rate}, {"params": positions, "lr": rate * arguments.position_rate}]
-    options = [group for group in options if group["params"]]
-    muon = Muon(matrices, rate, weight_decay=arguments.weight_decay)
-    return [muon, torch.optim.AdamW(options, rate, betas, weight_decay=0)]
-
-
 def load_gathered(target: torch.nn.Module, sharded: torch.nn.Module):
     """Load the weights of a model that is sharded over processes into a whole one; all processes call it.
 
@@ -561,63 +452,3 @@ def mean_over(
     if len(loader) < math.ceil(math.ceil(items / ranks) / batch_size):
         total_and_count(send_to_device(batch, accelerator.device))  # sharded weights: as many calls as on the others
     return (accelerator.reduce(total) / accelerator.reduce(count)).item()
-
-
-def git_state() -> str:
-    """The commit of the working directory, and whether files differ from it."""
-    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
-    try:
-        commit, changes = (subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit.strip() + (", with changes that are not committed" if changes.strip() else "")
-
-
-def write_card(folder: str | Path, recipe: dict, data: str, run: Run):
-    """Write the model card of what a run trained: data, scores, code, recipe.
-
-    Args:
-        folder: holds the model, and `scores.json` once it was evaluated (`examples/evaluate.py --output`).
-        recipe: as read from its file.
-        data: what it was trained on, in words.
-        run: at its end.
-    """
-    folder = Path(folder)
-    pipeline = (folder / "model_index.json").is_file()
-    header: dict[str, Any] = {"license": "unknown", "library_name": "diffusers" if pipeline else "transformers"}
-    header |= {} if pipeline else {"pipeline_tag": "time-series-forecasting"}
-    header |= {"tags": ["prediff" if pipeline else "earthformer"]}
-    scores = "No evaluation yet."
-    if (folder / "scores.json").is_file():
-        scores = _score_table(json.loads((folder / "scores.json").read_text()))
-    progress = run.progress
-    here = str(Path.cwd()) + os.sep
-    command = shlex.join(["python", *(argument.removeprefix(here) for argument in sys.argv)])
-    sections = {
-        "Data": data,
-        "Scores": scores,
-        "Training": f"{progress['step']} steps of {run.samples} samples, processes: {run.accelerator.num_processes}; "
-        f"skipped steps: {progress['skipped']}. Kept: step {progress['best_step']}, which has the lowest validation "
-        f"loss, {progress['best']:.6g}.\n\nCode: commit {git_state()}; torch {torch.__version__}.\n\n"
-        f"```\n{command}\n```",
-        "Recipe": f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110)}```",
-    }
-    body = "\n\n".join(f"## {title}\n\n{section}" for title, section in sections.items())
-    kind = "PreDiff ensemble forecasts" if pipeline else "An Earthformer"
-    text = f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# {kind}: {folder.name}\n\n{body}\n"
-    (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _score_table(stored: dict) -> str:
-    """The summary of `scores.json`, one row per system, with the command that measured it."""
-    rows = {system: entries["summary"] for system, entries in stored["scores"].items()}
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    lines = [["system", *names], ["---"] * (len(names) + 1)]
-    for system, row in rows.items():
-        lines.append([system, *("" if row.get(name) is None else f"{row[name]:.4g}" for name in names)])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    command = "python examples/evaluate.py --model FOLDER --output FOLDER"
-    return (
-        f"Protocol `{stored['protocol']['name']}`, {stored['windows']} windows, measured with\n\n"
-        f"```\n{command}\n```\n\n{table}"
-    )

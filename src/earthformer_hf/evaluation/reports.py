@@ -19,21 +19,22 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from . import hub, plotting
-from .data.events import builder_of
-from .data.windows import Windows
-from .evaluation import (
+from .. import plotting
+from ..data.events import builder_of
+from ..data.windows import Windows
+from ..pipeline_prediff import PreDiffPipeline
+from ..sharing.push import load as load_model
+from .evaluate import evaluate
+from .forecasters import (
     Forecaster,
     OceanForecaster,
     baseline_forecaster,
     data_extractor,
-    evaluate,
     model_forecaster,
     pipeline_forecaster,
     protocol_windows,
     window_at,
 )
-from .pipeline_prediff import PreDiffPipeline
 from .protocols import PROTOCOLS, Protocol
 
 
@@ -337,7 +338,7 @@ def run_protocol(
     loaded: Any = None
     extractor: Any = None
     if model is not None:
-        folder, loaded, extractor = hub.load(model)
+        folder, loaded, extractor = load_model(model)
         extractor = extractor or getattr(loaded, "feature_extractor", None)
         if extractor is None:
             raise ValueError(f"`model`: {model} has no feature extractor.")

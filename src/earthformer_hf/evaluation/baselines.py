@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from .data.open_sst import three_month_means
+from ..data.open_sst import three_month_means
 
 
 def persistence(past: np.ndarray, prediction_length: int) -> np.ndarray:
