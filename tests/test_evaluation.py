@@ -17,7 +17,7 @@ from test_source_sevir import TRAPS, write_catalogue, write_raster
 from tiny import ROOT, tiny_model, tiny_pipeline
 from typer.testing import CliRunner
 
-from earthformer_hf import EarthformerFeatureExtractor, reports
+from earthformer_hf import EarthformerFeatureExtractor
 from earthformer_hf.cli import app
 from earthformer_hf.data import Windows, icar_enso, simulated
 from earthformer_hf.evaluation import (
@@ -27,6 +27,7 @@ from earthformer_hf.evaluation import (
     model_forecaster,
     pipeline_forecaster,
     protocol_windows,
+    reports,
     window_at,
 )
 from earthformer_hf.evaluation.benchmark_metrics import earthnet_parts

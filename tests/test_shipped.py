@@ -16,10 +16,11 @@ from test_data import write_sst
 from tiny import DATA, ROOT
 from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 
-from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline, baselines
+from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
 from earthformer_hf.data import Windows, simulated
 from earthformer_hf.evaluation import (
     baseline_forecaster,
+    baselines,
     evaluate,
     model_forecaster,
     pipeline_forecaster,
