@@ -105,83 +105,87 @@ def anonymous_memory() -> float:
     return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=32)
-    parser.add_argument("--windows", type=int, default=10_000, help="of the epoch whose memory is watched")
-    arguments = parser.parse_args()
-    datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder), arguments.events, arguments.windows)
+LAYOUTS: dict[str, dict] = {  # of SEVIR files
+    "contiguous": {},
+    "gzip, an event per chunk": {"chunks": (1, SIZE, SIZE, FRAMES), "compression": "gzip", "compression_opts": 1},
+}
 
 
-def run(folder: Path, number: int, epoch: int):
-    values = made_up(number)
-    print(f"{number} events, {values.nbytes / 1e6:.0f} MB, {(values == 0).mean():.0%} zeros")
+def encode(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return raw, raw != 255
 
-    def encode(raw):
-        return raw, raw != 255
 
-    def cut(table):
-        return Windows(table, encode, 13, 12)
+class MadeUpEvents:
+    """Events, the SEVIR files that hold them, and the windows of them that are read."""
 
-    layouts = {
-        "contiguous": {},
-        "gzip, an event per chunk": {"chunks": (1, SIZE, SIZE, FRAMES), "compression": "gzip", "compression_opts": 1},
-    }
-    tables = {}
-    for place, (layout, options) in enumerate(layouts.items()):
-        source = write_sevir(folder / f"sevir{place}", values, **options)
-        tables[layout] = earthformer_hf.load_dataset("sevir", source, "test", cache_dir=folder / "tables")
-    table = tables["contiguous"]
-    chosen = np.random.default_rng(0).integers(len(cut(table)), size=200).tolist()
-    index = cut(table).index.tolist()
+    def __init__(self, folder: Path, number: int):
+        self.folder, self.values = folder, made_up(number)
+        print(f"{number} events, {self.values.nbytes / 1e6:.0f} MB, {(self.values == 0).mean():.0%} zeros")
+        self.files, self.tables = {}, {}
+        for layout, options in LAYOUTS.items():
+            source = write_sevir(folder / f"sevir{len(self.files)}", self.values, **options)
+            self.files[layout] = source / "data" / "vil" / "made_up.h5"
+            self.tables[layout] = earthformer_hf.load_dataset("sevir", source, "test", cache_dir=folder / "tables")
+        windows = self.windows("contiguous")
+        self.chosen = np.random.default_rng(0).integers(len(windows), size=200).tolist()
+        self.index = windows.index.tolist()
 
-    def ours(windows, items):
-        return lambda: sum(np.array(windows.raw(item)).nbytes for item in items)
+    def windows(self, layout: str) -> Windows:
+        return Windows(self.tables[layout], encode, 13, 12)
 
-    def plain(read, items):
-        return lambda: sum(np.array(read(*index[item])).nbytes for item in items)
+    def plain(self, read, items: list[int]):
+        """Bytes of windows that `read(event, start)` returns."""
+        return lambda: sum(np.array(read(*self.index[item])).nbytes for item in items)
 
-    # the local cache
-    np.save(folder / "plain.npy", values)
+
+def ours(windows: Windows, items: list[int]):
+    return lambda: sum(np.array(windows.raw(item)).nbytes for item in items)
+
+
+def compare_local_cache(events: MadeUpEvents) -> Windows:
+    folder, few = events.folder, events.chosen[:4]
+    np.save(folder / "plain.npy", events.values)
     memory_map = np.load(folder / "plain.npy", mmap_mode="r")
-    local = cut(cached(table, folder / "cache"))
+    local = Windows(cached(events.tables["contiguous"], folder / "cache"), encode, 13, 12)
     compare(
-        "local cache / numpy memory map", ours(local, chosen),
-        plain(lambda event, start: memory_map[event, start : start + LENGTH], chosen),
+        "local cache / numpy memory map", ours(local, events.chosen),
+        events.plain(lambda event, start: memory_map[event, start : start + LENGTH], events.chosen),
     )  # fmt: skip
     features = datasets.Features({"values": datasets.Array3D((FRAMES, SIZE, SIZE), "uint8")})
     generated = {"cache_dir": str(folder / "array3d"), "features": features, "fingerprint": "made-up"}
-    array3d = datasets.Dataset.from_generator(lambda: ({"values": event} for event in values), **generated)
+    array3d = datasets.Dataset.from_generator(lambda: ({"values": event} for event in events.values), **generated)
     array3d = array3d.with_format("numpy")
-    few = chosen[:4]
     upcast = array3d[0]["values"].dtype
 
     def default_format():
-        windows = (array3d[index[item][0]]["values"][index[item][1] :][:LENGTH] for item in few)
+        places = (events.index[item] for item in few)
+        windows = (array3d[event]["values"][start:][:LENGTH] for event, start in places)
         return sum(window.size for window in windows)  # pixels: they come as int64
 
     compare(f"local cache / Array3D, default numpy format ({upcast})", ours(local, few), default_format)
+    return local
 
-    # files of SEVIR's layout
-    for place, layout in enumerate(layouts):
-        file = h5py.File(folder / f"sevir{place}" / "data" / "vil" / "made_up.h5")
-        items = chosen[:40]
 
-        def bare(event, start):
-            return file["vil"][event, :, :, start : start + LENGTH].transpose(2, 0, 1)  # noqa: B023
+def compare_sevir_files(events: MadeUpEvents):
+    items = events.chosen[:40]
+    for layout, path in events.files.items():
+        with h5py.File(path) as file:
 
-        compare(f"SEVIR file / h5py, {layout}", ours(cut(tables[layout]), items), plain(bare, items))
+            def bare(event, start):
+                return file["vil"][event, :, :, start : start + LENGTH].transpose(2, 0, 1)  # noqa: B023
 
-    # the hosted form
-    problems = prepare({"test": table}, folder / "hosted", max_shard_size="60MB")
-    shards = sorted((folder / "hosted" / "data").glob("*.parquet"))
+            compare(f"SEVIR file / h5py, {layout}", ours(events.windows(layout), items), events.plain(bare, items))
+
+
+def compare_hosted(events: MadeUpEvents, local: Windows) -> Windows:
+    hosted = events.folder / "hosted"
+    problems = prepare({"test": events.tables["contiguous"]}, hosted, max_shard_size="60MB")
+    shards = sorted((hosted / "data").glob("*.parquet"))
     print(f"hosted: {sum(path.stat().st_size for path in shards) / 1e6:.0f} MB in {len(shards)} shards, {problems}")
 
     def streamed():
         size = 0
-        for row in datasets.load_dataset(str(folder / "hosted"), split="test", streaming=True):
+        for row in datasets.load_dataset(str(hosted), split="test", streaming=True):
             event = as_event(row)
             size += sum(event["values"][start : start + LENGTH].nbytes for start in range(0, 25, 12))
         return size
@@ -200,27 +204,46 @@ def run(folder: Path, number: int, epoch: int):
         return size
 
     compare("streamed parquet / read and decompressed by hand", streamed, by_hand)
-    downloaded = cut(datasets.load_dataset(str(folder / "hosted"), split="test", cache_dir=str(folder / "downloaded")))
-    compare("local cache / downloaded parquet", ours(local, chosen[:40]), ours(downloaded, chosen[:40]))
+    table = datasets.load_dataset(str(hosted), split="test", cache_dir=str(events.folder / "downloaded"))
+    downloaded, items = Windows(table, encode, 13, 12), events.chosen[:40]
+    compare("local cache / downloaded parquet", ours(local, items), ours(downloaded, items))
+    return downloaded
 
-    # N-body MNIST
+
+def watch_memory(label: str, windows: Windows, epoch: int):
+    before, highest = anonymous_memory(), 0.0
+    for count, item in enumerate(np.random.default_rng(1).integers(len(windows), size=epoch)):
+        windows.raw(item).max()
+        if count == 20:
+            before = anonymous_memory()
+        highest = max(highest, anonymous_memory() - before) if count % 100 == 0 else highest
+    print(f"memory over {epoch} windows, {label:29s} {highest:+8.1f} MB", flush=True)
+
+
+def run(folder: Path, number: int, epoch: int):
+    events = MadeUpEvents(folder, number)
+    local = compare_local_cache(events)
+    compare_sevir_files(events)
+    downloaded = compare_hosted(events, local)
     compare_nbody(folder)
 
-    # memory
-    random = np.random.default_rng(1)
-    ways = {"local cache": local, "SEVIR file": cut(table), "downloaded parquet": downloaded}
+    watch_memory("local cache", local, epoch)
+    watch_memory("SEVIR file", events.windows("contiguous"), epoch)
+    watch_memory("downloaded parquet", downloaded, epoch)
     options = {"digits": "digits.npy", "sizes": (epoch, 1, 1), "cache_dir": folder / "tables"}
-    many = earthformer_hf.load_dataset("nbody-mnist", folder / "digits", "train", **options)
-    ways["N-body MNIST, an event a window"] = Windows(many, encode, 10, 10)
-    ways["its local cache"] = Windows(cached(many, folder / "cache"), encode, 10, 10)
-    for label, windows in ways.items():
-        before, highest = anonymous_memory(), 0.0
-        for count, item in enumerate(random.integers(len(windows), size=epoch)):
-            windows.raw(item).max()
-            if count == 20:
-                before = anonymous_memory()
-            highest = max(highest, anonymous_memory() - before) if count % 100 == 0 else highest
-        print(f"memory over {epoch} windows, {label:29s} {highest:+8.1f} MB", flush=True)
+    table = earthformer_hf.load_dataset("nbody-mnist", folder / "digits", "train", **options)
+    watch_memory("N-body MNIST, an event a window", Windows(table, encode, 10, 10), epoch)
+    watch_memory("its local cache", Windows(cached(table, folder / "cache"), encode, 10, 10), epoch)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=32)
+    parser.add_argument("--windows", type=int, default=10_000, help="of the epoch whose memory is watched")
+    arguments = parser.parse_args()
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        run(Path(folder), arguments.events, arguments.windows)
 
 
 if __name__ == "__main__":

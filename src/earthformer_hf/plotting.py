@@ -43,20 +43,8 @@ def plot_sequence(
         chances: further rows below, label -> probabilities 0..1 (columns, H, W), with NaN as above.
         units: of the values: rain rates in "mm/h" have their own colours, all else one scale from lowest to highest.
     """
-    from matplotlib import colormaps
-    from matplotlib.colors import BoundaryNorm, ListedColormap
-
     chances = chances or {}
-    style: dict[str, Any]
-    if units == "mm/h":
-        colors = ListedColormap(RAIN_COLORS).with_extremes(under="white", over="#7a0177", bad="0.8")
-        style = {"cmap": colors, "norm": BoundaryNorm(RAIN_LEVELS, len(RAIN_COLORS))}
-    else:
-        lowest, highest = (float(f(np.stack(list(rows.values())))) for f in (np.nanmin, np.nanmax))
-        name, bottom = (
-            ("RdBu_r", -max(-lowest, highest)) if lowest < 0 else ("viridis", 0)
-        )  # of both signs: white is 0
-        style = {"cmap": colormaps[name].with_extremes(bad="0.8"), "vmin": bottom, "vmax": max(-lowest, highest)}
+    style = _map_style(np.stack(list(rows.values())), units)
     chance_style = {"cmap": "Purples", "vmin": 0, "vmax": 100}
     lines = [(label, frames, style) for label, frames in rows.items()]
     lines += [(label, 100 * frames, chance_style) for label, frames in chances.items()]
@@ -77,21 +65,36 @@ def plot_sequence(
     for axis, lead in zip(axes[0], leads):
         axis.set_title(lead, fontsize=10)
     rain = units == "mm/h"
-    parts = (
-        ("rain rate, mm/h" if rain else units, axes[: len(rows)], RAIN_LEVELS if rain else None),
-        ("chance, %", axes[len(rows) :], [0, 20, 40, 60, 80, 100]),
-    )
-    for label, part, ticks in parts:
-        images = [image for axis in part.flat for image in axis.images]
-        if images:
-            extend = "max" if ticks is RAIN_LEVELS else "neither"
-            bar = figure.colorbar(images[0], ax=part, shrink=0.8, pad=0.01, extend=extend, ticks=ticks)
-            if ticks:
-                bar.ax.set_yticklabels([f"{level:g}" for level in ticks])
-            bar.ax.tick_params(labelsize=8)
-            bar.set_label(label, fontsize=9)
+    _add_color_bar(figure, axes[: len(rows)], "rain rate, mm/h" if rain else units, RAIN_LEVELS if rain else None)
+    _add_color_bar(figure, axes[len(rows) :], "chance, %", [0, 20, 40, 60, 80, 100])
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _map_style(values: np.ndarray, units: str) -> dict[str, Any]:
+    """Arguments of `imshow`: the colours of rain rates, of values of both signs (white is 0), or of others."""
+    from matplotlib import colormaps
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    if units == "mm/h":
+        colors = ListedColormap(RAIN_COLORS).with_extremes(under="white", over="#7a0177", bad="0.8")
+        return {"cmap": colors, "norm": BoundaryNorm(RAIN_LEVELS, len(RAIN_COLORS))}
+    lowest, highest = float(np.nanmin(values)), float(np.nanmax(values))
+    name, bottom = ("RdBu_r", -max(-lowest, highest)) if lowest < 0 else ("viridis", 0)
+    return {"cmap": colormaps[name].with_extremes(bad="0.8"), "vmin": bottom, "vmax": max(-lowest, highest)}
+
+
+def _add_color_bar(figure: "Figure", axes: np.ndarray, label: str, ticks: list | None):
+    """A colour bar beside maps, if any was drawn."""
+    images = [image for axis in axes.flat for image in axis.images]
+    if not images:
+        return
+    extend = "max" if ticks is RAIN_LEVELS else "neither"
+    bar = figure.colorbar(images[0], ax=axes, shrink=0.8, pad=0.01, extend=extend, ticks=ticks)
+    if ticks:
+        bar.ax.set_yticklabels([f"{level:g}" for level in ticks])
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label(label, fontsize=9)
 
 
 def plot_events(rows: dict[str, np.ndarray], times: dict[str, Sequence[str]], label: str, title: str) -> "Figure":
@@ -152,10 +155,10 @@ def plot_by_lead(curves: dict[str, dict[str, np.ndarray]], leads: np.ndarray, un
         axis.set_xlabel(f"lead time, {unit}", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
-    return _finish(figure, axes, len(curves), title)
+    return _add_legend_and_title(figure, axes, len(curves), title)
 
 
-def _finish(figure: "Figure", axes: np.ndarray, panels: int, title: str) -> "Figure":
+def _add_legend_and_title(figure: "Figure", axes: np.ndarray, panels: int, title: str) -> "Figure":
     """One legend below, no empty panels, and the title."""
     for axis in axes.flat[panels:]:
         axis.set_visible(False)
@@ -182,7 +185,7 @@ def plot_spectrum(wavelength: np.ndarray, panels: dict[str, dict[str, np.ndarray
         axis.grid(alpha=0.3, which="both")
         axis.invert_xaxis()
     axes[0, 0].set_ylabel("power", fontsize=9)
-    return _finish(figure, axes, len(panels), title)
+    return _add_legend_and_title(figure, axes, len(panels), title)
 
 
 def plot_reliability(panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], title: str) -> "Figure":
@@ -207,7 +210,7 @@ def plot_reliability(panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
         axis.set_xlabel("forecast chance", fontsize=9)
         axis.set_ylabel("observed frequency", fontsize=9)
         axis.tick_params(labelsize=8)
-    return _finish(figure, axes, len(panels), title)
+    return _add_legend_and_title(figure, axes, len(panels), title)
 
 
 def plot_rank_histogram(panels: dict[str, dict[str, np.ndarray]], title: str) -> "Figure":
@@ -226,7 +229,7 @@ def plot_rank_histogram(panels: dict[str, dict[str, np.ndarray]], title: str) ->
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("members below the observation", fontsize=9)
     axes[0, 0].set_ylabel("frequency, over that of a flat histogram", fontsize=9)
-    return _finish(figure, axes, len(panels), title)
+    return _add_legend_and_title(figure, axes, len(panels), title)
 
 
 def plot_ocean(
@@ -291,3 +294,14 @@ def _nino34_box():
     from matplotlib.patches import Rectangle
 
     return Rectangle((190, -5), 50, 10, fill=False, color="black", lw=1.2)
+
+
+__all__ = [
+    "plot_by_lead",
+    "plot_events",
+    "plot_ocean",
+    "plot_rank_histogram",
+    "plot_reliability",
+    "plot_sequence",
+    "plot_spectrum",
+]

@@ -75,7 +75,7 @@ class _EarthNet(EventBuilder):
         files = sorted(folder.rglob(f"*{ending}"))
         if not files:
             raise ValueError(f"`data_dir`: {folder} holds no {ending} file.")
-        return [files[number] for number in train_or_val(len(files), split)] if split in ("train", "val") else files
+        return [files[count] for count in train_or_val(len(files), split)] if split in ("train", "val") else files
 
     def row(self, split: str, path: Path, /, **reference: Any) -> dict[str, Any]:
         name = cube_name(path)
@@ -92,14 +92,14 @@ class _EarthNet(EventBuilder):
         }
 
 
-def train_or_val(number: int, split: str) -> list[int]:
+def train_or_val(count: int, split: str) -> list[int]:
     """Which of the sorted training files are of a split: a tenth, rounded down and drawn at random, is `val`.
 
     As published, they are what torch's `random_split` draws, but from seed 0; the original draws from whatever state
     the program is in, so that its very files are not known.
     """
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(0)).tolist()
-    kept = number - int(0.1 * number)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    kept = count - int(0.1 * count)
     return order[kept:] if split == "val" else order[:kept]
 
 
@@ -235,7 +235,7 @@ def _load_npz(
             raise ValueError(f"{context}: `{name}` must be (h, w, 1), got {array.shape}.")
     static = [array[None, :, :, 0] for array in (elevation, coarse)]  # (1, h, w)
     drivers = [static[0], *weather.transpose(2, 3, 0, 1), static[1]]  # (days, h, w) each
-    return _finish(np.concatenate(images), np.concatenate(masks), drivers)
+    return _cube_arrays(np.concatenate(images), np.concatenate(masks), drivers)
 
 
 @lru_cache(4)
@@ -258,10 +258,10 @@ def _load_nc(path: str, mask: str, frames: int, changed: tuple[int, ...]) -> tup
             masked = (masked != 0) & ~np.isin(images["s2_SCL"].values, CLEAR)
         weather = [(cube[name].values[:, None, None] + shift) / scale for name, (shift, scale) in WEATHER.items()]
         elevation = (cube["cop_dem"].transpose("lat", "lon").values[None] + 2000) / 4000
-    return _finish(values, masked, [elevation, *weather, np.nanmean(elevation, keepdims=True)])
+    return _cube_arrays(values, masked, [elevation, *weather, np.nanmean(elevation, keepdims=True)])
 
 
-def _finish(
+def _cube_arrays(
     images: np.ndarray, masks: np.ndarray, drivers: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images (T, H, W, 4), masks (T, H, W), 0 where clear, and drivers (days, h, w) as the arrays of an event."""
@@ -277,3 +277,17 @@ def _finish(
 def nearest(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """An array of another shape, as `torch.nn.functional.interpolate(mode="nearest")` makes it."""
     return array[np.ix_(*(np.arange(size) * old // size for size, old in zip(shape, array.shape)))]
+
+
+__all__ = [
+    "BANDS",
+    "CLEAR",
+    "EarthNet2021",
+    "EarthNet2021x",
+    "EarthNet2021xConfig",
+    "FRAMES",
+    "SIZE",
+    "cube_name",
+    "nearest",
+    "train_or_val",
+]

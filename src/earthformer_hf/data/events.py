@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .guards import is_bomb, open_npy
+from .file_checks import is_bomb
+from .guards import open_npy
 
 
 # name -> module of this folder and its builder
@@ -394,8 +395,8 @@ def builder_of(name: str) -> type[EventBuilder]:
     """
     if name not in SOURCES:
         raise ValueError(f"`name` must be one of {sorted(SOURCES)}, got {name!r}.")
-    module, kind = SOURCES[name]
-    return getattr(importlib.import_module(f".{module}", __package__), kind)
+    module, class_name = SOURCES[name]
+    return getattr(importlib.import_module(f".{module}", __package__), class_name)
 
 
 def make_builder(
@@ -406,18 +407,18 @@ def make_builder(
     **options: Any,
 ) -> EventBuilder:
     """The builder of a source with its options; arguments and errors are those of [`load_dataset`]."""
-    kind = builder_of(name)
+    builder_class = builder_of(name)
     data_dir = Path(data_dir or os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")).expanduser().resolve()
-    if kind.NEEDS_FILES and not data_dir.exists():
+    if builder_class.NEEDS_FILES and not data_dir.exists():
         raise ValueError(f"`data_dir` must be the folder of the files of {name!r}, {data_dir} does not exist.")
-    known = options_of(kind)
+    known = options_of(builder_class)
     if set(options) - known:
         raise ValueError(f"`options` of {name!r} must be of {sorted(known)}, got {sorted(set(options) - known)}.")
     wanted = tuple(part.partition("[")[0] for part in split.split("+")) if split else ()
-    if not set(wanted) <= set(kind.SPLITS):
-        raise ValueError(f"`split` of {name!r} must be of {list(kind.SPLITS)}, got {split!r}.")
-    state = "-".join([_state(kind, data_dir), *sorted(set(wanted))])
-    builder = kind(cache_dir=cache_dir, data_dir=str(data_dir), hash=state, **options)
+    if not set(wanted) <= set(builder_class.SPLITS):
+        raise ValueError(f"`split` of {name!r} must be of {list(builder_class.SPLITS)}, got {split!r}.")
+    fingerprint = "-".join([_fingerprint(builder_class, data_dir), *sorted(set(wanted))])
+    builder = builder_class(cache_dir=cache_dir, data_dir=str(data_dir), hash=fingerprint, **options)
     if not set(wanted) <= set(builder.splits):
         raise ValueError(f"`split` of {name!r} must be of {list(builder.splits)} with these options, got {split!r}.")
     builder.wanted = wanted
@@ -473,20 +474,46 @@ def load_dataset(
     return datasets.DatasetDict({name: builder.as_dataset(name).with_transform(as_events) for name in filled})
 
 
-def options_of(kind: type[EventBuilder]) -> set[str]:
+def options_of(builder_class: type[EventBuilder]) -> set[str]:
     """Names of the options that a source takes."""
     names = [
-        {field.name for field in fields(config)} for config in (kind.BUILDER_CONFIG_CLASS, datasets.BuilderConfig)
+        {field.name for field in fields(config)}
+        for config in (builder_class.BUILDER_CONFIG_CLASS, datasets.BuilderConfig)
     ]
     return names[0] - names[1]
 
 
-def _state(kind: type[EventBuilder], data_dir: Path) -> str:
+def _fingerprint(builder_class: type[EventBuilder], data_dir: Path) -> str:
     """What a kept table depends on: the builder's code, and names, sizes and times of the files."""
-    digest = hashlib.sha256(inspect.getsource(inspect.getmodule(kind)).encode())  # type: ignore[arg-type]
+    digest = hashlib.sha256(inspect.getsource(inspect.getmodule(builder_class)).encode())  # type: ignore[arg-type]
     for folder, _, names in sorted(os.walk(data_dir)):
         for name in sorted(names):
             path = os.path.join(folder, name)
-            state = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere
-            digest.update(f"{folder}/{name} {state.st_size} {state.st_mtime_ns}\n".encode())
+            status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere
+            digest.update(f"{folder}/{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
+
+
+__all__ = [
+    "ARRAYS",
+    "CACHE",
+    "EventBuilder",
+    "EventConfig",
+    "Events",
+    "FIELDS",
+    "Facts",
+    "HOSTED_FEATURES",
+    "LazyFrames",
+    "SOURCES",
+    "as_event",
+    "as_events",
+    "builder_of",
+    "check_origin",
+    "compressed",
+    "decompressed",
+    "load_dataset",
+    "make_builder",
+    "options_of",
+    "place_of",
+    "read_cache",
+]

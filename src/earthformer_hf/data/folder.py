@@ -17,22 +17,19 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .events import EventBuilder, EventConfig, Facts, LazyFrames, load_dataset
-from .guards import KINDS, open_dataset, open_npy
+from .file_checks import FORMATS_BY_ENDING
+from .gridded_file import GriddedFile, check_values, dates_along, gridded_file
 
 
-ENDINGS = {*KINDS, ".zarr"} - {".npz", ".zip", ".gz", ".tgz", ".tar"}
+ENDINGS = {*FORMATS_BY_ENDING, ".zarr"} - {".npz", ".zip", ".gz", ".tgz", ".tar"}
 ROLES = ("time", "y", "x", "channel")
-AXES = {  # what names a dimension y or x in the CF conventions: axis, standard names, units; and common names
-    "y": ("Y", ("latitude", "projection_y_coordinate", "grid_latitude"), "degrees_north", ("y", "lat", "latitude")),
-    "x": ("X", ("longitude", "projection_x_coordinate", "grid_longitude"), "degrees_east", ("x", "lon", "longitude")),
-}
 
 
 @dataclass
@@ -113,7 +110,7 @@ class Folder(EventBuilder):
             begin, stop = np.searchsorted(stretch["time"], [first, end])
             if begin == stop:
                 continue
-            parts = _cut(stretch["parts"], int(begin), int(stop))
+            parts = _parts_between(stretch["parts"], int(begin), int(stop))
             path, number, _ = parts[0]
             name = Path(path).relative_to(self.config.data_dir)
             stored = {"parts": parts, "shape": stretch["shape"], "dtype": stretch["dtype"]}
@@ -138,7 +135,7 @@ class Folder(EventBuilder):
                 inside = [first + number - before for number in numbers if before <= number < before + stop - first]
                 if inside:
                     where = slice(inside[0], inside[-1] + 1, numbers.step)
-                    pieces.append(_grid(os.getpid(), path, os.stat(path).st_mtime_ns, layout).read(where))
+                    pieces.append(gridded_file(os.getpid(), path, os.stat(path).st_mtime_ns, layout).read(where))
                 before += stop - first
             return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
 
@@ -162,9 +159,9 @@ class Folder(EventBuilder):
         found: list[dict[str, Any]] = []
         for path in paths:
             try:
-                grid = _grid(os.getpid(), str(path), os.stat(path).st_mtime_ns, json.dumps(config.layout))
-                time = _times(grid, path, config)
-                _check_values(grid, path)
+                grid = gridded_file(os.getpid(), str(path), os.stat(path).st_mtime_ns, json.dumps(config.layout))
+                time = _times_of(grid, path, config)
+                check_values(grid, path)
                 known = {"shape": grid.shape, "dtype": grid.dtype, "geo": grid.geo}
                 found.append({"path": str(path), "time": time} | known)
             except ValueError as problem:
@@ -184,7 +181,7 @@ class Folder(EventBuilder):
         good = [file for file in self.files if "time" in file]
         if not good:
             return []
-        step = _step(self.config.time_step) or _most_common_step([file["time"] for file in good])
+        step = _parsed_step(self.config.time_step) or _most_common_step([file["time"] for file in good])
         stretches: list[dict[str, Any]] = []
         for file in good:
             time = file["time"]
@@ -226,8 +223,8 @@ class Folder(EventBuilder):
         borders.append(np.datetime64("9999", "s"))
         return {
             split: (first, end)
-            for split, first, end, share in zip(self.SPLITS, borders, borders[1:], fractions)
-            if share > 0
+            for split, first, end, fraction in zip(self.SPLITS, borders, borders[1:], fractions)
+            if fraction > 0
         }
 
 
@@ -256,163 +253,18 @@ def from_folder(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One file
+# Times, and parts of files
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class _Grid:
-    """The frames of an open file, and what is known about them."""
-
-    def __init__(self, path: str, variable: list[str], dims: dict[str, str], select: dict[str, Any]):
-        dataset = _dataset(path)
-        names = variable or _only_variable(dataset, path)
-        missing = sorted(set(names) - set(dataset.data_vars))
-        if missing:
-            raise ValueError(f"`variable`: {path} holds {sorted(map(str, dataset.data_vars))}, not {missing}.")
-        self.arrays, orders = [], []
-        for name in names:
-            try:
-                array = dataset[name].sel(select) if select else dataset[name]
-            except (KeyError, ValueError) as reason:
-                raise ValueError(f"`select`: {name!r} of {path} has no {select}: {reason}.") from None
-            if array.dtype.kind not in "buif":
-                raise ValueError(f"`variable`: {name!r} of {path} must hold real numbers, got {array.dtype}.")
-            orders.append(_order(array, dims, f"{name!r} of {path}"))
-            if not orders[-1][0]:
-                array, orders[-1][0] = array.expand_dims("time"), "time"
-            self.arrays.append(array.squeeze([name for name in array.dims if name not in orders[-1]]))
-        self.names, self.order = names, orders[0]
-        self.length, *shape = (self.arrays[0].sizes[name] for name in self.order)
-        if len(names) > 1 and (len(shape) > 2 or any(array.sizes != self.arrays[0].sizes for array in self.arrays)):
-            sizes = {str(array.name): dict(array.sizes) for array in self.arrays}
-            raise ValueError(f"`variable`: channels of {path} must be of one shape (T, H, W), got {sizes}.")
-        if 0 in (self.length, *shape):
-            raise ValueError(f"`variable`: {names} of {path} must not be empty, got {dict(self.arrays[0].sizes)}.")
-        self.shape = [*shape, len(names)] if len(names) > 1 else shape
-        self.dtype = str(np.result_type(*(array.dtype for array in self.arrays)))
-        self.geo = _geo(dataset, self.arrays[0], self.order)
-
-    def read(self, frames: slice) -> np.ndarray:
-        """Frames (n, H, W[, C])."""
-        parts = [array.isel({self.order[0]: frames}).compute() for array in self.arrays]
-        values = [part.transpose(*self.order).values for part in parts]
-        return values[0] if len(values) == 1 else np.stack(values, axis=-1)
-
-
-@lru_cache(32)
-def _grid(process: int, path: str, changed: int, layout: str) -> _Grid:
-    """`process` keeps the handles of a fork's parent apart."""
-    return _Grid(path, **json.loads(layout))
-
-
-def _dataset(path: str) -> Any:
-    """A file as an `xarray.Dataset` whose arrays are read when they are sliced."""
-    import xarray
-
-    if not path.lower().endswith(".npy"):
-        try:
-            return open_dataset(path)
-        except ValueError as reason:
-            raise ValueError(str(reason) if path in str(reason) else f"{path}: {reason}") from None
-    array = open_npy(path)
-    if array.ndim not in (2, 3, 4):
-        raise ValueError(f"{path} must be (H, W), (T, H, W) or (T, H, W, C), got {array.shape}.")
-    names = {2: ("y", "x"), 3: ("time", "y", "x"), 4: ("time", "y", "x", "channel")}[array.ndim]
-    return xarray.Dataset({"values": (names, array)})
-
-
-def _only_variable(dataset: Any, path: str) -> list[str]:
-    names = [str(name) for name, array in dataset.data_vars.items() if array.ndim >= 2]
-    if len(names) != 1:
-        raise ValueError(f"`variable` must be one of {names}, which {path} holds.")
-    return names
-
-
-def _order(array: Any, dims: dict[str, str], what: str) -> list:
-    """The dimensions time, y, x and, where there is one, channel of an array; None for the time if it has none."""
-    absent = sorted(set(dims.values()) - set(map(str, array.dims)))
-    if absent:
-        raise ValueError(f"`dims`: {what} has dimensions {array.dims}, not {absent}.")
-    channel = dims.get("channel") or ("channel" if "channel" in array.dims else None)
-    # a dimension of one element that nothing names says nothing
-    rest = [
-        name
-        for name in array.dims
-        if name != channel and (array.sizes[name] > 1 or name in dims.values() or _role(array, name))
-    ]
-    time = dims.get("time") or next((name for name in rest if _role(array, name) == "time"), None)
-    if time is None and len(rest) > 2:
-        time = rest[0]
-    rest = [name for name in rest if name != time]
-    if len(rest) != 2:
-        raise ValueError(
-            f"`dims`: {what} must have a time, a y and an x, got {dict(array.sizes)}; name them in `dims`, and choose "
-            "from others by `select`."
-        )
-    y, x = rest
-    if dims.get("y") == x or dims.get("x") == y or ("y" not in dims and _role(array, x) == "y"):
-        y, x = x, y
-    return [time, y, x, *([channel] if channel else [])]
-
-
-def _role(array: Any, name: Any) -> str | None:
-    """ "time", "y" or "x", by the coordinates, CF attributes or name of a dimension."""
-    if name in ("time", "t") or _dates(array, (name,)) is not None:
-        return "time"
-    attributes = array.coords[name].attrs if name in array.coords else {}
-    for axis, (letter, standard_names, units, names) in AXES.items():
-        if (
-            attributes.get("axis") == letter
-            or attributes.get("standard_name") in standard_names
-            or attributes.get("units") == units
-            or str(name).lower() in names
-        ):
-            return axis
-    return None
-
-
-def _dates(array: Any, dims: tuple) -> Any:
-    """The coordinate with the dates along dimensions, (time,) or (); of a forecast, those for which it is valid."""
-    dated = {
-        str(name): coordinate
-        for name, coordinate in array.coords.items()
-        if coordinate.dims == dims and (coordinate.dtype.kind == "M" or _is_cftime(coordinate))
-    }
-    names = sorted(dated, key=lambda name: (name != "valid_time", (name,) != dims, name != "time"))
-    return dated[names[0]] if names else None
-
-
-def _is_cftime(coordinate: Any) -> bool:
-    """Whether a coordinate holds dates of a calendar that numpy lacks."""
-    return coordinate.dtype.kind == "O" and hasattr(coordinate.values.ravel()[0], "calendar")
-
-
-def _geo(dataset: Any, array: Any, order: list) -> dict[str, Any]:
-    geo: dict[str, Any] = {}
-    for role, name in zip("yx", order[1:3]):
-        if name in array.coords and array.coords[name].dtype.kind in "uif":
-            geo[role] = array.coords[name].values.tolist()
-            geo[f"{role}_name"] = str(name)
-    mapping = array.encoding.get("grid_mapping") or array.attrs.get("grid_mapping") or "spatial_ref"
-    attributes = dataset[mapping].attrs if mapping in dataset.variables else {}
-    text = attributes.get("crs_wkt") or attributes.get("spatial_ref")
-    if text:
-        geo["crs"] = str(text)
-    elif attributes:
-        geo["grid_mapping"] = {name: np.asarray(value).tolist() for name, value in attributes.items()}
-    elif [geo.get("y_name"), geo.get("x_name")] in (["lat", "lon"], ["latitude", "longitude"]):
-        geo["crs"] = "EPSG:4326"
-    return geo
-
-
-def _times(grid: _Grid, path: Path, config: FolderConfig) -> np.ndarray:
+def _times_of(grid: GriddedFile, path: Path, config: FolderConfig) -> np.ndarray:
     """The time of every frame, (T,) datetime64[s]."""
     array, what = grid.arrays[0], f"{path}, {grid.names[0]!r}"
-    dates = _dates(array, (grid.order[0],))
+    dates = dates_along(array, (grid.order[0],))
     if dates is None and grid.length == 1:
-        dates = _dates(array, ())
+        dates = dates_along(array, ())
     if config.name_time or dates is None:
-        return _made_times(grid.length, path, config)
+        return _stated_times(grid.length, path, config)
     if dates.dtype.kind != "M":
         calendar = np.ravel(dates.values)[0].calendar
         raise ValueError(f"{what}: its times are of the calendar {calendar!r}, which has no dates of ours.")
@@ -426,9 +278,9 @@ def _times(grid: _Grid, path: Path, config: FolderConfig) -> np.ndarray:
     return time
 
 
-def _made_times(length: int, path: Path, config: FolderConfig) -> np.ndarray:
+def _stated_times(length: int, path: Path, config: FolderConfig) -> np.ndarray:
     """The times of a file without dates, by the options."""
-    step = _step(config.time_step)
+    step = _parsed_step(config.time_step)
     if length > 1 and step is None:
         raise ValueError(f"`time_step`: {path} has no dates along its {length} frames; state it.")
     if config.name_time:
@@ -449,22 +301,7 @@ def _made_times(length: int, path: Path, config: FolderConfig) -> np.ndarray:
     return (first + step * np.arange(length)).astype("datetime64[s]")
 
 
-def _check_values(grid: _Grid, path: Path):
-    """Refuse a file of nothing but missing values; one frame is enough to know, if it is a good one."""
-    if np.dtype(grid.dtype).kind != "f":
-        return
-    for frame in sorted(range(grid.length), key=lambda frame: (frame not in (0, grid.length // 2), frame)):
-        if np.isfinite(grid.read(slice(frame, frame + 1))).any():
-            return
-    raise ValueError(f"{path}, {grid.names}: all {grid.length} frames hold nothing but missing values.")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Time steps and parts
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _step(text: str | None) -> np.timedelta64 | None:
+def _parsed_step(text: str | None) -> np.timedelta64 | None:
     if text is None:
         return None
     match = re.fullmatch(r"(\d+)([smhDWMY])", text)
@@ -498,7 +335,7 @@ def _follows(before: np.ndarray, after: np.ndarray, step: np.timedelta64) -> np.
     return np.abs((after - before) / step - 1) <= 0.1
 
 
-def _cut(parts: list[list], begin: int, stop: int) -> list[list]:
+def _parts_between(parts: list[list], begin: int, stop: int) -> list[list]:
     """The parts of the frames from `begin` to `stop` of all."""
     result, before = [], 0
     for path, first, end in parts:
@@ -507,3 +344,6 @@ def _cut(parts: list[list], begin: int, stop: int) -> list[list]:
             result.append([path, first + low, first + high])
         before += end - first
     return result
+
+
+__all__ = ["Folder", "FolderConfig", "from_folder"]

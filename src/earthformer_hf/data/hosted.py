@@ -228,8 +228,8 @@ def _card(name: str, facts: Facts, records: list[dict[str, Any]]) -> str:
             key: sum(record[key] for record in records if record["split"] == split)
             for key in ("events", "frames", "missing", "values", "bytes")
         }
-        share = total["missing"] / max(total["values"], 1)
-        lines.append(f"| {split} | {total['events']} | {total['frames']} | {share:.3%} | {total['bytes'] / 1e6:.1f} |")
+        missing = f"{total['missing'] / max(total['values'], 1):.3%}"
+        lines.append(f"| {split} | {total['events']} | {total['frames']} | {missing} | {total['bytes'] / 1e6:.1f} |")
     lines += ["", "| | |", "|---|---|"]
     for field in fields(facts):
         value = str(getattr(facts, field.name)).replace("|", "\\|").replace("\n", " ")
@@ -338,3 +338,6 @@ def _write_arrays(table: datasets.Dataset, folder: Path) -> None:
     for array in arrays.values():
         array.flush()
     os.replace(part, folder)
+
+
+__all__ = ["cached", "event_in_memory", "missing_values", "prepare", "push"]

@@ -149,3 +149,6 @@ def _record(reference: dict[str, Any], name: str) -> np.ndarray:
 @lru_cache(64)
 def _kept_record(path: str, name: str, first: int, rows: int, changed: int) -> np.ndarray:
     return unfold(_rows({"files": {name: path}, "first": first, "rows": rows}, name))
+
+
+__all__ = ["ARCHIVES", "IcarEnso", "unfold"]

@@ -151,3 +151,6 @@ def _digits(path: str, split: str, state: int) -> np.ndarray:
             f"`digits`: {path} must hold uint8 digits of split {split!r}, got {len(digits)} {digits.dtype}."
         )
     return digits
+
+
+__all__ = ["BODIES", "FRAMES", "MovingMnist", "MovingMnistConfig", "PUBLISHED", "SIZE", "drawn", "published_split"]

@@ -167,7 +167,7 @@ def _moved(
     _, sizes = load_digits(path)
     chosen = range(block * BLOCK, (block + 1) * BLOCK)
     if parameters is None:
-        indices, places, angles, speeds = _draw(seed, split, chosen, min(DIGITS, len(sizes)))
+        indices, places, angles, speeds = _random_motions(seed, split, chosen, min(DIGITS, len(sizes)))
     else:
         drawn = _published(parameters, state[1])
         names = ("digit_indices", "affine_transforms_multipliers", "init_velocity_angle", "init_velocity_magnitude")
@@ -182,7 +182,7 @@ def _moved(
     return indices, positions, velocities, energy.numpy()
 
 
-def _draw(seed: int, split: str, numbers: range, digits: int) -> list[np.ndarray]:
+def _random_motions(seed: int, split: str, numbers: range, digits: int) -> list[np.ndarray]:
     """Digits (n, 3), places (n, 3, 2) in 0..1, angles (n, 3), and speeds (n, 3) of sequences, each from its number."""
     drawn = []
     for number in numbers:
@@ -239,11 +239,11 @@ def _published(path: str, state: int) -> dict[str, np.ndarray]:
         "raw_img_size": RAW_SIZE,
         "raw_seq_len_multiplier": STEPS,
     }
-    stated: dict[str, Any] = (yaml.safe_load(settings.read_text()) if settings.exists() else None) or {}
-    stated = stated.get("dataset", stated)
+    configured: dict[str, Any] = (yaml.safe_load(settings.read_text()) if settings.exists() else None) or {}
+    configured = configured.get("dataset", configured)
     for name, value in published.items():
-        if stated.get(name, value) != value:
-            raise ValueError(f"`parameters`: {name} of {settings} must be {value}, got {stated[name]}.")
+        if configured.get(name, value) != value:
+            raise ValueError(f"`parameters`: {name} of {settings} must be {value}, got {configured[name]}.")
     return drawn
 
 
@@ -337,3 +337,20 @@ def n_body_energy(
     pairs = torch.ones_like(distance).triu(1)
     potential = gravity * (distance + softening**2).sqrt() * pairs
     return 0.5 * velocities.square().sum((-1, -2)) + potential.sum((-1, -2))
+
+
+__all__ = [
+    "BODIES",
+    "FRAMES",
+    "NBodyMnist",
+    "NBodyMnistConfig",
+    "SIZE",
+    "STEPS",
+    "changed",
+    "load_digits",
+    "motion",
+    "n_body_energy",
+    "pull",
+    "read_digits",
+    "render",
+]

@@ -390,3 +390,16 @@ def _downsample_file(source: Path, target: Path) -> None:
         for row in logging.tqdm(range(len(data)), desc=source.name, unit="event"):
             frames = data[row][:, :, ::2]  # (384, 384, 25)
             small[row] = frames.reshape(128, 3, 128, 3, 25).max((1, 3))
+
+
+__all__ = [
+    "SCALINGS",
+    "Sevir",
+    "SevirConfig",
+    "SevirLR",
+    "count_flashes",
+    "downsample",
+    "events_of",
+    "prediff_window_split",
+    "read_catalogue",
+]

@@ -76,8 +76,8 @@ class Cutter:
         if not observed[self.context_length :].any():
             first, last = (start + self.frame_stride * n for n in (self.context_length, self.length - 1))
             raise ValueError(
-                f"Windows: nothing was observed in the future of {_place(event)}, frames {first} to {last}: leave it "
-                "out, or choose another stride."
+                f"Windows: nothing was observed in the future of {_describe_event(event)}, frames {first} to {last}: "
+                "leave it out, or choose another stride."
             )
         frames, mask = (
             torch.from_numpy(x if x.ndim == 4 else x[..., None]) for x in (values, observed)
@@ -90,7 +90,7 @@ class Cutter:
         for name in self.series:
             if name not in event.get("series", {}):
                 raise ValueError(
-                    f"Windows: `series` of {_place(event)} hold {[*event.get('series', {})]}, not {name!r}."
+                    f"Windows: `series` of {_describe_event(event)} hold {[*event.get('series', {})]}, not {name!r}."
                 )
             numbers = torch.from_numpy(np.asarray(event["series"][name], "float32"))
             numbers = numbers[start : start + self.span : self.frame_stride]  # (T,)
@@ -98,7 +98,7 @@ class Cutter:
         return item
 
 
-def _place(event: dict) -> str:
+def _describe_event(event: dict) -> str:
     """Words for an event: its id, and where its frames are if they are elsewhere."""
     return getattr(event["values"], "place", f"event {event.get('id')!r}")
 
@@ -207,7 +207,8 @@ def _cut(cutter: Cutter, batch: dict[str, list]) -> dict[str, list]:
     event = as_event({name: column[0] for name, column in batch.items()})
     items = [cutter.item(event, start) for start in cutter.starts(len(event["values"]))]
     if not items:
-        logger.warning(f"{_place(event)} holds {len(event['values'])} frames, a window needs {cutter.span}: left out.")
+        held = f"{_describe_event(event)} holds {len(event['values'])} frames"
+        logger.warning(f"{held}, a window needs {cutter.span}: left out.")
     return {name: [item[name] for item in items] for name in (items[0] if items else ("past_values",))}
 
 
@@ -322,3 +323,6 @@ def heavy_share(windows: Windows, threshold: float, part: str = "future", floor:
         shares.append((observed & (sampled >= threshold)).mean(axis=(1, 2)))
     frames = windows.frame_stride * np.arange(*parts[part])
     return np.array([shares[event][start + frames].mean() for event, start in windows.index]) + floor
+
+
+__all__ = ["Cutter", "TrainingWindows", "Windows", "heavy_share", "windows"]

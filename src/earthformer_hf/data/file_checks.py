@@ -1,0 +1,344 @@
+"""What is wrong with a file: the checks that run in a child process, see `guards.py`.
+
+This file is run as a program of its own, and imports nothing of the package.
+"""
+
+import contextlib
+import gzip
+import json
+import math
+import os
+import stat
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO, Any
+
+import numpy as np
+
+
+LARGE, RATIO = 4 * 2**30, 1000  # what declares more bytes than LARGE and than RATIO times its stored bytes is a bomb
+MEMORY, SECONDS = 4 * 2**30, 120  # that a check may take
+IDLE = 20  # seconds after which the checking process ends
+
+# file format -> (offset, bytes) of which one must be there
+MAGIC: dict[str, tuple[tuple[int, bytes], ...]] = {
+    "hdf5": tuple((offset, b"\x89HDF\r\n\x1a\n") for offset in (0, 512, 1024, 2048)),
+    "netcdf3": ((0, b"CDF\x01"), (0, b"CDF\x02"), (0, b"CDF\x05")),
+    "npy": ((0, b"\x93NUMPY"),),
+    "zip": ((0, b"PK\x03\x04"), (0, b"PK\x05\x06")),
+    "gzip": ((0, b"\x1f\x8b"),),
+    "tar": ((257, b"ustar"),),
+    "tiff": ((0, b"II*\0"), (0, b"MM\0*"), (0, b"II+\0"), (0, b"MM\0+")),
+    "grib": ((0, b"GRIB"),),
+}
+FORMATS_BY_ENDING = {
+    ".h5": ("hdf5",), ".hdf5": ("hdf5",), ".nc": ("hdf5", "netcdf3"), ".nc4": ("hdf5",), ".npy": ("npy",),
+    ".npz": ("zip",), ".zip": ("zip",), ".gz": ("gzip",), ".tgz": ("gzip",), ".tar": ("tar",), ".tif": ("tiff",),
+    ".tiff": ("tiff",), ".grib": ("grib",), ".grib2": ("grib",), ".grb": ("grib",), ".grb2": ("grib",),
+}  # fmt: skip
+ENGINES = {"hdf5": "netcdf4", "netcdf3": "netcdf4", "tiff": "rasterio", "grib": "cfgrib", "zarr": "zarr"}
+
+
+def format_of(path: str | Path) -> str:
+    """The format of a file by its first bytes: a key of `MAGIC`, or "zarr" for the folder of a Zarr store.
+
+    Raises:
+        ValueError: it is no file, of no known format, or of another format than its name says.
+    """
+    path = Path(path)
+    if path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zmetadata", ".zarray")):
+        return "zarr"
+    if not path.is_file():
+        raise ValueError("is not a file" if path.exists() else "does not exist")
+    with path.open("rb") as file:
+        start = file.read(2056)
+    found = [
+        file_format for file_format, marks in MAGIC.items() if any(start.startswith(mark, at) for at, mark in marks)
+    ]
+    expected = FORMATS_BY_ENDING.get(path.suffix.lower(), tuple(MAGIC))
+    if not found or found[0] not in expected:
+        raise ValueError(f"is not {' or '.join(expected)}, it begins with {start[:8]!r}")
+    return found[0]
+
+
+def problem_of(path: str) -> str | None:
+    """What is wrong with a file, None if nothing is."""
+    file_format = format_of(path)
+    if file_format == "hdf5":
+        return _hdf5_problem(path) or (_xarray_problem(path, file_format) if path.endswith((".nc", ".nc4")) else None)
+    if file_format == "npy":
+        with open(path, "rb") as file:
+            return npy_problem(file, os.path.getsize(path))
+    if file_format in ("zip", "tar", "gzip"):
+        return archive_problem(path) or (npz_problem(path) if path.endswith(".npz") else None)
+    first = {"zarr": _zarr_problem, "netcdf3": _netcdf3_problem}.get(file_format, lambda path: None)
+    return first(path) or _xarray_problem(path, file_format)
+
+
+def is_bomb(declared: int, stored: int) -> bool:
+    """Whether so many stored bytes cannot honestly be so many."""
+    return declared > LARGE and declared > RATIO * stored
+
+
+def _hdf5_problem(path: str) -> str | None:
+    import h5py
+
+    with contextlib.suppress(ImportError):
+        import hdf5plugin  # noqa: F401  further compressions, where they are installed
+    with h5py.File(path, "r") as file:
+        waiting: list[Any] = [file]
+        seen = {h5py.h5o.get_info(file.id).addr}
+        while waiting:
+            group = waiting.pop()
+            for name in group:
+                place = f"{group.name.rstrip('/')}/{name}"
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    return f"{place!r} is a link to elsewhere; not read"
+                item = group[name]
+                address = h5py.h5o.get_info(item.id).addr
+                if address in seen:  # hard links may form a ring
+                    continue
+                seen.add(address)
+                if isinstance(item, h5py.Group):
+                    waiting.append(item)
+                elif isinstance(item, h5py.Dataset):
+                    declared = math.prod(item.shape or ()) * item.dtype.itemsize
+                    if item.is_virtual or item.external:
+                        return f"{place!r} is stored elsewhere; not read"
+                    if is_bomb(declared, item.id.get_storage_size()):
+                        return f"{place!r} declares {declared} bytes and stores {item.id.get_storage_size()}; not read"
+                    if item.shape is not None and 0 not in item.shape:
+                        item[(0,) * item.ndim]
+    return None
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of the array that begins here; the file is left at its first byte."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"is npy of version {version}, not (1, 0) or (2, 0)")
+    shape, _, dtype = readers[version](file)
+    return shape, dtype
+
+
+def npy_problem(file: IO[bytes], size: int) -> str | None:
+    """`size`: of the file from here on."""
+    start = file.tell()
+    shape, dtype = _npy_header(file)
+    expected = file.tell() - start + math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0:
+        return f"declares the shape {shape}"
+    if dtype.hasobject:
+        return "holds pickled objects; not read"
+    if expected != size:
+        return f"has {size} bytes, but {dtype} {shape} takes {expected}: truncated or crafted"
+    return None
+
+
+def npz_problem(path: str) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                problem = npy_problem(file, member.file_size)
+            if problem:
+                return f"{member.filename!r} {problem}"
+    return None
+
+
+def archive_problem(path: str) -> str | None:
+    for _ in archive_members(Path(path), None):
+        pass
+    return None
+
+
+def archive_members(archive: Path, limit_bytes: int | None) -> Iterator[tuple[str, IO[bytes]]]:
+    """Names and contents of an archive's files, each checked before it is given.
+
+    Args:
+        limit_bytes: that all may hold; None: what a bomb holds is refused.
+    """
+    file_format, stored = format_of(archive), archive.stat().st_size
+    total = 0
+
+    def checked(name: str, size: int, plain: bool) -> str:
+        nonlocal total
+        path = PurePosixPath(name)
+        drive = PureWindowsPath(name).drive or "\\" in name
+        if path.is_absolute() or ".." in path.parts or drive or not path.parts:
+            raise ValueError(f"holds the path {name!r}, which leads out of the folder")
+        if not plain:
+            raise ValueError(f"{name!r} is a link or a device")
+        total += size
+        if total > limit_bytes if limit_bytes is not None else is_bomb(total, stored):
+            raise ValueError(f"unpacks to more than {limit_bytes or max(LARGE, RATIO * stored)} bytes")
+        return name
+
+    if file_format == "zip":
+        with zipfile.ZipFile(archive) as members:
+            for info in members.infolist():
+                plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+                name = checked(info.filename, info.file_size, plain)
+                if not info.is_dir():
+                    with members.open(info) as file:
+                        yield name, file
+    elif file_format == "tar" or archive.name.endswith((".tar.gz", ".tgz")):
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = checked(member.name, member.size, member.isreg() or member.isdir())
+                content = tar.extractfile(member) if member.isreg() else None
+                if content:
+                    yield name, content
+    else:
+        with gzip.open(archive) as packed:
+            while data := packed.read(2**20):
+                checked(archive.stem, len(data), True)
+            packed.seek(0)
+            yield archive.stem, packed  # type: ignore[misc]
+
+
+def _zarr_problem(path: str) -> str | None:
+    for folder, folders, names in os.walk(path):
+        for name in folders + names:
+            place = os.path.join(folder, name)
+            if os.path.islink(place):
+                return f"{place!r} is a link to elsewhere; not read"
+            if name in (".zarray", ".zmetadata", "zarr.json") and _names_pickle(json.loads(Path(place).read_text())):
+                return f"{place!r} asks for pickled objects; not read"
+    return None
+
+
+def _names_pickle(node: Any) -> bool:
+    if isinstance(node, dict):
+        return any(node.get(key) == "pickle" for key in ("id", "name")) or any(map(_names_pickle, node.values()))
+    return isinstance(node, list) and any(map(_names_pickle, node))
+
+
+def _xarray_problem(path: str, file_format: str) -> str | None:
+    """Opens a file as xarray will, and compares what it declares with what it stores."""
+    stored = file_state(path)[1]
+    with open_with_xarray(path, file_format) as dataset:
+        for name, variable in dataset.variables.items():
+            if is_bomb(variable.nbytes, stored):
+                return f"{name!r} declares {variable.nbytes} bytes, the file has {stored}; not read"
+    return None
+
+
+def _netcdf3_problem(path: str) -> str | None:
+    """Whether a file of the classic format ends before its data do, which the library reads as zeros.
+
+    The header's grammar: https://docs.unidata.ucar.edu/netcdf-c/current/file_format_specifications.html
+    """
+    sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8, 7: 1, 8: 2, 9: 4, 10: 8, 11: 8}  # bytes of each type
+    with open(path, "rb") as file:
+        version = file.read(4)[3]
+        width = 8 if version == 5 else 4
+
+        def read_integer(size: int = width) -> int:
+            return int.from_bytes(file.read(size), "big")
+
+        def skip_padded(size: int) -> None:
+            file.seek(-size % 4 + size, os.SEEK_CUR)
+
+        def entries() -> range:
+            read_integer(4)  # the list's tag
+            return range(read_integer())
+
+        def skip_attributes() -> None:
+            for _ in entries():
+                skip_padded(read_integer())
+                file_format = read_integer(4)
+                skip_padded(read_integer() * sizes[file_format])
+
+        records = read_integer()
+        lengths = []
+        for _ in entries():
+            skip_padded(read_integer())
+            lengths.append(read_integer())
+        skip_attributes()
+        end, ends, record = 0, [0], []  # of all plain variables; of variables in the first record, and their sizes
+        for _ in entries():
+            skip_padded(read_integer())
+            shape = [lengths[read_integer()] for _ in range(read_integer())]
+            skip_attributes()
+            size = sizes[read_integer(4)]
+            read_integer()  # its size, which is redundant, and too small for large variables
+            begin = read_integer(4 if version == 1 else 8)
+            if shape and shape[0] == 0:  # along the record dimension
+                size *= math.prod(shape[1:])
+                ends.append(begin + size)
+                record.append(size)
+            else:
+                end = max(end, begin + math.prod(shape) * size)
+        if records != 256**width - 1 and records:  # else they are to be counted from the file's size
+            step = record[0] if len(record) == 1 else sum(-size % 4 + size for size in record)
+            end = max(end, max(ends) + (records - 1) * step)
+    stored = os.path.getsize(path)
+    return f"must have {end} bytes, it has {stored}: truncated" if end > stored else None
+
+
+def open_with_xarray(path: str, file_format: str, **options: Any) -> Any:
+    import xarray
+
+    options = {"engine": ENGINES[file_format]} | ({"indexpath": ""} if file_format == "grib" else {}) | options
+    return xarray.open_dataset(path, **options)
+
+
+def file_state(path: str | Path) -> tuple[str, int, int]:
+    """What a check holds for: path, size and time of change; of a folder the sum and the latest of its files."""
+    path = os.path.abspath(path)
+    places = [path]
+    if os.path.isdir(path):
+        places = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    states = [os.lstat(place) if os.path.isdir(path) else os.stat(place) for place in places]
+    return path, sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The child
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _serve() -> None:
+    """A path on every line that comes, what is wrong with it on every line that goes."""
+    import resource
+    import select
+    import signal
+
+    with contextlib.suppress(ValueError):  # the system has a lower limit, or none
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    while select.select([sys.stdin], [], [], IDLE)[0]:
+        line = sys.stdin.readline()
+        if not line:
+            return
+        signal.alarm(SECONDS)  # kills this process, whatever it is doing
+        try:
+            problem = problem_of(json.loads(line))
+        except ValueError as reason:
+            problem = str(reason)
+        except Exception as reason:  # whatever a damaged file may cause
+            problem = f"cannot be read: {type(reason).__name__}: {reason}"
+        signal.alarm(0)
+        sys.stdout.write(json.dumps(problem) + "\n")
+        sys.stdout.flush()
+
+
+__all__ = [
+    "ENGINES",
+    "FORMATS_BY_ENDING",
+    "SECONDS",
+    "archive_members",
+    "archive_problem",
+    "file_state",
+    "is_bomb",
+    "format_of",
+    "npy_problem",
+    "npz_problem",
+    "open_with_xarray",
+]
+
+if __name__ == "__main__":
+    _serve()
