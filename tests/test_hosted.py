@@ -20,7 +20,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers.utils import logging as transformers_logging
 
 from earthformer_hf import EarthformerFeatureExtractor, windows
-from earthformer_hf.data.events import ARRAYS, HOSTED_FEATURES, Facts, as_event, compressed, decompressed
+from earthformer_hf.data.events import ARRAYS, HOSTED_FEATURES, Facts, as_event
+from earthformer_hf.data.frames import compressed, decompressed
 from earthformer_hf.data.hosted import cached, prepare, push
 
 

@@ -48,7 +48,7 @@ def test_sequences_are_those_of_a_plain_loop(folder, tmp_path):
     for event in nbody(folder, tmp_path, "train"):
         crops, _ = nbody_mnist.load_digits(str(folder / "digits.npz"))
         number = int(event["id"].split(":")[1])
-        (chosen,), _, _, _ = nbody_mnist._draw(0, "train", range(number, number + 1), 50)
+        (chosen,), _, _, _ = nbody_mnist._random_motions(0, "train", range(number, number + 1), 50)
         digits = [images[i][np.ix_(images[i].any(1), images[i].any(0))].astype("float32") for i in chosen]
         positions, velocities = event["series"]["positions"], event["series"]["velocities"]
         frames, expected_positions, expected_velocities = nbody_loop(digits, positions[0], velocities[0])

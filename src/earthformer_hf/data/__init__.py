@@ -10,7 +10,7 @@ An *event* is a stretch of frames that belong together, a dict:
 - `series`, a dict of names and numbers (T,) or (T, ...) that describe whole frames, such as an index or an energy.
 
 The last three are there only where a source has them. `values`, `observed` and `covariates` may be arrays, or anything
-that has a shape and reads frames when it is sliced along time: [`~earthformer_hf.data.events.LazyFrames`].
+that has a shape and reads frames when it is sliced along time: [`~earthformer_hf.data.frames.LazyFrames`].
 
 ```
 files --load_dataset(name)--> table of events --prepare--> parquet, pushed to a hub --datasets.load_dataset--> table
@@ -27,8 +27,9 @@ files --load_dataset(name)--> table of events --prepare--> parquet, pushed to a 
 | "open-radar", "open-sst" | `open_radar.py`, `open_sst.py` | open radar mosaics; observed sea-surface temperature |
 | "folder" | `folder.py` | a user's own files |
 
-`events.py`: what all sources share; `guards.py`: files from outside, checked before they are opened; `hosted.py`:
-tables that hold their frames, to share or to train from; `windows.py`: what a model is given.
+`events.py`: what all sources share; `frames.py`: frames that wait in their files; `guards.py`: files from outside,
+checked before they are opened, in a child process that runs `file_checks.py`; `gridded_file.py`: one file of a user;
+`hosted.py`: tables that hold their frames, to share or to train from; `windows.py`: what a model is given.
 """
 
 from .events import load_dataset

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .events import EventBuilder, EventConfig, Facts, LazyFrames
+from .events import EventBuilder, EventConfig, Facts
+from .frames import LazyFrames
 from .guards import load_npz, open_dataset
 
 

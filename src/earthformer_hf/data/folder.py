@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from .events import EventBuilder, EventConfig, Facts, LazyFrames, load_dataset
+from .events import EventBuilder, EventConfig, Facts, load_dataset
 from .file_checks import FORMATS_BY_ENDING
+from .frames import LazyFrames
 from .gridded_file import GriddedFile, check_values, dates_along, gridded_file
 
 

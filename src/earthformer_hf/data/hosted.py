@@ -32,7 +32,8 @@ from huggingface_hub.hf_api import CommitInfo
 from transformers.utils import logging
 
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
-from .events import ARRAYS, CACHE, HOSTED_FEATURES, Facts, as_event, builder_of, compressed, place_of
+from .events import ARRAYS, CACHE, HOSTED_FEATURES, Facts, as_event, builder_of, place_of
+from .frames import compressed
 
 
 logger = logging.get_logger(__name__)

@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from .events import EventBuilder, Facts, LazyFrames
+from .events import EventBuilder, Facts
+from .frames import LazyFrames
 from .guards import open_dataset
 
 

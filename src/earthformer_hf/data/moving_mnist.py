@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .events import EventBuilder, EventConfig, Facts, LazyFrames
+from .events import EventBuilder, EventConfig, Facts
+from .frames import LazyFrames
 from .guards import open_npy
 from .nbody_mnist import changed, read_digits
 

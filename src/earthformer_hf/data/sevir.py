@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from .events import EventBuilder, EventConfig, Facts, LazyFrames
+from .events import EventBuilder, EventConfig, Facts
+from .frames import LazyFrames
 from .guards import check_files, open_hdf5
 
 
