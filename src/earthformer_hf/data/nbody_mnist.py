@@ -56,8 +56,8 @@ class NBodyMnistConfig(EventConfig):
 class NBodyMnist(EventBuilder):
     """Sequences of a split: `values` (20, 64, 64) float32 in 0..255.
 
-    `series`: `energy` (20,), see [`~earthformer_hf.data.nbody_mnist.n_body_energy`], which the motion keeps but for borders
-    and the speed limit; `positions` (20, 3, 2) of the digits' upper left corners (x, y) in raw pixels, between which
+    `series`: `energy` (20,), see [`n_body_energy`], which the motion keeps but for borders and the speed limit;
+    `positions` (20, 3, 2) of the digits' upper left corners (x, y) in raw pixels, between which
     the forces act, and `velocities` (20, 3, 2) in raw pixels a step.
     """
 
