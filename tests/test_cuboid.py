@@ -5,9 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from earthformer_hf import cuboid as cuboid_module
 from earthformer_hf.cuboid import (
     CROSS_ATTENTION_PATTERNS,
     SELF_ATTENTION_PATTERNS,
@@ -18,7 +16,6 @@ from earthformer_hf.cuboid import (
     cuboid_partition,
     cuboid_regions,
     cuboid_reverse,
-    eager_attention_forward,
     pattern_cuboids,
 )
 
@@ -264,31 +261,6 @@ def test_more_windows_than_a_kernel_takes(implementation):
         together = layer(values, vectors)[0]
         parts = [layer(part, vectors)[0] for part in values.split(35_000, dim=2)]
     torch.testing.assert_close(together, torch.cat(parts, dim=2), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_a_mask_per_cuboid_is_stored_once_for_all_samples(implementation, monkeypatch):
-    """The kernel gets it for one sample, in calls of bounded size; the result is that of a repeated mask, exactly."""
-    layer = CuboidSelfAttention(layer_config(_attn_implementation=implementation), 8, Cuboid((2, 2, 2)))
-    batch, cuboids, heads = 3, 5, 2
-    query, key, value = (torch.randn(batch * cuboids, heads, tokens, 4) for tokens in (6, 7, 7))
-    mask = torch.randn(cuboids, heads, 6, 7)
-    kernel, shapes = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward), []
-    repeated = mask.repeat(batch, 1, 1, 1)
-    expected, weights = kernel(layer, query, key, value, repeated, scaling=layer.scaling, is_causal=False)
-
-    def recording_kernel(module, query, key, value, attention_mask, **options):
-        shapes.append(tuple(attention_mask.shape))
-        return kernel(module, query, key, value, attention_mask, **options)
-
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, implementation, recording_kernel)
-    for largest, calls in ((65_535, [10]), (7, [7, 3])):
-        monkeypatch.setattr(cuboid_module, "MAX_WINDOWS", largest)
-        result = layer.attend(query, key, value, mask)
-        assert torch.equal(result[0], expected.flatten(2))
-        assert result[1] is weights is None or torch.equal(result[1], weights)
-        assert shapes == [(1, n, 6, 7) for n in calls]
-        shapes.clear()
 
 
 def test_first_used_in_inference_mode_then_trained():

@@ -28,8 +28,9 @@ def external_link(file):
     file["group/other"] = h5py.ExternalLink("/etc/hostname", "/")
 
 
-def soft_link(file):
-    file["group/other"] = h5py.SoftLink("/data")
+def soft_link_through_an_external_one(file):
+    file["group/other"] = h5py.ExternalLink("/etc/hostname", "/")
+    file["alias"] = h5py.SoftLink("/group/other/data")
 
 
 def external_storage(file):
@@ -59,11 +60,18 @@ def write_hdf5(path, attack=None):
     return path
 
 
-@pytest.mark.parametrize("attack", [external_link, soft_link, external_storage, virtual_data])
+@pytest.mark.parametrize("attack", [external_link, soft_link_through_an_external_one, external_storage, virtual_data])
 def test_hdf5_that_reads_elsewhere(tmp_path, attack):
     path = write_hdf5(tmp_path / "crafted.h5", attack)
     with pytest.raises(ValueError, match="crafted.h5: '/group/other' is .* elsewhere; not read"):
         open_hdf5(path)
+
+
+def test_a_soft_link_stays_in_the_file(tmp_path):
+    def links(file):
+        file["alias"], file["lost"] = h5py.SoftLink("/data"), h5py.SoftLink("/nowhere")
+
+    assert open_hdf5(write_hdf5(tmp_path / "linked.h5", links))["alias"][:].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("attack", [shape_bomb, overflowing_shape])

@@ -8,7 +8,6 @@ Source: Gao et al., "Earthformer: Exploring Space-Time Transformers for Earth Sy
 https://arxiv.org/abs/2207.05833, section 3 (equations 1 to 6). Nothing here knows which model it serves.
 """
 
-import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -26,8 +25,8 @@ from transformers.utils import is_torchdynamo_exporting
 LEAKY_SLOPE = 0.1  # of every leaky ReLU in the originals
 MASKED = -3e4  # added to the score of a pair that must not meet: finite in half precision, nothing after a softmax
 
-# Fused attention kernels on GPUs refuse a longer batch, or more heads, in one call (pytorch issues 142228 and 146704).
-# An exported program makes one call whatever its size, since a loop of a fixed number of calls would bound its batch.
+# Fused attention kernels on GPUs refuse more windows in one call (pytorch issues 142228 and 146704). An exported
+# program does not split them, since that would bound its batch.
 MAX_WINDOWS = 65_535
 
 
@@ -359,49 +358,33 @@ class CuboidAttentionBase(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of N windows, a bounded number of them per call.
 
-        Where each cuboid has a mask of its own, the cuboids of a sample join its heads, (B, cuboids * heads, ...): the
-        mask then serves every sample by broadcasting, and is stored once.
-
-        Args:
-            query: (N, heads, Q, d). N is the batch times the number of cuboids.
-            key: (N, heads, K, d).
-            value: (N, heads, K, e).
-            mask: added to the scores, (1, heads, Q, K), or (number of cuboids, heads, Q, K), or None.
-
-        Returns:
-            (N, Q, heads * e) and, from kernels that return them, the weights (N, heads, Q, K).
-        """
-        cuboids = 1 if mask is None else mask.shape[0]
-        if mask is None or cuboids == 1:
-            output, weights = self._call_kernel(query, key, value, mask, axis=0)
-            return output.flatten(2), weights
-        query, key, value = (x.unflatten(0, (-1, cuboids)).flatten(1, 2) for x in (query, key, value))
-        output, weights = self._call_kernel(query, key, value, mask.flatten(0, 1)[None], axis=1)
-        output = output.unflatten(2, (cuboids, -1)).transpose(1, 2)  # (B, cuboids, Q, heads, e)
-        if weights is not None:
-            weights = weights.unflatten(1, (cuboids, -1)).flatten(0, 1)
-        return output.flatten(3).flatten(0, 1), weights
-
-    def _call_kernel(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, axis: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attention in parts of at most MAX_WINDOWS along `axis`, 0 or 1, on which the inputs are independent.
-
-        query (B, H, Q, d), key (B, H, K, d), value (B, H, K, e) -> (B, Q, H, e), weights (B, H, Q, K) or None.
+        query (N, heads, Q, d), key (N, heads, K, d), value (N, heads, K, e), mask (1 or a divisor of N, heads, Q, K)
+        -> (N, Q, heads * e) and, from kernels that return them, the weights (N, heads, Q, K).
         """
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.config.attention_dropout if self.training else 0.0
-        parts = [(query, key, value, mask)]
-        if not is_torchdynamo_exporting() and query.shape[axis] > MAX_WINDOWS:
-            states = [x.split(MAX_WINDOWS, axis) for x in (query, key, value)]
-            masks = itertools.repeat(mask) if mask is None or axis == 0 else mask.split(MAX_WINDOWS, axis)
-            parts = list(zip(*states, masks))
-        outputs, weights = zip(
-            *(attention(self, *part, scaling=self.scaling, dropout=dropout, is_causal=False) for part in parts)
-        )
-        if len(parts) == 1:
+        windows = query.shape[0]
+        if mask is not None and mask.shape[0] > 1:
+            mask = mask.repeat(windows // mask.shape[0], 1, 1, 1)
+        parts = [slice(None)]
+        if not is_torchdynamo_exporting() and windows > MAX_WINDOWS:
+            parts = [slice(start, start + MAX_WINDOWS) for start in range(0, windows, MAX_WINDOWS)]
+        outputs, weights = [], []
+        for part in parts:
+            output, weight = attention(
+                self,
+                query[part],
+                key[part],
+                value[part],
+                mask if mask is None or mask.shape[0] == 1 else mask[part],
+                scaling=self.scaling,
+                dropout=self.config.attention_dropout if self.training else 0.0,
+                is_causal=False,
+            )
+            outputs.append(output.flatten(2))
+            weights.append(weight)
+        if len(outputs) == 1:
             return outputs[0], weights[0]
-        return torch.cat(outputs, 2 * axis), None if weights[0] is None else torch.cat(weights, axis)
+        return torch.cat(outputs), None if weights[0] is None else torch.cat(weights)
 
 
 class CuboidSelfAttention(CuboidAttentionBase):

@@ -258,6 +258,12 @@ class EventBuilder(datasets.GeneratorBasedBuilder):
         """`FACTS`, as options or a reference of the source change them."""
         return cls.FACTS
 
+    @classmethod
+    def watched_files(cls, data_dir: Path, options: Mapping[str, Any]) -> Iterator[str]:
+        """The files on which a table depends: all below the folder, where a source does not know better."""
+        for folder, _, names in os.walk(data_dir):
+            yield from (os.path.join(folder, name) for name in names)
+
     @property
     def facts(self) -> Facts:
         return self.facts_of(vars(self.config))
@@ -335,7 +341,8 @@ def make_builder(
     wanted = tuple(part.partition("[")[0] for part in split.split("+")) if split else ()
     if not set(wanted) <= set(builder_class.SPLITS):
         raise ValueError(f"`split` of {name!r} must be of {list(builder_class.SPLITS)}, got {split!r}.")
-    fingerprint = "-".join([_fingerprint(builder_class, data_dir), *sorted(set(wanted))])
+    files = builder_class.watched_files(data_dir, options)
+    fingerprint = "-".join([_fingerprint(builder_class, files), *sorted(set(wanted))])
     builder = builder_class(cache_dir=cache_dir, data_dir=str(data_dir), hash=fingerprint, **options)
     if not set(wanted) <= set(builder.splits):
         raise ValueError(f"`split` of {name!r} must be of {list(builder.splits)} with these options, got {split!r}.")
@@ -401,14 +408,14 @@ def options_of(builder_class: type[EventBuilder]) -> set[str]:
     return names[0] - names[1]
 
 
-def _fingerprint(builder_class: type[EventBuilder], data_dir: Path) -> str:
-    """What a kept table depends on: the builder's code, and names, sizes and times of the files."""
+def _fingerprint(builder_class: type[EventBuilder], files: Iterator[str]) -> str:
+    """What a kept table depends on: the code that reads files, and names, sizes and times of the files."""
     digest = hashlib.sha256(inspect.getsource(inspect.getmodule(builder_class)).encode())  # type: ignore[arg-type]
-    for folder, _, names in sorted(os.walk(data_dir)):
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere
-            digest.update(f"{folder}/{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    for module in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(module.read_bytes())
+    for path in sorted(files):
+        status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere
+        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 

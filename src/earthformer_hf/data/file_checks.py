@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -35,10 +36,12 @@ MAGIC: dict[str, tuple[tuple[int, bytes], ...]] = {
     "grib": ((0, b"GRIB"),),
 }
 FORMATS_BY_ENDING = {
-    ".h5": ("hdf5",), ".hdf5": ("hdf5",), ".nc": ("hdf5", "netcdf3"), ".nc4": ("hdf5",), ".npy": ("npy",),
+    ".h5": ("hdf5",), ".hdf5": ("hdf5",), ".hdf": ("hdf5",), ".he5": ("hdf5",), ".nc": ("hdf5", "netcdf3"),
+    ".nc4": ("hdf5", "netcdf3"), ".npy": ("npy",),
     ".npz": ("zip",), ".zip": ("zip",), ".gz": ("gzip",), ".tgz": ("gzip",), ".tar": ("tar",), ".tif": ("tiff",),
     ".tiff": ("tiff",), ".grib": ("grib",), ".grib2": ("grib",), ".grb": ("grib",), ".grb2": ("grib",),
 }  # fmt: skip
+ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
 ENGINES = {"hdf5": "netcdf4", "netcdf3": "netcdf4", "tiff": "rasterio", "grib": "cfgrib", "zarr": "zarr"}
 
 
@@ -49,7 +52,7 @@ def format_of(path: str | Path) -> str:
         ValueError: it is no file, of no known format, or of another format than its name says.
     """
     path = Path(path)
-    if path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zmetadata", ".zarray")):
+    if path.is_dir() and any((path / name).is_file() for name in ZARR_MARKS):
         return "zarr"
     if not path.is_file():
         raise ValueError("is not a file" if path.exists() else "does not exist")
@@ -64,18 +67,21 @@ def format_of(path: str | Path) -> str:
     return found[0]
 
 
-def problem_of(path: str) -> str | None:
-    """What is wrong with a file, None if nothing is."""
+def problem_of(path: str, allow_sparse: bool = False) -> str | None:
+    """What is wrong with a file, None if nothing is; with `allow_sparse`, it may declare more than it stores."""
     file_format = format_of(path)
     if file_format == "hdf5":
-        return _hdf5_problem(path) or (_xarray_problem(path, file_format) if path.endswith((".nc", ".nc4")) else None)
+        problem = _hdf5_problem(path, allow_sparse)
+        return problem or (
+            _xarray_problem(path, file_format, allow_sparse) if path.endswith((".nc", ".nc4")) else None
+        )
     if file_format == "npy":
         with open(path, "rb") as file:
             return npy_problem(file, os.path.getsize(path))
     if file_format in ("zip", "tar", "gzip"):
         return archive_problem(path) or (npz_problem(path) if path.endswith(".npz") else None)
-    first = {"zarr": _zarr_problem, "netcdf3": _netcdf3_problem}.get(file_format, lambda path: None)
-    return first(path) or _xarray_problem(path, file_format)
+    first = {"zarr": _zarr_problem, "netcdf3": _netcdf3_problem, "grib": _grib_problem}
+    return first.get(file_format, lambda path: None)(path) or _xarray_problem(path, file_format, allow_sparse)
 
 
 def is_bomb(declared: int, stored: int) -> bool:
@@ -83,7 +89,7 @@ def is_bomb(declared: int, stored: int) -> bool:
     return declared > LARGE and declared > RATIO * stored
 
 
-def _hdf5_problem(path: str) -> str | None:
+def _hdf5_problem(path: str, allow_sparse: bool) -> str | None:
     import h5py
 
     with contextlib.suppress(ImportError):
@@ -95,7 +101,10 @@ def _hdf5_problem(path: str) -> str | None:
             group = waiting.pop()
             for name in group:
                 place = f"{group.name.rstrip('/')}/{name}"
-                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                link = group.get(name, getlink=True)
+                if isinstance(link, h5py.SoftLink):  # to a place in this file, which is checked where it is
+                    continue
+                if not isinstance(link, h5py.HardLink):
                     return f"{place!r} is a link to elsewhere; not read"
                 item = group[name]
                 address = h5py.h5o.get_info(item.id).addr
@@ -108,7 +117,7 @@ def _hdf5_problem(path: str) -> str | None:
                     declared = math.prod(item.shape or ()) * item.dtype.itemsize
                     if item.is_virtual or item.external:
                         return f"{place!r} is stored elsewhere; not read"
-                    if is_bomb(declared, item.id.get_storage_size()):
+                    if is_bomb(declared, item.id.get_storage_size()) and not allow_sparse:
                         return f"{place!r} declares {declared} bytes and stores {item.id.get_storage_size()}; not read"
                     if item.shape is not None and 0 not in item.shape:
                         item[(0,) * item.ndim]
@@ -217,14 +226,48 @@ def _names_pickle(node: Any) -> bool:
     return isinstance(node, list) and any(map(_names_pickle, node))
 
 
-def _xarray_problem(path: str, file_format: str) -> str | None:
+def _xarray_problem(path: str, file_format: str, allow_sparse: bool) -> str | None:
     """Opens a file as xarray will, and compares what it declares with what it stores."""
     stored = file_state(path)[1]
-    with open_with_xarray(path, file_format) as dataset:
+    try:
+        opened = open_with_xarray(path, file_format, decode_times=False)
+    except ValueError as reason:
+        if file_format == "grib" and "filter_by_keys" in str(reason):  # messages of several kinds, which is no damage
+            return None
+        raise
+    with opened as dataset:
         for name, variable in dataset.variables.items():
-            if is_bomb(variable.nbytes, stored):
-                return f"{name!r} declares {variable.nbytes} bytes, the file has {stored}; not read"
+            if is_bomb(variable.nbytes, stored) and not allow_sparse:
+                return (
+                    f"{name!r} declares {variable.nbytes} bytes, the file has {stored}; not read, unless "
+                    "`allow_sparse` says that so little was written"
+                )
     return None
+
+
+def _grib_problem(path: str) -> str | None:
+    """Whether the last message of a GRIB file ends behind the file's end, which its reader would leave out.
+
+    WMO Manual on Codes, FM 92 GRIB: "GRIB", the length (edition 1: bytes 5 to 7; edition 2: bytes 9 to 16), "7777".
+    """
+    size, number = os.path.getsize(path), 0
+    with open(path, "rb") as file:
+        while True:
+            start = file.tell()
+            head = file.read(16)
+            if len(head) < 16 or head[:4] != b"GRIB":
+                found = (head + file.read(2**16)).find(b"GRIB")  # padding, or the header of a bulletin
+                if found < 0:
+                    return None if number else "holds no message"
+                file.seek(start + found)
+                if start + found + 16 > size:
+                    return f"message {number + 1} is truncated"
+                continue
+            length = int.from_bytes(head[8:16], "big") if head[7] == 2 else int.from_bytes(head[4:7], "big")
+            number += 1
+            if length < 20 or start + length > size:
+                return f"message {number} has {length} bytes, of which the file holds {size - start}: truncated"
+            file.seek(start + length)
 
 
 def _netcdf3_problem(path: str) -> str | None:
@@ -283,7 +326,8 @@ def _netcdf3_problem(path: str) -> str | None:
 def open_with_xarray(path: str, file_format: str, **options: Any) -> Any:
     import xarray
 
-    options = {"engine": ENGINES[file_format]} | ({"indexpath": ""} if file_format == "grib" else {}) | options
+    own: dict[str, dict[str, Any]] = {"grib": {"indexpath": ""}, "zarr": {"consolidated": False}}
+    options = {"engine": ENGINES[file_format]} | own.get(file_format, {}) | options
     return xarray.open_dataset(path, **options)
 
 
@@ -303,25 +347,25 @@ def file_state(path: str | Path) -> tuple[str, int, int]:
 
 
 def _serve() -> None:
-    """A path on every line that comes, what is wrong with it on every line that goes."""
-    import resource
-    import select
-    import signal
+    """A path and `allow_sparse` on every line that comes, what is wrong with it on every line that goes."""
+    with contextlib.suppress(ImportError, ValueError):  # not Windows; the system has a lower limit, or none
+        import resource
 
-    with contextlib.suppress(ValueError):  # the system has a lower limit, or none
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    while select.select([sys.stdin], [], [], IDLE)[0]:
+    while True:
+        idle = threading.Timer(IDLE, os._exit, [0])
+        idle.daemon = True
+        idle.start()
         line = sys.stdin.readline()
+        idle.cancel()
         if not line:
             return
-        signal.alarm(SECONDS)  # kills this process, whatever it is doing
         try:
-            problem = problem_of(json.loads(line))
+            problem = problem_of(*json.loads(line))
         except ValueError as reason:
             problem = str(reason)
         except Exception as reason:  # whatever a damaged file may cause
             problem = f"cannot be read: {type(reason).__name__}: {reason}"
-        signal.alarm(0)
         sys.stdout.write(json.dumps(problem) + "\n")
         sys.stdout.flush()
 
@@ -330,6 +374,7 @@ __all__ = [
     "ENGINES",
     "FORMATS_BY_ENDING",
     "SECONDS",
+    "ZARR_MARKS",
     "archive_members",
     "archive_problem",
     "file_state",

@@ -1,7 +1,9 @@
 """A user's own grids: a folder of files that xarray reads (NetCDF, HDF5, Zarr, GeoTIFF, GRIB) or of `.npy` arrays.
 
-Every frame of every file is in exactly one event. An event is a stretch of frames at an equal time step: a gap ends
-it, and so does a border between splits; a file that goes on where another one of the same grid ended continues it.
+Every frame of every file is in exactly one event. An event is a stretch of frames of one series, on one grid, at an
+equal time step. Files are of one series if they lie in one subfolder (folders named by dates do not count), or if
+`series` says so; a gap ends an event, and so does a border between splits; a file that goes on where another one of
+the same series and grid ended continues it. Every cut is logged with its reason.
 
 ```
 files    |------ a.nc ------|---- b.nc ----|   gap   |-------- c.nc --------|
@@ -15,22 +17,26 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from .events import EventBuilder, EventConfig, Facts, load_dataset
-from .file_checks import FORMATS_BY_ENDING
+from .file_search import ENDINGS, find_files, is_zarr_store
+from .file_times import UNDECODED, follows, most_common_step, parsed_step
 from .frames import LazyFrames
-from .gridded_file import GriddedFile, check_values, dates_along, gridded_file
+from .gridded_file import GriddedFile, check_values, gridded_file
 
 
-ENDINGS = {*FORMATS_BY_ENDING, ".zarr"} - {".npz", ".zip", ".gz", ".tgz", ".tar"}
+logger = logging.get_logger(__name__)
 ROLES = ("time", "y", "x", "channel")
+DATED_FOLDER = re.compile(r"((year|month|day|hour)=)?[\d\-_.T]+")  # of no series of its own
+SAME_PLACE = 1e-6  # by what part of the spacing coordinates of one grid may differ
 
 
 @dataclass
@@ -38,16 +44,24 @@ class FolderConfig(EventConfig):
     """How a folder is read.
 
     Args:
-        variable: to read; several become channels. May be left out where the files hold only one.
+        variable: to read; several become channels. May be left out where the files hold only one. Within a group of an
+            HDF5 or NetCDF file it is "group/name"; of a composite of ODIM it is the quantity, such as "RATE".
         pattern: of the files, such as "**/radar_*.nc"; by default all of a known ending, in subfolders as well.
+        series: a regular expression for the files' paths below the folder, such as "radar_(.+?)_"; files with the same
+            groups are of one series. By default, those of a subfolder.
         dims: names of dimensions, {"time": ..., "y": ..., "x": ..., "channel": ...}, where they are not found: time is
             the one with dates along it, y and x follow from their CF attributes or names or are the last two, and a
             channel dimension is always named here.
         select: the one value to take along a further dimension, such as {"level": 500}.
-        time_step: in numpy's notation, "5m" or "1M". Where files have no dates it makes them, together with the start;
-            elsewhere it decides what a gap is. By default, the most common step.
-        start: of files without dates, such as "2020-01-01T12:00".
+        grib_keys: which messages of a GRIB file to read, such as {"typeOfLevel": "surface"}.
+        time_step: in numpy's notation, "5m" or "1M". Where files have no dates that can be decoded it makes them,
+            together with the start; elsewhere it decides what a gap is. By default, the most common step.
+        time_tolerance: by how much the time of a frame may be off an equal step, such as "45s"; by default two
+            neighbours may be off by a tenth of the step.
+        start: of files without dates that can be decoded, such as "2020-01-01T12:00".
         name_time: the start as it stands in the files' names, for `datetime.strptime`: "radar_%Y%m%d%H%M.tif".
+        follow_links: also to files and folders outside the folder.
+        allow_sparse: also read files that declare more than 4 GiB and a thousand times what they store.
         fractions: of the frames for train, val and test, in the order of time.
         dates: or the first and last time of each split, {"train": ("2000", "2015"), "test": ("2016-01", "2016-06")};
             the last one is included to its end. Frames outside are not read.
@@ -55,24 +69,34 @@ class FolderConfig(EventConfig):
 
     variable: str | tuple[str, ...] | None = None
     pattern: str | None = None
+    series: str | None = None
     dims: dict[str, str] | None = None
     select: dict[str, Any] | None = None
+    grib_keys: dict[str, Any] | None = None
     time_step: str | None = None
+    time_tolerance: str | None = None
     start: str | None = None
     name_time: str | None = None
+    follow_links: bool = False
+    allow_sparse: bool = False
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     dates: dict[str, tuple[str, str]] | None = None
 
     @property
     def layout(self) -> dict[str, Any]:
         """What is needed to find the frames in a file again."""
-        variable = [self.variable] if isinstance(self.variable, str) else list(self.variable or [])
-        return {"variable": variable, "dims": self.dims or {}, "select": self.select or {}}
+        return {
+            "variable": [self.variable] if isinstance(self.variable, str) else list(self.variable or []),
+            "dims": self.dims or {},
+            "select": self.select or {},
+            "grib_keys": self.grib_keys or {},
+            "allow_sparse": self.allow_sparse,
+        }
 
 
 class Folder(EventBuilder):
     """Events of a split: `values` (T, H, W), or (T, H, W, C) of several variables or a channel dimension, as xarray
-    decodes them: scaled, and NaN for the file's own missing value.
+    decodes them: scaled, and NaN for the file's own missing value, flags and what is outside its valid range.
 
     `geo`: `file`, in which the event begins; `y` and `x`, the coordinates of rows and columns where they are
     one-dimensional, and their names `y_name` and `x_name`; `crs`, a string, or `grid_mapping`, the CF attributes,
@@ -94,6 +118,15 @@ class Folder(EventBuilder):
         source="a folder",
     )
 
+    @classmethod
+    def watched_files(cls, data_dir: Path, options: Mapping[str, Any]) -> Iterator[str]:
+        paths, _ = find_files(data_dir, options.get("pattern"), options.get("follow_links", False))
+        for path in paths:
+            if is_zarr_store(path):
+                yield from (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+            else:
+                yield str(path)
+
     def _split_generators(self, dl_manager: Any) -> list:
         """Those that have a frame; files that cannot be read are listed with the first."""
         times = np.concatenate([np.empty(0, "datetime64[s]"), *(stretch["time"] for stretch in self.stretches)])
@@ -112,11 +145,11 @@ class Folder(EventBuilder):
             if begin == stop:
                 continue
             parts = _parts_between(stretch["parts"], int(begin), int(stop))
-            path, number, _ = parts[0]
+            path, frame, _ = parts[0]
             name = Path(path).relative_to(self.config.data_dir)
             stored = {"parts": parts, "shape": stretch["shape"], "dtype": stretch["dtype"]}
             yield {
-                "id": f"{name}:{number}",
+                "id": f"{name}:{frame}",
                 "time": stretch["time"][begin:stop],
                 "geo": {"file": str(name)} | stretch["geo"],
                 "reference": self.config.layout | stored,
@@ -126,7 +159,7 @@ class Folder(EventBuilder):
     def read(reference: dict[str, Any]) -> dict[str, Any]:
         parts = reference["parts"]
         length = sum(stop - first for _, first, stop in parts)
-        layout = json.dumps({name: reference[name] for name in ("variable", "dims", "select")})
+        layout = json.dumps({name: reference[name] for name in FolderConfig().layout})
 
         def frames(numbers: range) -> np.ndarray:
             if numbers.step < 0:
@@ -136,7 +169,8 @@ class Folder(EventBuilder):
                 inside = [first + number - before for number in numbers if before <= number < before + stop - first]
                 if inside:
                     where = slice(inside[0], inside[-1] + 1, numbers.step)
-                    pieces.append(gridded_file(os.getpid(), path, os.stat(path).st_mtime_ns, layout).read(where))
+                    values = gridded_file(os.getpid(), path, os.stat(path).st_mtime_ns, layout).read(where)
+                    pieces.append(values.astype(reference["dtype"], copy=False))
                 before += stop - first
             return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
 
@@ -146,57 +180,73 @@ class Folder(EventBuilder):
 
     @cached_property
     def files(self) -> list[dict[str, Any]]:
-        """All files in the order of time: path, time (T,), shape, dtype and geo of its frames; or path and problem."""
+        """All files in the order of time: path, series, time (T,), shape, dtype and geo; or path and problem."""
         config, folder = self.config, Path(self.config.data_dir)
         if unknown := sorted(set(config.layout["dims"]) - set(ROLES)):
             raise ValueError(f"`dims` must name {ROLES}, got {unknown}.")
-        if config.pattern:
-            paths = sorted(folder.glob(config.pattern))
-        else:
-            paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-        paths = [path for path in paths if not any(parent.suffix == ".zarr" for parent in path.parents)]  # chunks
+        parsed_step(config.time_step), parsed_step(config.time_tolerance, "time_tolerance")
+        paths, passed = find_files(folder, config.pattern, config.follow_links)
+        for reason in passed:
+            logger.warning(reason)
         if not paths:
             raise ValueError(f"`data_dir`: {folder} holds no file {config.pattern or sorted(ENDINGS)}.")
-        found: list[dict[str, Any]] = []
-        for path in paths:
-            try:
-                grid = gridded_file(os.getpid(), str(path), os.stat(path).st_mtime_ns, json.dumps(config.layout))
-                time = _times_of(grid, path, config)
-                check_values(grid, path)
-                known = {"shape": grid.shape, "dtype": grid.dtype, "geo": grid.geo}
-                found.append({"path": str(path), "time": time} | known)
-            except ValueError as problem:
-                found.append({"path": str(path), "problem": str(problem)})
+        bar = logging.tqdm(paths, desc=f"list {folder}", unit="file", disable=len(paths) < 100)
+        found = [self._listed(path) for path in bar]
         return sorted(found, key=lambda file: file["time"][0] if "time" in file else np.datetime64(0, "s"))
+
+    def _listed(self, path: Path) -> dict[str, Any]:
+        config = self.config
+        try:
+            if not path.exists():
+                raise ValueError(f"{path} is a link to nowhere.")
+            grid = gridded_file(os.getpid(), str(path), _changed(path), json.dumps(config.layout))
+            time = _times_of(grid, path, config)
+            check_values(grid, path)
+            series = _series_of(path.relative_to(config.data_dir), config.series)
+            known = {"shape": grid.shape, "dtype": grid.dtype, "geo": grid.geo}
+            return {"path": str(path), "series": series, "time": time} | known
+        except Exception as reason:  # whatever a damaged file may cause
+            text = " ".join(str(reason).split()) or type(reason).__name__
+            return {"path": str(path), "problem": text if str(path) in text else f"{path}: {text}"}
 
     @property
     def bad(self) -> list[dict[str, Any]]:
-        """Rows of the files that cannot be read."""
-        files = [file for file in self.files if "problem" in file]
-        names = [str(Path(file["path"]).relative_to(self.config.data_dir)) for file in files]
-        return [{"id": name, "problem": file["problem"]} for name, file in zip(names, files)]
+        """Rows of the files that cannot be used."""
+        problems = {file["path"]: file["problem"] for file in self.files if "problem" in file} | self.joined[1]
+        names = {path: str(Path(path).relative_to(self.config.data_dir)) for path in problems}
+        return [{"id": names[path], "problem": problem} for path, problem in problems.items()]
+
+    @property
+    def stretches(self) -> list[dict[str, Any]]:
+        """Frames of one series and grid at an equal time step: time, shape, dtype, geo and `parts`, which are [path,
+        first frame, end] each."""
+        return self.joined[0]
 
     @cached_property
-    def stretches(self) -> list[dict[str, Any]]:
-        """Frames at an equal time step on one grid: as `files`, and `parts`, [path, first frame, end] each."""
+    def joined(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """The stretches; and path -> problem of files that say other things of the same times."""
         good = [file for file in self.files if "time" in file]
-        if not good:
-            return []
-        step = _parsed_step(self.config.time_step) or _most_common_step([file["time"] for file in good])
+        step = parsed_step(self.config.time_step)
+        tolerance = parsed_step(self.config.time_tolerance, "time_tolerance")
+        groups = _same_series_and_grid(good)
+        step = step or most_common_step([np.sort(np.concatenate([f["time"] for f in g])) for g in groups], tolerance)
         stretches: list[dict[str, Any]] = []
-        for file in good:
-            time = file["time"]
-            breaks = np.flatnonzero(~_follows(time[:-1], time[1:], step)) + 1
-            for first, stop in zip([0, *breaks.tolist()], [*breaks.tolist(), len(time)]):
-                last = stretches[-1] if stretches else None
-                same = last and all(last[name] == file[name] for name in ("shape", "dtype", "geo"))
-                part = [file["path"], first, stop]
-                if last and same and _follows(last["time"][-1:], time[first : first + 1], step).all():
-                    last["time"] = np.concatenate([last["time"], time[first:stop]])
-                    last["parts"].append(part)
-                else:
-                    stretches.append(file | {"time": time[first:stop], "parts": [part]})
-        return stretches
+        problems: dict[str, str] = {}
+        cuts: list[str] = []
+        for group in groups:
+            conflicts, frames = _without_copies(group, self._frame)
+            problems |= conflicts
+            stretches += _cut_at_gaps(group, frames, step, tolerance, cuts)
+        for cut in cuts:
+            logger.info(cut)
+        if cuts:
+            rest = f", and {len(cuts) - 3} more (logged as info)" if len(cuts) > 3 else ""
+            logger.warning(f"{self.config.data_dir}: {len(cuts)} events end early: {'; '.join(cuts[:3])}{rest}.")
+        return sorted(stretches, key=lambda stretch: stretch["time"][0]), problems
+
+    def _frame(self, file: dict[str, Any], frame: int) -> np.ndarray:
+        grid = gridded_file(os.getpid(), file["path"], _changed(file["path"]), json.dumps(self.config.layout))
+        return grid.read(slice(frame, frame + 1))
 
     @cached_property
     def intervals(self) -> dict[str, tuple[np.datetime64, np.datetime64]]:
@@ -248,27 +298,133 @@ def from_folder(
             such variable, times that do not rise, no numbers, or nothing but missing values; each with its name.
     """
     path = Path(path)
-    if path.exists() and path.suffix.lower() in ENDINGS:
+    if path.is_file() or is_zarr_store(path):
         options["pattern"], path = glob.escape(path.name), path.parent
     return load_dataset("folder", path, split, variable=variable, **options)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Times, and parts of files
+# Joining files
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _changed(path: str | Path) -> int:
+    return os.stat(path).st_mtime_ns
+
+
+def _series_of(path: Path, pattern: str | None) -> tuple[str, ...]:
+    """What files of one series have in common.
+
+    Raises:
+        ValueError: the pattern does not occur in the path.
+    """
+    if pattern is None:
+        return tuple(part for part in path.parts[:-1] if not DATED_FOLDER.fullmatch(part))
+    match = re.search(pattern, path.as_posix())
+    if match is None:
+        raise ValueError(f"`series`: {pattern!r} does not occur in {path}.")
+    return tuple(group or "" for group in (match.groups() or (match[0],)))
+
+
+def _same_series_and_grid(files: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    groups: list[list[dict[str, Any]]] = []
+    for file in files:
+        for group in groups:
+            if group[0]["series"] == file["series"] and _same_grid(group[0], file):
+                group.append(file)
+                break
+        else:
+            groups.append([file])
+    return groups
+
+
+def _same_grid(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether frames are of one shape and place, coordinates to a millionth of their spacing."""
+    first, second = one["geo"], other["geo"]
+    if one["shape"] != other["shape"] or first.keys() != second.keys():
+        return False
+    for name, value in first.items():
+        if name not in ("x", "y"):
+            if value != second[name]:
+                return False
+            continue
+        places, others = np.array(value), np.array(second[name])
+        spacing = np.abs(np.diff(places)).min() if len(places) > 1 else 1.0
+        if len(places) != len(others) or (np.abs(places - others) > SAME_PLACE * spacing).any():
+            return False
+    return True
+
+
+Frame = tuple[np.datetime64, int, int]  # time, number of the file in its group, number of the frame in the file
+
+
+def _without_copies(group: list[dict[str, Any]], read: Any) -> tuple[dict[str, str], list[Frame]]:
+    """The frames of files in the order of time, one copy of each; and path -> problem of files that contradict."""
+    frames = [(time, n, frame) for n, file in enumerate(group) for frame, time in enumerate(file["time"])]
+    frames.sort(key=lambda entry: (entry[0], entry[1]))
+    problems: dict[str, str] = {}
+    kept: list[Frame] = []
+    copies: dict[tuple[str, str], int] = {}
+    for entry in frames:
+        time, n, frame = entry
+        if not kept or kept[-1][0] != time:
+            kept.append(entry)
+            continue
+        _, other, other_frame = kept[-1]
+        paths = group[other]["path"], group[n]["path"]
+        if paths[0] in problems and paths[1] in problems:
+            continue
+        if np.array_equal(read(group[other], other_frame), read(group[n], frame), equal_nan=True):
+            copies[paths] = copies.get(paths, 0) + 1
+            continue
+        for path, against in (paths, paths[::-1]):
+            problems.setdefault(path, f"{path}: holds other values than {against} at the same time {time}")
+    for (path, copy), number in copies.items():
+        logger.warning(f"{copy}: {number} frames are copies of those in {path}, and are left out.")
+    return problems, [entry for entry in kept if group[entry[1]]["path"] not in problems]
+
+
+def _cut_at_gaps(
+    group: list[dict[str, Any]], frames: list[Frame], step: np.timedelta64, tolerance: Any, cuts: list[str]
+) -> list[dict[str, Any]]:
+    """Stretches of frames at an equal step; each end of one but the last adds its reason to `cuts`."""
+    if not frames:
+        return []
+    time = np.array([entry[0] for entry in frames], "datetime64[s]")
+    ends = np.flatnonzero(~follows(time[:-1], time[1:], step, tolerance)) + 1
+    for end in ends.tolist():
+        reason = "a gap" if time[end] - time[end - 1] > step.astype("timedelta64[s]", casting="unsafe") else "a step"
+        before, after = (Path(group[frames[n][1]]["path"]).name for n in (end - 1, end))
+        cuts.append(f"{before} at {time[end - 1]}, then {after} at {time[end]}: {reason}, where the step is {step}")
+    stretches = []
+    for first, stop in zip([0, *ends.tolist()], [*ends.tolist(), len(frames)]):
+        parts: list[list] = []
+        for _, n, frame in frames[first:stop]:
+            path = group[n]["path"]
+            if parts and parts[-1][0] == path and parts[-1][2] == frame:
+                parts[-1][2] += 1
+            else:
+                parts.append([path, frame, frame + 1])
+        used = [group[n] for n in sorted({n for _, n, _ in frames[first:stop]})]
+        begins = group[frames[first][1]]
+        dtype = str(np.result_type(*(np.dtype(file["dtype"]) for file in used)))
+        known = {"shape": begins["shape"], "geo": begins["geo"], "dtype": dtype}
+        stretches.append({"time": time[first:stop], "parts": parts} | known)
+    return stretches
+
+
 def _times_of(grid: GriddedFile, path: Path, config: FolderConfig) -> np.ndarray:
-    """The time of every frame, (T,) datetime64[s]."""
-    array, what = grid.arrays[0], f"{path}, {grid.names[0]!r}"
-    dates = dates_along(array, (grid.order[0],))
-    if dates is None and grid.length == 1:
-        dates = dates_along(array, ())
-    if config.name_time or dates is None:
+    """The time of every frame, (T,) datetime64[s].
+
+    Raises:
+        ValueError: names the file, and the frame.
+    """
+    what, dates = f"{path}, {grid.names[0]!r}", grid.dates()
+    undecoded = None if dates is None else dates.attrs.get(UNDECODED)
+    if config.name_time or dates is None or (undecoded and (config.start or config.time_step)):
         return _stated_times(grid.length, path, config)
-    if dates.dtype.kind != "M":
-        calendar = np.ravel(dates.values)[0].calendar
-        raise ValueError(f"{what}: its times are of the calendar {calendar!r}, which has no dates of ours.")
+    if undecoded:
+        raise ValueError(f"{what}: its times cannot be decoded ({undecoded}); state `start` and `time_step`.")
     time = np.atleast_1d(dates.values).astype("datetime64[s]")
     if np.isnat(time).any():
         raise ValueError(f"{what}: the time of frame {np.flatnonzero(np.isnat(time))[0]} is missing.")
@@ -281,7 +437,7 @@ def _times_of(grid: GriddedFile, path: Path, config: FolderConfig) -> np.ndarray
 
 def _stated_times(length: int, path: Path, config: FolderConfig) -> np.ndarray:
     """The times of a file without dates, by the options."""
-    step = _parsed_step(config.time_step)
+    step = parsed_step(config.time_step)
     if length > 1 and step is None:
         raise ValueError(f"`time_step`: {path} has no dates along its {length} frames; state it.")
     if config.name_time:
@@ -300,40 +456,6 @@ def _stated_times(length: int, path: Path, config: FolderConfig) -> np.ndarray:
     if first != start:
         raise ValueError(f"`start`: of {path} must be the first of a month or year for steps of {step}, got {start}.")
     return (first + step * np.arange(length)).astype("datetime64[s]")
-
-
-def _parsed_step(text: str | None) -> np.timedelta64 | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)([smhDWMY])", text)
-    if not match or not int(match[1]):
-        raise ValueError(f"`time_step` must be such as '5m', '1h', '1D' or '1M', got {text!r}.")
-    return np.timedelta64(int(match[1]), match[2])  # type: ignore[arg-type]
-
-
-def _most_common_step(times: list[np.ndarray]) -> np.timedelta64:
-    """Of frames within files, or between files if each holds one; months and years count as such."""
-    steps = [np.diff(time) for time in times if len(time) > 1]
-    if not steps:
-        starts = np.unique([time[0] for time in times])
-        steps = [np.diff(starts)] if len(starts) > 1 else [np.array([np.timedelta64(1, "s")])]
-    values, counts = np.unique(np.concatenate(steps), return_counts=True)
-    step = values[counts.argmax()]
-    days = step / np.timedelta64(1, "D")
-    for unit, longest in (("M", 31), ("Y", 366)):
-        if 0.9 * longest <= days <= longest:
-            calendar = np.timedelta64(1, unit)  # type: ignore[call-overload]
-            if all(_follows(time[:-1], time[1:], calendar).mean() > 0.5 for time in times if len(time) > 1):
-                return calendar
-    return step
-
-
-def _follows(before: np.ndarray, after: np.ndarray, step: np.timedelta64) -> np.ndarray:
-    """Whether times are a step later than others, to a tenth of the step; months and years exactly."""
-    unit = np.datetime_data(step)[0]
-    if unit in "MY":
-        return after.astype(f"datetime64[{unit}]") - before.astype(f"datetime64[{unit}]") == step
-    return np.abs((after - before) / step - 1) <= 0.1
 
 
 def _parts_between(parts: list[list], begin: int, stop: int) -> list[list]:

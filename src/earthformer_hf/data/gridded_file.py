@@ -1,7 +1,8 @@
 """One file of a user's own: its frames, and what is known about them.
 
-xarray reads NetCDF, HDF5, Zarr, GeoTIFF and GRIB; `.npy` arrays are read as memory maps. Dimensions are found by the
-CF conventions (https://cfconventions.org), by common names, or by what the user says.
+xarray reads NetCDF, HDF5, Zarr, GeoTIFF and GRIB; `.npy` arrays are read as memory maps, plain HDF5 by h5py, and the
+HDF5 files of radar services by `radar_hdf5.py`. Dimensions are found by the CF conventions (https://cfconventions.org),
+by common names, or by what the user says.
 """
 
 import json
@@ -11,37 +12,48 @@ from typing import Any
 
 import numpy as np
 
-from .guards import open_dataset, open_npy
+from .file_times import decode_times
+from .guards import open_dataset, open_hdf5, open_npy
+from .radar_hdf5 import plain_dataset, radar_dataset
 
 
 AXES = {  # what names a dimension y or x in the CF conventions: axis, standard names, units; and common names
     "y": ("Y", ("latitude", "projection_y_coordinate", "grid_latitude"), "degrees_north", ("y", "lat", "latitude")),
     "x": ("X", ("longitude", "projection_x_coordinate", "grid_longitude"), "degrees_east", ("x", "lon", "longitude")),
 }
+# dimensions that are never time: vertical ones and members of an ensemble
+OTHER_NAMES = (
+    "level", "lev", "plev", "height", "altitude", "depth", "z", "isobaricinhpa", "heightaboveground", "hybrid",
+    "layer", "member", "members", "ensemble", "ens", "realization", "number", "bnds", "bounds", "nv",
+)  # fmt: skip
+TIME_UNITS = {"second": 1, "sec": 1, "minute": 60, "min": 60, "hour": 3600, "hr": 3600, "h": 3600, "day": 86400}
+OTHER_STANDARD_NAMES = ("realization", "air_pressure", "height", "altitude", "depth", "atmosphere_hybrid_sigma")
 
 
 class GriddedFile:
-    """The frames of an open file, and what is known about them."""
+    """The frames of an open file, and what is known about them.
 
-    def __init__(self, path: str, variable: list[str], dims: dict[str, str], select: dict[str, Any]):
-        dataset = _open_dataset(path)
+    Args:
+        path: of the file.
+        layout: see `FolderConfig.layout`: `variable` (names), `dims`, `select`, `grib_keys`, `allow_sparse`.
+
+    Raises:
+        ValueError: names the file, the option, what was expected and what came.
+    """
+
+    def __init__(self, path: str, layout: dict[str, Any]):
+        group, variable = _group_and_names(layout["variable"])
+        dataset = _open(path, group, layout)
         names = variable or _only_variable(dataset, path)
-        missing = sorted(set(names) - set(dataset.data_vars))
+        missing = sorted(set(names) - set(map(str, dataset.variables)))
         if missing:
-            raise ValueError(f"`variable`: {path} holds {sorted(map(str, dataset.data_vars))}, not {missing}.")
+            raise ValueError(f"`variable`: {path} holds {_described_variables(dataset, path)}, not {missing}.")
         self.arrays, orders = [], []
         for name in names:
-            try:
-                array = dataset[name].sel(select) if select else dataset[name]
-            except (KeyError, ValueError) as reason:
-                raise ValueError(f"`select`: {name!r} of {path} has no {select}: {reason}.") from None
-            if array.dtype.kind not in "buif":
-                raise ValueError(f"`variable`: {name!r} of {path} must hold real numbers, got {array.dtype}.")
-            orders.append(_dimensions(array, dims, f"{name!r} of {path}"))
-            if not orders[-1][0]:
-                array, orders[-1][0] = array.expand_dims("time"), "time"
-            self.arrays.append(array.squeeze([name for name in array.dims if name not in orders[-1]]))
-        self.names, self.order = names, orders[0]
+            array, order = _one_variable(dataset, name, path, layout)
+            self.arrays.append(array)
+            orders.append(order)
+        self.dataset, self.names, self.order = dataset, names, orders[0]
         self.length, *shape = (self.arrays[0].sizes[name] for name in self.order)
         if len(names) > 1 and (len(shape) > 2 or any(array.sizes != self.arrays[0].sizes for array in self.arrays)):
             sizes = {str(array.name): dict(array.sizes) for array in self.arrays}
@@ -49,60 +61,176 @@ class GriddedFile:
         if 0 in (self.length, *shape):
             raise ValueError(f"`variable`: {names} of {path} must not be empty, got {dict(self.arrays[0].sizes)}.")
         self.shape = [*shape, len(names)] if len(names) > 1 else shape
-        self.dtype = str(np.result_type(*(array.dtype for array in self.arrays)))
+        self.masks = [_valid_interval(array) for array in self.arrays]
+        self.dtype = str(np.result_type(*(_dtype(array, mask) for array, mask in zip(self.arrays, self.masks))))
         self.geo = _location(dataset, self.arrays[0], self.order)
 
     def read(self, frames: slice) -> np.ndarray:
-        """Frames (n, H, W[, C])."""
-        parts = [array.isel({self.order[0]: frames}).compute() for array in self.arrays]
-        values = [part.transpose(*self.order).values for part in parts]
+        """Frames (n, H, W[, C]), NaN where the file says that a value is none."""
+        values = []
+        for array, mask in zip(self.arrays, self.masks):
+            part = array.isel({self.order[0]: frames}).compute().transpose(*self.order).values
+            if mask is not None:
+                lowest, highest, flags = mask
+                part = part.astype(np.result_type(part.dtype, "float32"))
+                part[(part < lowest) | (part > highest) | np.isin(part, flags)] = np.nan
+            values.append(part.astype(self.dtype, copy=False))
         return values[0] if len(values) == 1 else np.stack(values, axis=-1)
+
+    def dates(self) -> Any:
+        """The coordinate with the dates of the frames, (T,) or, of a single frame, (); None if there is none.
+
+        Of a forecast, those for which it is valid, or the reference time plus the steps.
+        """
+        array = self.arrays[0]
+        dates = _dates_along(self.dataset, array, (self.order[0],))
+        if dates is None and self.length == 1:
+            dates = _dates_along(self.dataset, array, ())
+        return dates
 
 
 @lru_cache(32)
 def gridded_file(process: int, path: str, changed: int, layout: str) -> GriddedFile:
     """`process` keeps the handles of a fork's parent apart."""
-    return GriddedFile(path, **json.loads(layout))
+    return GriddedFile(path, json.loads(layout))
 
 
-def _open_dataset(path: str) -> Any:
+def _group_and_names(variable: list[str]) -> tuple[str | None, list[str]]:
+    """The group that all names are in, and the names within it."""
+    groups = {name.rpartition("/")[0].strip("/") for name in variable}
+    if len(groups) > 1:
+        raise ValueError(f"`variable` must name fields of one group, got {variable}.")
+    return (groups.pop() or None) if groups else None, [name.rpartition("/")[2] for name in variable]
+
+
+def _open(path: str, group: str | None, layout: dict[str, Any]) -> Any:
     """A file as an `xarray.Dataset` whose arrays are read when they are sliced."""
     import xarray
 
-    if not path.lower().endswith(".npy"):
-        try:
-            return open_dataset(path)
-        except ValueError as reason:
-            raise ValueError(str(reason) if path in str(reason) else f"{path}: {reason}") from None
-    array = open_npy(path)
-    if array.ndim not in (2, 3, 4):
-        raise ValueError(f"{path} must be (H, W), (T, H, W) or (T, H, W, C), got {array.shape}.")
-    names = {2: ("y", "x"), 3: ("time", "y", "x"), 4: ("time", "y", "x", "channel")}[array.ndim]
-    return xarray.Dataset({"values": (names, array)})
+    try:
+        if path.lower().endswith(".npy"):
+            array = open_npy(path)
+            if array.ndim not in (2, 3, 4):
+                raise ValueError(f"{path} must be (H, W), (T, H, W) or (T, H, W, C), got {array.shape}.")
+            dims = {2: ("y", "x"), 3: ("time", "y", "x"), 4: ("time", "y", "x", "channel")}[array.ndim]
+            return xarray.Dataset({"values": (dims, array)})
+        if path.lower().endswith((".h5", ".hdf5", ".hdf", ".he5")):
+            file = open_hdf5(path, layout["allow_sparse"])
+            found = radar_dataset(file) if group is None else None
+            found = found if found is not None else plain_dataset(file, group)
+            if found is not None:
+                return decode_times(xarray.decode_cf(found, decode_times=False))
+        options: dict[str, Any] = {"group": group} if group else {}
+        if layout["grib_keys"]:
+            options["backend_kwargs"] = {"filter_by_keys": layout["grib_keys"]}
+        return decode_times(open_dataset(path, layout["allow_sparse"], decode_times=False, **options))
+    except Exception as reason:  # whatever a damaged file may cause
+        text = " ".join(str(reason).split()) or type(reason).__name__
+        if "filter_by_keys" in text and not layout["grib_keys"]:
+            text = f"holds messages of several kinds; choose some by `grib_keys`, such as {_grib_suggestion(text)}"
+        raise ValueError(text if path in text else f"{path}: {text}") from None
+
+
+def _grib_suggestion(text: str) -> str:
+    """The first choice that cfgrib names."""
+    return "{" + text.partition("filter_by_keys={")[2].partition("}")[0] + "}"
+
+
+def _is_field(dataset: Any, name: str) -> bool:
+    """Whether a variable may be a map: not the bounds of another, and no classes under flags."""
+    attributes = dataset[name].attrs
+    bounds = {other.attrs.get("bounds") or other.attrs.get("climatology") for other in dataset.variables.values()}
+    return dataset[name].ndim >= 2 and name not in bounds and "flag_meanings" not in attributes
 
 
 def _only_variable(dataset: Any, path: str) -> list[str]:
-    names = [str(name) for name, array in dataset.data_vars.items() if array.ndim >= 2]
+    names = [str(name) for name in dataset.data_vars if _is_field(dataset, name)]
     if len(names) != 1:
-        raise ValueError(f"`variable` must be one of {names}, which {path} holds.")
+        raise ValueError(f"`variable` must be one of {_described_variables(dataset, path)}, which {path} holds.")
     return names
 
 
-def _dimensions(array: Any, dims: dict[str, str], what: str) -> list:
+def _described_variables(dataset: Any, path: str) -> list[str]:
+    """Names of the fields of a file; of one that has none at its top, those of its groups."""
+    names = [str(name) for name in dataset.data_vars if _is_field(dataset, name)]
+    if names or not path.lower().endswith((".nc", ".nc4", ".h5", ".hdf5", ".hdf", ".he5")):
+        return sorted(names)
+    import h5py
+
+    found: list[str] = []
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim >= 2:
+            found.append(name)
+
+    try:
+        open_hdf5(path).visititems(visit)
+    except ValueError:  # a classic NetCDF file has no groups
+        pass
+    return sorted(found)
+
+
+def _one_variable(dataset: Any, name: str, path: str, layout: dict[str, Any]) -> tuple[Any, list]:
+    """A variable as an array of time, y, x and perhaps a channel, and the names of these dimensions."""
+    select = layout["select"]
+    try:
+        array = dataset[name].sel(select) if select else dataset[name]
+    except (KeyError, ValueError) as reason:
+        raise ValueError(f"`select`: {name!r} of {path} has no {select}: {reason}.") from None
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"`variable`: {name!r} of {path} must hold real numbers, got {array.dtype}.")
+    order = _dimensions(dataset, array, layout["dims"], f"{name!r} of {path}")
+    if not order[0]:
+        array, order[0] = array.expand_dims("time"), "time"
+    return array.squeeze([name for name in array.dims if name not in order]), order
+
+
+def _valid_interval(array: Any) -> tuple[float, float, list] | None:
+    """The lowest and highest value that exists, and values that are flags; None if the file says nothing of it.
+
+    CF conventions, section 2.5.1: `valid_range` is in the units of the stored, packed numbers.
+    """
+    attributes, packing = array.attrs, array.encoding
+    lowest, highest = attributes.get("valid_range", (attributes.get("valid_min"), attributes.get("valid_max")))
+    flags = attributes.get("flag_values") if "units" in attributes else None
+    if lowest is None and highest is None and flags is None:
+        return None
+    scale, offset = float(packing.get("scale_factor", 1)), float(packing.get("add_offset", 0))
+    ends = sorted(
+        float(end) * scale + offset if end is not None else default
+        for end, default in ((lowest, -np.inf * np.sign(scale)), (highest, np.inf * np.sign(scale)))
+    )
+    slack = 1e-6 * abs(scale) if scale != 1 or offset != 0 else 0.0  # of rounding in unpacking
+    return ends[0] - slack, ends[1] + slack, [float(flag) * scale + offset for flag in np.ravel(flags or [])]
+
+
+def _dtype(array: Any, mask: Any) -> np.dtype:
+    dtype = np.result_type(array.dtype, "float32") if mask is not None else array.dtype
+    return dtype.newbyteorder("=")
+
+
+def _dimensions(dataset: Any, array: Any, dims: dict[str, str], what: str) -> list:
     """The dimensions time, y, x and, where there is one, channel of an array; None for the time if it has none."""
     absent = sorted(set(dims.values()) - set(map(str, array.dims)))
     if absent:
         raise ValueError(f"`dims`: {what} has dimensions {array.dims}, not {absent}.")
     channel = dims.get("channel") or ("channel" if "channel" in array.dims else None)
+    roles = {name: _role_of_dimension(dataset, array, name) for name in array.dims}
     # a dimension of one element that nothing names says nothing
     rest = [
         name
         for name in array.dims
-        if name != channel and (array.sizes[name] > 1 or name in dims.values() or _role_of_dimension(array, name))
+        if name != channel and (array.sizes[name] > 1 or name in dims.values() or roles[name] in ("time", "y", "x"))
     ]
-    time = dims.get("time") or next((name for name in rest if _role_of_dimension(array, name) == "time"), None)
+    time = dims.get("time") or next((name for name in rest if roles[name] == "time"), None)
     if time is None and len(rest) > 2:
-        time = rest[0]
+        time = next((name for name in rest if roles[name] is None), None)
+        if time is None or len(rest) > 3:
+            others = [name for name in rest if roles[name] == "other"]
+            raise ValueError(
+                f"`dims`: {what} must have a time, a y and an x, got {dict(array.sizes)}; name the time in `dims`, "
+                f"and choose from others by `select`, such as select={{{(others or rest)[0]!r}: ...}}."
+            )
     rest = [name for name in rest if name != time]
     if len(rest) != 2:
         raise ValueError(
@@ -110,16 +238,20 @@ def _dimensions(array: Any, dims: dict[str, str], what: str) -> list:
             "from others by `select`."
         )
     y, x = rest
-    if dims.get("y") == x or dims.get("x") == y or ("y" not in dims and _role_of_dimension(array, x) == "y"):
+    if dims.get("y") == x or dims.get("x") == y or ("y" not in dims and roles[x] == "y"):
         y, x = x, y
     return [time, y, x, *([channel] if channel else [])]
 
 
-def _role_of_dimension(array: Any, name: Any) -> str | None:
-    """ "time", "y" or "x", by the coordinates, CF attributes or name of a dimension."""
-    if name in ("time", "t") or dates_along(array, (name,)) is not None:
-        return "time"
+def _role_of_dimension(dataset: Any, array: Any, name: Any) -> str | None:
+    """ "time", "y", "x", or "other" (a level, a member), by coordinates, CF attributes or name; None if unknown."""
     attributes = array.coords[name].attrs if name in array.coords else {}
+    if str(name).lower() in OTHER_NAMES or attributes.get("axis") == "Z" or "positive" in attributes:
+        return "other"
+    if attributes.get("standard_name") in OTHER_STANDARD_NAMES:
+        return "other"
+    if name in ("time", "t") or _dates_along(dataset, array, (name,)) is not None:
+        return "time"
     for axis, (letter, standard_names, units, names) in AXES.items():
         if (
             attributes.get("axis") == letter
@@ -131,20 +263,34 @@ def _role_of_dimension(array: Any, name: Any) -> str | None:
     return None
 
 
-def dates_along(array: Any, dims: tuple) -> Any:
-    """The coordinate with the dates along dimensions, (time,) or (); of a forecast, those for which it is valid."""
-    dated = {
-        str(name): coordinate
-        for name, coordinate in array.coords.items()
-        if coordinate.dims == dims and (coordinate.dtype.kind == "M" or _is_cftime(coordinate))
-    }
+def _dates_along(dataset: Any, array: Any, dims: tuple) -> Any:
+    """The coordinate or variable of a file with the dates along dimensions of an array; None if there is none."""
+    along = {**{str(name): c for name, c in array.coords.items()}}
+    for name, variable in dataset.data_vars.items():  # a scalar or 1-D variable that is no coordinate
+        if str(name) not in along and variable.attrs.get("standard_name") == "time":
+            along[str(name)] = variable
+    dated = {name: c for name, c in along.items() if c.dims == dims and _is_time(c)}
     names = sorted(dated, key=lambda name: (name != "valid_time", (name,) != dims, name != "time"))
-    return dated[names[0]] if names else None
+    reference = ("forecast_reference_time",)
+    usable = [name for name in names if dated[name].attrs.get("standard_name") not in reference] or names
+    if usable and not (dims == () and usable[0] not in ("valid_time",) and _steps(along, ()) is not None):
+        return dated[usable[0]]
+    steps = _steps(along, dims)
+    starts = [c for c in along.values() if c.dims == () and _is_time(c)]
+    return starts[0] + steps if steps is not None and starts else (dated[usable[0]] if usable else None)
 
 
-def _is_cftime(coordinate: Any) -> bool:
-    """Whether a coordinate holds dates of a calendar that numpy lacks."""
-    return coordinate.dtype.kind == "O" and hasattr(coordinate.values.ravel()[0], "calendar")
+def _steps(along: dict[str, Any], dims: tuple) -> Any:
+    """The lead times of a forecast along dimensions."""
+    for coordinate in along.values():
+        unit = TIME_UNITS.get(str(coordinate.attrs.get("units", "")).lower().rstrip("s"))
+        if coordinate.dims == dims and unit is not None and coordinate.dtype.kind in "uif":
+            return (coordinate.astype("float64") * unit).round().astype("timedelta64[s]")
+    return None
+
+
+def _is_time(coordinate: Any) -> bool:
+    return coordinate.dtype.kind == "M" or "undecoded_time" in coordinate.attrs
 
 
 def _location(dataset: Any, array: Any, order: list) -> dict[str, Any]:
@@ -155,7 +301,7 @@ def _location(dataset: Any, array: Any, order: list) -> dict[str, Any]:
             geo[f"{role}_name"] = str(name)
     mapping = array.encoding.get("grid_mapping") or array.attrs.get("grid_mapping") or "spatial_ref"
     attributes = dataset[mapping].attrs if mapping in dataset.variables else {}
-    text = attributes.get("crs_wkt") or attributes.get("spatial_ref")
+    text = attributes.get("crs_wkt") or attributes.get("spatial_ref") or dataset.attrs.get("projection")
     if text:
         geo["crs"] = str(text)
     elif attributes:
@@ -166,13 +312,17 @@ def _location(dataset: Any, array: Any, order: list) -> dict[str, Any]:
 
 
 def check_values(grid: GriddedFile, path: Path):
-    """Refuse a file of nothing but missing values; one frame is enough to know, if it is a good one."""
-    if np.dtype(grid.dtype).kind != "f":
-        return
-    for frame in sorted(range(grid.length), key=lambda frame: (frame not in (0, grid.length // 2), frame)):
-        if np.isfinite(grid.read(slice(frame, frame + 1))).any():
+    """Refuse a file of nothing but missing values; one frame is enough to know, if it is a good one.
+
+    Raises:
+        ValueError: names the file.
+    """
+    frames = sorted(range(grid.length), key=lambda frame: (frame not in (0, grid.length // 2), frame))
+    for frame in frames:
+        values = grid.read(slice(frame, frame + 1))  # also of whole numbers: a damaged file shows here
+        if np.dtype(grid.dtype).kind != "f" or np.isfinite(values).any():
             return
     raise ValueError(f"{path}, {grid.names}: all {grid.length} frames hold nothing but missing values.")
 
 
-__all__ = ["GriddedFile", "check_values", "dates_along", "gridded_file"]
+__all__ = ["GriddedFile", "check_values", "gridded_file"]

@@ -33,6 +33,11 @@ from .file_checks import (
 )
 
 
+def _end(process: Any, late: threading.Event) -> None:
+    late.set()
+    process.kill()
+
+
 class _Child:
     """The checking process of this process, started when it is needed."""
 
@@ -40,7 +45,7 @@ class _Child:
         self.owner, self.lock = 0, threading.Lock()
         self.process: Any = None
 
-    def ask(self, path: str) -> str | None:
+    def ask(self, path: str, allow_sparse: bool) -> str | None:
         """What is wrong with a file."""
         if self.owner != os.getpid():  # a fork's parent keeps its own
             self.__init__()  # type: ignore[misc]
@@ -49,16 +54,21 @@ class _Child:
             while True:
                 if self.process is None or self.process.poll() is not None:
                     self.process = self._start()
+                process, late = self.process, threading.Event()
+                timer = threading.Timer(SECONDS, _end, [process, late])
+                timer.start()
                 try:
-                    self.process.stdin.write(json.dumps(path) + "\n")
-                    self.process.stdin.flush()
-                except BrokenPipeError:
+                    process.stdin.write(json.dumps([path, allow_sparse]) + "\n")
+                    process.stdin.flush()
+                    answer = process.stdout.readline()
+                except BrokenPipeError:  # it was idle, and has ended
                     continue
-                answer = self.process.stdout.readline()
+                finally:
+                    timer.cancel()
                 if answer:
                     return json.loads(answer)
-                code = self.process.wait()
-                if code == -14:  # SIGALRM
+                code = process.wait()
+                if late.is_set():
                     return f"could not be checked within {SECONDS} s"
                 if code:
                     return f"crashed the process that checked it (exit status {code})"
@@ -71,14 +81,17 @@ class _Child:
 
 
 _child = _Child()
-_checked: dict[tuple[str, int, int], str | None] = {}  # state of a file -> what is wrong with it
+_checked: dict[tuple, str | None] = {}  # state of a file, and whether it may be sparse -> what is wrong with it
 
 
-def check_files(paths: Iterable[Any]) -> dict[Any, str]:
+def check_files(paths: Iterable[Any], allow_sparse: bool = False) -> dict[Any, str]:
     """What is wrong with files: path, as it was given, -> problem; without those that are fine.
 
     HDF5 and NetCDF, npy and npz, zip, tar and gzip, Zarr stores, GeoTIFF and GRIB, told apart by their first bytes.
     The files are opened in a child process.
+
+    Args:
+        allow_sparse: do not refuse files that declare far more than they store.
     """
     problems = {}
     for path in paths:
@@ -87,16 +100,17 @@ def check_files(paths: Iterable[Any]) -> dict[Any, str]:
         except OSError:
             problems[path] = "does not exist"
             continue
-        if state not in _checked:
-            _checked[state] = _child.ask(state[0])
-        problem = _checked[state]
+        key = (*state, allow_sparse)
+        if key not in _checked:
+            _checked[key] = _child.ask(state[0], allow_sparse)
+        problem = _checked[key]
         if problem:
             problems[path] = problem
     return problems
 
 
-def _require_sound(path: str | Path) -> tuple[str, int, int]:
-    for problem in check_files([path]).values():
+def _require_sound(path: str | Path, allow_sparse: bool = False) -> tuple[str, int, int]:
+    for problem in check_files([path], allow_sparse).values():
         raise ValueError(f"{path}: {problem}.")
     return file_state(path)
 
@@ -106,13 +120,13 @@ def _require_sound(path: str | Path) -> tuple[str, int, int]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def open_hdf5(path: str | Path) -> Any:
+def open_hdf5(path: str | Path, allow_sparse: bool = False) -> Any:
     """An HDF5 file to read from, an `h5py.File`; it stays open for the next call, so it must not be closed.
 
     Raises:
         ValueError: the file is missing, not HDF5, damaged or crafted.
     """
-    return _open_hdf5(os.getpid(), _require_sound(path))
+    return _open_hdf5(os.getpid(), _require_sound(path, allow_sparse))
 
 
 @functools.lru_cache(128)
@@ -172,10 +186,11 @@ def load_npz(path: str | Path, names: Sequence[str] | None = None) -> dict[str, 
         raise ValueError(f"{path}: {reason}.") from None
 
 
-def open_dataset(path: str | Path, **options: Any) -> Any:
+def open_dataset(path: str | Path, allow_sparse: bool = False, **options: Any) -> Any:
     """What xarray reads (NetCDF, HDF5, Zarr, GeoTIFF, GRIB) as an `xarray.Dataset`.
 
     Args:
+        allow_sparse: see [`check_files`].
         options: of `xarray.open_dataset`; the engine follows from the file.
 
     Raises:
@@ -183,7 +198,7 @@ def open_dataset(path: str | Path, **options: Any) -> Any:
     """
     if problem := _wrong_format(path, *ENGINES):
         raise ValueError(problem)
-    return open_with_xarray(_require_sound(path)[0], format_of(path), **options)
+    return open_with_xarray(_require_sound(path, allow_sparse)[0], format_of(path), **options)
 
 
 def extract(archive: str | Path, folder: str | Path, limit_bytes: int) -> Path:

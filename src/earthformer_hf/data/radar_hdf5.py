@@ -1,0 +1,223 @@
+"""HDF5 files without the structure of NetCDF: plain arrays, ODIM composites and KNMI's composites.
+
+ODIM: Michelson et al., "EUMETNET OPERA weather radar information model for implementation with the HDF5 file format",
+version 2.4, sections 3 and 4 (a value is `gain * stored + offset`; `nodata` was not seen, `undetect` was seen without
+an echo). KNMI: Roozekrans and Holleman, "KNMI HDF5 data format specification", version 3.5 (calibration in words,
+"GEO=0.01*PV+0.0").
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+
+
+RATES = ("RATE", "ACRR")  # quantities of which no echo is none
+
+
+def plain_dataset(file: Any, group: str | None) -> Any:
+    """The arrays of a group of an `h5py.File` without dimension scales, as an `xarray.Dataset`; None if it has any.
+
+    Dimensions are named as the NetCDF library would name them: "phony_dim_0" and so on, by size.
+
+    Raises:
+        ValueError: the file has no such group.
+    """
+    import h5py
+    import xarray
+
+    place = file
+    if group is not None:
+        place = file.get(group)
+        if not isinstance(place, h5py.Group):
+            raise ValueError(f"`variable`: {file.filename} has no group {group!r}, it holds {sorted(file)}")
+    arrays = {name: item for name, item in place.items() if isinstance(item, h5py.Dataset)}
+    scales = any(
+        "DIMENSION_LIST" in item.attrs or item.attrs.get("CLASS") == b"DIMENSION_SCALE" for item in arrays.values()
+    )
+    if scales or "_NCProperties" in file.attrs:
+        return None
+    names: dict[tuple[int, int], str] = {}  # size, how often it came before in the same array -> name
+    variables = {}
+    for name, item in arrays.items():
+        if item.dtype.kind not in "buif":
+            continue
+        dims = []
+        for axis, size in enumerate(item.shape):
+            key = size, item.shape[:axis].count(size)
+            dims.append(names.setdefault(key, f"phony_dim_{len(names)}"))
+        variables[name] = xarray.Variable(dims, _lazy(item), _attributes(item.attrs))
+    return xarray.Dataset(variables)
+
+
+def radar_dataset(file: Any) -> Any:
+    """A composite of ODIM or KNMI as an `xarray.Dataset` of (time, y, x); None if the file is none."""
+    what = file.get("what")
+    if what is not None and _text(what.attrs.get("object", "")) in (
+        "COMP",
+        "IMAGE",
+        "CVOL",
+        "XSEC",
+        "RAY",
+        "PVOL",
+        "SCAN",
+    ):
+        kind = _text(what.attrs["object"])
+        if kind not in ("COMP", "IMAGE"):
+            raise ValueError(f"is an ODIM object {kind!r}; only composites and images (COMP, IMAGE) are maps")
+        return _odim_dataset(file)
+    if "image1" in file and "overview" in file:
+        return _knmi_dataset(file)
+    return None
+
+
+def _odim_dataset(file: Any) -> Any:
+    import xarray
+
+    frames: dict[str, list[tuple[np.datetime64, Any]]] = {}
+    top = file["what"].attrs
+    for dataset in _numbered(file, "dataset"):
+        outer = _inherited(top, dataset)
+        for data in _numbered(dataset, "data"):
+            what = _inherited(outer, data)
+            date, time = (
+                _text(what.get(end, what.get(name, ""))) for end, name in (("enddate", "date"), ("endtime", "time"))
+            )
+            when = np.datetime64(f"{date[:4]}-{date[4:6]}-{date[6:8]}T{time[:2]}:{time[2:4]}:{time[4:6]}", "s")
+            frames.setdefault(_text(what["quantity"]), []).append((when, (data["data"], what)))
+    variables = {}
+    times = sorted({when for entries in frames.values() for when, _ in entries})
+    for quantity, entries in frames.items():
+        entries.sort(key=lambda entry: entry[0])
+        if [when for when, _ in entries] != times:
+            raise ValueError(f"holds {quantity!r} at {len(entries)} times, other quantities at {len(times)}")
+        parts = [_Decoded(item, *_odim_rule(what, quantity)) for _, (item, what) in entries]
+        variables[quantity] = xarray.Variable(("time", "y", "x"), _lazy(_Stack(parts)))
+    place = file["where"].attrs if "where" in file else {}
+    attributes = {"projection": _text(place["projdef"])} if "projdef" in place else {}
+    return xarray.Dataset(variables, {"time": np.array(times, "datetime64[s]")}, attributes)
+
+
+def _odim_rule(what: dict[str, Any], quantity: str) -> tuple[float, float, list[float], dict[float, float]]:
+    """Gain, offset, stored values that are missing, and stored values that stand for others."""
+    gain, offset = float(what.get("gain", 1)), float(what.get("offset", 0))
+    undetect = {float(what["undetect"]): 0.0} if "undetect" in what and quantity in RATES else {}
+    return gain, offset, [float(what["nodata"])] if "nodata" in what else [], undetect
+
+
+def _knmi_dataset(file: Any) -> Any:
+    import xarray
+
+    image = file["image1"]
+    calibration = image["calibration"].attrs
+    formula = _text(calibration["calibration_formulas"]).replace(" ", "")
+    match = re.fullmatch(r"GEO=([-+.\deE]+)\*PV(?:\+?([-+.\deE]+))?", formula)
+    if not match:
+        raise ValueError(f"has the calibration {formula!r}, which is not of the form GEO=a*PV+b")
+    missing = [
+        float(np.ravel(calibration[name])[0])
+        for name in ("calibration_out_of_image", "calibration_missing_data")
+        if name in calibration
+    ]
+    name = _text(image.attrs.get("image_geo_parameter", "image")).split("_")[0].lower() or "image"
+    values = _Decoded(image["image_data"], float(match[1]), float(match[2] or 0), missing, {})
+    array = xarray.Variable(("time", "y", "x"), _lazy(_Stack([values])))
+    stamp = _text(file["overview"].attrs["product_datetime_end"])
+    day, _, clock = stamp.partition(";")
+    number, month, year = day.split("-")
+    months = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
+    when = np.datetime64(f"{year}-{months.index(month.upper()) + 1:02d}-{int(number):02d}T{clock[:8]}", "s")
+    projection = file.get("geographic/map_projection")
+    attributes = (
+        {} if projection is None else {"projection": _text(projection.attrs.get("projection_proj4_params", ""))}
+    )
+    return xarray.Dataset({name: array}, {"time": np.array([when])}, {k: v for k, v in attributes.items() if v})
+
+
+def _numbered(group: Any, stem: str) -> list[Any]:
+    """Groups `stem`1, `stem`2, ... in the order of their numbers."""
+    numbers = sorted(int(name[len(stem) :]) for name in group if re.fullmatch(rf"{stem}\d+", name))
+    return [group[f"{stem}{number}"] for number in numbers]
+
+
+def _inherited(above: Any, group: Any) -> dict[str, Any]:
+    """Attributes of `what` of a group, and those of the groups above that it does not have."""
+    return dict(above) | (dict(group["what"].attrs) if "what" in group else {})
+
+
+def _text(value: Any) -> str:
+    value = np.ravel(value)[0] if np.size(value) else ""
+    return (value.decode("latin-1") if isinstance(value, bytes) else str(value)).strip("\0 ")
+
+
+def _attributes(attributes: Any) -> dict[str, Any]:
+    found = {name: attributes[name] for name in attributes if name not in ("REFERENCE_LIST", "CLASS", "NAME")}
+    return {name: _text(value) if np.asarray(value).dtype.kind in "SO" else value for name, value in found.items()}
+
+
+class _Decoded:
+    """A stored map whose values are `gain * stored + offset`, NaN where missing; read when it is sliced."""
+
+    def __init__(self, item: Any, gain: float, offset: float, missing: list[float], others: dict[float, float]):
+        self.item, self.rule = item, (gain, offset, missing, others)
+        self.shape, self.dtype = item.shape, np.dtype("float32")
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        gain, offset, missing, others = self.rule
+        stored = np.asarray(self.item[key]).astype("float64")
+        values = gain * stored + offset
+        for code, value in others.items():
+            values[stored == code] = value
+        values[np.isin(stored, missing)] = np.nan
+        return values.astype("float32")
+
+
+class _Stack:
+    """Maps of one shape along time."""
+
+    def __init__(self, maps: list[_Decoded]):
+        if any(part.shape != maps[0].shape for part in maps):
+            raise ValueError(f"holds maps of several shapes {sorted({part.shape for part in maps})}")
+        self.maps, self.shape, self.dtype = maps, (len(maps), *maps[0].shape), maps[0].dtype
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        first, *rest = key
+        if isinstance(first, slice):
+            chosen = [self.maps[n][tuple(rest)] for n in range(len(self.maps))[first]]
+            return np.stack(chosen) if chosen else np.empty((0, *self.maps[0][tuple(rest)].shape), self.dtype)
+        return self.maps[int(first)][tuple(rest)]
+
+
+def _lazy(source: Any) -> Any:
+    """What has a shape and a dtype and is read when it is sliced, for xarray."""
+    from xarray.backends import BackendArray
+    from xarray.core import indexing
+
+    class Lazy(BackendArray):
+        def __init__(self):
+            self.shape, self.dtype = source.shape, source.dtype
+
+        def __getitem__(self, key):
+            support = indexing.IndexingSupport.BASIC
+            return indexing.explicit_indexing_adapter(key, self.shape, support, self._read)
+
+        def _read(self, key):
+            # h5py takes no negative steps
+            turned = tuple(
+                slice(None, None, -1) if isinstance(k, slice) and (k.step or 1) < 0 else slice(None) for k in key
+            )
+            rising = tuple(_rising(k, n) if isinstance(k, slice) else k for k, n in zip(key, self.shape))
+            values = np.asarray(source[rising])
+            return values[tuple(t for t, k in zip(turned, key) if isinstance(k, slice))]
+
+    return indexing.LazilyIndexedArray(Lazy())
+
+
+def _rising(part: slice, size: int) -> slice:
+    numbers = range(size)[part]
+    if numbers.step < 0:
+        numbers = numbers[::-1]
+    return slice(numbers.start, numbers.stop, numbers.step) if len(numbers) else slice(0, 0)
+
+
+__all__ = ["plain_dataset", "radar_dataset"]

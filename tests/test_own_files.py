@@ -1,0 +1,381 @@
+"""A user's own files as they really are: found, grouped, joined and refused as their owner would expect."""
+
+import logging
+
+import h5py
+import netCDF4
+import numpy as np
+import pytest
+from test_source_folder import HOUR, dataset, events, frames, hours, needs, numbers
+
+from earthformer_hf.data import file_search, from_folder
+from earthformer_hf.data.file_search import find_files
+from earthformer_hf.data.file_times import follows, most_common_step
+
+
+MINUTE = np.timedelta64(60, "s")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def messages(caplog):
+    """What the folder reader logs."""
+    logger = logging.getLogger("earthformer_hf")
+    logger.addHandler(caplog.handler)
+    level, logger.level = logger.level, logging.INFO
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    logger.setLevel(level)
+
+
+def written(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values.to_netcdf(path)
+
+
+def problems(folder, **options):
+    options = {"fractions": (1, 0, 0), "keep_bad": True, "cache_dir": folder.parent / "cache"} | options
+    rows = from_folder(folder, split="train", **options).with_format(None)
+    return {row["id"]: row["problem"] for row in rows}
+
+
+# -- found ------------------------------------------------------------------------------------------------------------
+
+
+def test_hidden_files_links_and_stores(folder):
+    written(folder / "a.nc", dataset(0, 3))
+    written(folder / ".ipynb_checkpoints/a-checkpoint.nc", dataset(0, 3))
+    (folder / "._a.nc").write_bytes(b"\0\5\x16\7 Mac OS X")
+    written(folder / ".store/2020/b.nc", dataset(3, 2))
+    (folder / "2020").symlink_to(".store/2020")
+    (folder / "again.nc").symlink_to("a.nc")
+    (folder / "circle").symlink_to(folder)
+    written(folder.parent / "elsewhere/c.nc", dataset(5, 2))
+    (folder / "outside").symlink_to(folder.parent / "elsewhere")
+    paths, passed = find_files(folder)
+    assert [path.relative_to(folder).as_posix() for path in paths] == ["2020/b.nc", "a.nc"]
+    assert len(passed) == 1 and "outside the folder; `follow_links` takes it" in passed[0]
+    assert len(find_files(folder, follow_links=True)[0]) == 3
+    assert [path.name for path in find_files(folder, "**/?.nc")[0]] == ["b.nc", "a.nc"]
+    assert [path.name for path in find_files(folder, "*.nc")[0]] == ["a.nc"]
+    (event,) = events(folder)
+    assert numbers(event) == [0, 1, 2, 3, 4]
+
+
+@needs("zarr")
+def test_a_zarr_store_is_known_by_its_content(folder):
+    dataset(0, 4).to_zarr(folder / "store", consolidated=False)
+    (event,) = events(folder)
+    assert numbers(event) == [0, 1, 2, 3]
+    (event,) = events(folder / "store")
+    assert numbers(event) == [0, 1, 2, 3]
+
+
+def test_one_file_is_not_slowed_by_what_lies_beside_it(folder, monkeypatch):
+    written(folder / "a.nc", dataset(0, 4))
+    monkeypatch.setattr(file_search, "_walk", None)
+    assert find_files(folder, "a.nc")[0] == [folder / "a.nc"]
+    assert numbers(events(folder / "a.nc")[0]) == [0, 1, 2, 3]
+
+
+def test_endings_and_big_endian_numbers(folder):
+    for name in ("a.hdf", "b.he5"):
+        with h5py.File(folder / name, "w") as file:
+            file.create_dataset("rain", data=frames(0, 3), compression="lzf")
+        (event,) = events(folder / name, start="2020-01-01", time_step="1h")
+        np.testing.assert_array_equal(event["values"][::-1], frames(0, 3)[::-1])
+    np.save(folder / "a.npy", frames(0, 3).astype(">f4"))
+    (event,) = events(folder / "a.npy", start="2020-01-01", time_step="1h")
+    assert event["values"].dtype == np.dtype("float32").newbyteorder("=") and numbers(event) == [0, 1, 2]
+
+
+# -- joined -----------------------------------------------------------------------------------------------------------
+
+
+def test_two_radars_in_subfolders_stay_apart(folder):
+    for frame in range(4):
+        written(folder / f"A/{frame}.nc", dataset(frame, 1))
+        written(folder / f"B/{frame}.nc", dataset(frame, 1) + 100)
+    assert [numbers(event) for event in events(folder)] == [[0, 1, 2, 3], [100, 101, 102, 103]]
+
+
+def test_folders_named_by_dates_are_one_series(folder):
+    for frame in range(4):
+        written(folder / f"2020/01/0{1 + frame}/r.nc", dataset(frame, 1))
+        written(folder / f"radar_B/year=2020/month={1 + frame}/r.nc", dataset(frame, 1) + 100)
+    assert [numbers(event) for event in events(folder)] == [[0, 1, 2, 3], [100, 101, 102, 103]]
+
+
+def test_series_by_a_pattern(folder):
+    for frame in range(3):
+        written(folder / f"rad10{frame}.nc", dataset(frame, 1))
+        written(folder / f"rad20{frame}.nc", dataset(frame, 1) + 100)
+    assert [numbers(event) for event in events(folder, series=r"rad(\d)")] == [[0, 1, 2], [100, 101, 102]]
+    assert all("at the same time" in problem for problem in problems(folder).values())
+    assert "`series`: 'x(.)' does not occur in rad100.nc" in problems(folder, series="x(.)")["rad100.nc"]
+
+
+def test_files_that_take_turns_are_one_event(folder):
+    whole = dataset(0, 9)
+    written(folder / "even.nc", whole.isel(time=slice(0, None, 2)))
+    written(folder / "odd.nc", whole.isel(time=slice(1, None, 2)))
+    (event,) = events(folder)
+    np.testing.assert_array_equal(event["values"][:], frames(0, 9))
+    np.testing.assert_array_equal(event["values"][7:1:-3], frames(0, 9)[7:1:-3])
+
+
+def test_a_grid_that_differs_by_rounding_or_packing_is_one(folder):
+    written(folder / "a.nc", dataset(0, 3))
+    written(folder / "b.nc", dataset(3, 3, lat=np.array([50.0, 49, 48, 47]) * (1 + 1e-12)))
+    packed = {"rain": {"dtype": "int16", "scale_factor": 0.01, "_FillValue": -1}}
+    dataset(6, 3).to_netcdf(folder / "c.nc", encoding=packed)
+    (event,) = events(folder)
+    assert numbers(event) == list(range(9))
+    np.testing.assert_allclose(event["values"][:], frames(0, 9), atol=0.006)
+    written(folder / "d.nc", dataset(9, 3, lat=np.array([50.0, 49, 48, 47]) + 0.01))
+    assert [len(event["values"]) for event in events(folder)] == [9, 3]
+
+
+def test_the_same_times_twice(folder, messages):
+    written(folder / "a.nc", dataset(0, 6))
+    written(folder / "b.nc", dataset(3, 6))  # three hours of which are copies
+    (event,) = events(folder)
+    assert numbers(event) == list(range(9)) and "b.nc: 3 frames are copies of those in" in messages.text
+    written(folder / "c.nc", dataset(8, 2) + 1)
+    found = problems(folder)
+    assert {name for name, problem in found.items() if problem} == {"b.nc", "c.nc"}
+    assert "holds other values than" in found["b.nc"] and "c.nc at the same time 2020-01-01T08" in found["b.nc"]
+    with pytest.raises(ValueError, match="b.nc: holds other values than .*c.nc at the same time"):
+        events(folder)
+
+
+def test_every_cut_has_its_reason(folder, messages):
+    written(folder / "a.nc", dataset(0, 3))
+    written(folder / "b.nc", dataset(5, 3))
+    assert [numbers(event) for event in events(folder)] == [[0, 1, 2], [5, 6, 7]]
+    assert "1 events end early: a.nc at 2020-01-01T02:00:00, then b.nc at 2020-01-01T05:00:00: a gap" in messages.text
+
+
+# -- times ------------------------------------------------------------------------------------------------------------
+
+
+def test_jittering_scans(folder):
+    jitter = np.array([0, 45, -45, 30, -40, 45, -45, 0]) * np.timedelta64(1, "s")
+    time = hours("2020-01-01", 1)[0] + 5 * MINUTE * np.arange(8) + jitter
+    written(folder / "a.nc", dataset(0, 8, time=time))
+    assert len(events(folder)) > 1
+    (event,) = events(folder, time_tolerance="45s")
+    assert numbers(event) == list(range(8))
+    np.testing.assert_array_equal(event["time"], time.astype("datetime64[s]"))
+    assert most_common_step([time.astype("datetime64[s]")], np.timedelta64(45, "s")) == 5 * MINUTE
+    gap = np.delete(time, 4)
+    written(folder / "gap/a.nc", dataset(0, 7, time=gap))
+    assert [numbers(event) for event in events(folder / "gap", time_tolerance="45s")] == [[0, 1, 2, 3], [4, 5, 6]]
+    with pytest.raises(ValueError, match="`time_tolerance` must be such as"):
+        events(folder, time_tolerance="45")
+    assert follows(time[:1], time[1:2], 5 * MINUTE).tolist() == [False]
+
+
+def raw_times(path, units, values, calendar="standard"):
+    """A file with times as numbers."""
+    with netCDF4.Dataset(path, "w") as file:
+        for name, size in zip(("time", "lat", "lon"), (len(values), 4, 6)):
+            file.createDimension(name, size)
+        time = file.createVariable("time", "f8", ("time",))
+        time.units, time.calendar = units, calendar
+        time[:] = values
+        file.createVariable("rain", "f4", ("time", "lat", "lon"))[:] = frames(0, len(values))
+
+
+def test_calendars_and_units_that_xarray_refuses(folder):
+    raw_times(folder / "noleap.nc", "days since 2020-02-27", [0, 1, 2], "noleap")
+    (first, second) = events(folder / "noleap.nc")  # 29 February is not in the file
+    assert [str(t)[:10] for t in first["time"]] == ["2020-02-27", "2020-02-28"] and len(second["time"]) == 1
+    raw_times(folder / "months.nc", "months since 1960-01-01", np.arange(4) + 0.5)
+    (event,) = events(folder / "months.nc")
+    assert [str(t)[:10] for t in event["time"]] == ["1960-01-16", "1960-02-15", "1960-03-16", "1960-04-16"]
+    raw_times(folder / "years.nc", "years since 1960-01-01", [0, 1, 2])
+    assert [str(t)[:10] for t in events(folder / "years.nc")[0]["time"]] == ["1960-01-01", "1961-01-01", "1962-01-01"]
+    raw_times(folder / "360.nc", "days since 2020-02-29", [0, 1, 2], "360_day")
+    with pytest.raises(ValueError, match="360.nc.*2020-02-30.*state `start` and `time_step`"):
+        events(folder / "360.nc")
+    (event,) = events(folder / "360.nc", start="2020-02-29", time_step="1D")
+    assert numbers(event) == [0, 1, 2]
+
+
+def test_a_missing_time_is_named(folder):
+    values = np.array([0, 1, 2, netCDF4.default_fillvals["f8"], 4])
+    raw_times(folder / "a.nc", "hours since 2020-01-01", values)
+    with pytest.raises(ValueError, match="a.nc, 'rain': the time of frame 3 is missing"):
+        events(folder)
+
+
+def test_a_scalar_time_and_a_reference_time_with_steps(folder):
+    for frame in range(2):
+        single = dataset(frame, 1).isel(time=0, drop=True)
+        single["valid_time"] = ((), hours("2020-01-01", 2)[frame], {"standard_name": "time"})
+        written(folder / f"{frame}.nc", single)
+    assert numbers(events(folder)[0]) == [0, 1]
+    forecast = dataset(0, 3).drop_vars("time").rename(time="step")
+    forecast = forecast.assign_coords(step=np.arange(1, 4) * HOUR, time=np.datetime64("2020-01-01T12", "ns"))
+    written(folder / "forecast/f.nc", forecast)
+    (event,) = events(folder / "forecast")
+    assert event["time"].astype("datetime64[h]").astype(str).tolist() == [f"2020-01-01T{h}" for h in (13, 14, 15)]
+
+
+def test_members_and_levels_are_never_time(folder):
+    member = (
+        dataset(0, 3).rename(time="member").assign_coords(member=[0, 1, 2], time=np.datetime64("2020-01-01", "ns"))
+    )
+    written(folder / "a.nc", member)
+    for options in ({}, {"start": "2020-01-01", "time_step": "1h"}):
+        with pytest.raises(ValueError, match=r"name the time in `dims`, .*select=\{'member': ...\}"):
+            events(folder, **options)
+    assert numbers(events(folder, select={"member": 2})[0]) == [2]
+    plain = {"start": "2020-01-01", "time_step": "1h"}
+    assert numbers(events(folder, dims={"time": "member"}, name_time="a.nc", time_step="1h")[0]) == [0, 1, 2]
+    level = dataset(0, 3).rename(time="step_up").assign_coords(step_up=("step_up", [1, 2, 3], {"axis": "Z"}))
+    written(folder / "b.nc", level)
+    with pytest.raises(ValueError, match="name the time in `dims`"):
+        events(folder / "b.nc", **plain)
+
+
+# -- groups and fields ------------------------------------------------------------------------------------------------
+
+
+def test_groups(folder):
+    with netCDF4.Dataset(folder / "a.nc", "w") as file:
+        group = file.createGroup("PRODUCT")
+        for name, size in zip(("time", "y", "x"), (5, 4, 6)):
+            group.createDimension(name, size)
+        group.createVariable("rain", "f4", ("time", "y", "x"))[:] = frames(0, 5)
+    with h5py.File(folder / "b.h5", "w") as file:
+        file["2020/rain"] = frames(0, 5)
+        file["latest"] = h5py.SoftLink("/2020/rain")
+    plain = {"start": "2020-01-01", "time_step": "1h"}
+    with pytest.raises(ValueError, match=r"`variable` must be one of \['PRODUCT/rain'\]"):
+        events(folder / "a.nc", **plain)
+    for name, variable in (("a.nc", "PRODUCT/rain"), ("b.h5", "2020/rain"), ("b.h5", "latest")):
+        assert numbers(events(folder / name, variable=variable, **plain)[0]) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="b.h5 has no group '2021'"):
+        events(folder / "b.h5", variable="2021/rain", **plain)
+
+
+def test_an_odim_composite(folder):
+    stored = np.array([[0, 1, 2], [3, 255, 254]], "uint8")
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["dataset1/data1/data"], file["dataset1/data2/data"] = stored, stored
+        rate = {"quantity": "RATE", "gain": 0.5, "offset": -0.5, "nodata": 255.0, "undetect": 0.0}
+        file.create_group("dataset1/data1/what").attrs.update(rate)
+        file.create_group("dataset1/data2/what").attrs.update(rate | {"quantity": "DBZH", "offset": -32.0})
+        file.create_group("dataset1/what").attrs.update(enddate="20200101", endtime="120500")
+        file.create_group("what").attrs.update(object="COMP", date="20200101", time="120000")
+        file.create_group("where").attrs.update(projdef="+proj=stere")
+    with pytest.raises(ValueError, match=r"\['DBZH', 'RATE'\]"):
+        events(folder)
+    (event,) = events(folder, variable="RATE")
+    np.testing.assert_array_equal(event["values"][0], [[0, 0, 0.5], [1, np.nan, 126.5]])  # no echo is no rain
+    assert str(event["time"][0]) == "2020-01-01T12:05:00" and event["geo"]["crs"] == "+proj=stere"
+    (event,) = events(folder, variable="DBZH")
+    np.testing.assert_array_equal(event["values"][0], [[-32, -31.5, -31], [-30.5, np.nan, 95]])
+
+
+def test_a_knmi_composite(folder):
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["image1/image_data"] = np.array([[0, 150, 65535], [3, 4, 5]], "uint16")
+        file["image1"].attrs["image_geo_parameter"] = b"PRECIP_[MM]"
+        calibration = file.create_group("image1/calibration").attrs
+        calibration.update(calibration_formulas=b"GEO = 0.01 * PV + 0.0", calibration_out_of_image=np.array([65535]))
+        file.create_group("overview").attrs["product_datetime_end"] = b"31-DEC-2020;23:55:00.000"
+    (event,) = events(folder)
+    np.testing.assert_allclose(event["values"][0], [[0, 1.5, np.nan], [0.03, 0.04, 0.05]])
+    assert str(event["time"][0]) == "2020-12-31T23:55:00"
+
+
+@needs("cfgrib", "eccodes")
+def test_grib_with_two_kinds_of_messages_or_a_missing_end(folder):
+    import eccodes
+
+    parts = []
+    for level in ("surface", "isobaricInhPa"):
+        message = eccodes.codes_grib_new_from_samples("regular_ll_sfc_grib2")
+        for name, value in {"Ni": 6, "Nj": 4, "dataDate": 20200101, "typeOfLevel": level, "shortName": "t"}.items():
+            eccodes.codes_set(message, name, value)
+        eccodes.codes_set_values(message, frames(len(parts), 1).ravel().astype("float64"))
+        parts.append(eccodes.codes_get_message(message))
+    (folder / "a.grib2").write_bytes(b"".join(parts))
+    with pytest.raises(ValueError, match="choose some by `grib_keys`, such as {'typeOfLevel': 'surface'}"):
+        events(folder)
+    assert numbers(events(folder, grib_keys={"typeOfLevel": "isobaricInhPa"})[0]) == [1]
+    (folder / "a.grib2").write_bytes(parts[0] * 3 + parts[0][:-30])
+    with pytest.raises(ValueError, match="a.grib2: message 4 has .* truncated"):
+        events(folder)
+
+
+def test_values_outside_their_range_bounds_and_flags(folder):
+    values = dataset(0, 3)
+    values["rain"].values[0, 0, :2] = -32768, 600
+    values["rain"].attrs["valid_range"] = np.array([0.0, 500.0], "float32")
+    values["lat"].attrs["bounds"] = "lat_bounds"
+    values["lat_bounds"] = (("lat", "edge"), np.zeros((4, 2)))
+    values["quality"] = (
+        ("lat", "lon"),
+        np.zeros((4, 6), "int8"),
+        {"flag_meanings": "good bad", "flag_values": [0, 1]},
+    )
+    values.to_netcdf(folder / "a.nc", encoding={"rain": {"_FillValue": None}})
+    (event,) = events(folder)
+    assert np.isnan(event["values"][0, 0]).tolist() == [True, True] + 4 * [False]
+    packed = dataset(0, 3)
+    packed["rain"].attrs |= {"valid_min": np.int16(0), "units": "mm", "flag_values": np.array([250], "int16")}
+    encoding = {"rain": {"dtype": "int16", "scale_factor": 0.01, "_FillValue": np.int16(-9)}}
+    packed["rain"].values[0, 0, :2] = -1, 2.5
+    packed.to_netcdf(folder / "b.nc", encoding=encoding)
+    (event,) = events(folder / "b.nc")  # the limits are those of the stored numbers
+    assert np.isnan(event["values"][0, 0]).tolist() == [True, True] + 4 * [False]
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+@needs("zarr")
+def test_any_error_is_the_problem_of_its_file(folder):
+    import zarr
+
+    written(folder / "good.nc", dataset(0, 3))
+    dataset(3, 3).assign(rain=lambda d: d["rain"].assign_attrs(scale_factor="0.1")).to_netcdf(folder / "text.nc")
+    (folder / "nowhere.nc").symlink_to("/nowhere/b.nc")
+    dataset(6, 3).to_zarr(folder / "chunk.zarr", consolidated=False)
+    for chunk in (folder / "chunk.zarr/rain").rglob("*"):
+        if chunk.is_file() and not chunk.name.startswith((".", "zarr.json")):
+            chunk.write_bytes(chunk.read_bytes()[:10])
+    found = problems(folder)
+    assert {name for name, problem in found.items() if not problem} == {"good.nc:0"}
+    assert set(found) == {"good.nc:0", "text.nc", "nowhere.nc", "chunk.zarr"}
+    assert all("\n" not in problem and name in problem for name, problem in found.items() if problem)
+    assert "is a link to nowhere" in found["nowhere.nc"]
+    store = zarr.open_group(str(folder / "sparse.zarr"), mode="w")
+    options = {"chunks": (10, 700, 1000), "fill_value": 0.0, "dimension_names": ["time", "y", "x"]}
+    store.create_array("rain", shape=(3000, 700, 1000), dtype="f4", **options)[0, 0, 0] = 1.0
+    plain = {"start": "2020-01-01", "time_step": "1h"}
+    with pytest.raises(ValueError, match="declares 8400000000 bytes.* unless `allow_sparse`"):
+        events(folder / "sparse.zarr", **plain)
+    (event,) = events(folder / "sparse.zarr", allow_sparse=True, **plain)
+    assert event["values"].shape == (3000, 700, 1000) and event["values"][0, 0, :2].tolist() == [1, 0]
+
+
+def test_the_time_of_a_check_is_limited(folder, monkeypatch):
+    from earthformer_hf.data import guards
+
+    written(folder / "a.nc", dataset(0, 3))
+    child = guards._Child()
+    monkeypatch.setattr(guards, "SECONDS", 0.0)
+    assert "could not be checked within 0.0 s" in child.ask(str(folder / "a.nc"), False)
+    monkeypatch.setattr(guards, "SECONDS", 120)
+    assert child.ask(str(folder / "a.nc"), False) is None  # by another process
+    child.process.kill()
