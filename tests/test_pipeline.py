@@ -14,16 +14,15 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
     UniPCMultistepScheduler,
 )
-from diffusers.callbacks import MultiPipelineCallbacks
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline
 
 from earthformer_hf import EarthformerAlignmentModel, EarthformerUNetModel, KnowledgeAlignmentCallback, PreDiffPipeline
-from earthformer_hf.guidance import energy_gradient, frame_mean, intensity_change, mean_intensity
-from earthformer_hf.pipeline_prediff import _files
+from earthformer_hf.pipeline_prediff import MAX_PIXELS, _files, _member_generators
 from earthformer_hf.schedules import denoised, noise_levels, posterior_deviation, use_float64_tables
 
 
@@ -84,8 +83,24 @@ def test_a_member_is_the_same_in_any_company(name):
     for options in ({"ensemble_size": 2}, {"ensemble_size": 4, "max_batch_size": 3}):
         part = run(pipeline, x, **options).predictions
         assert (part - whole[:, : part.shape[1]]).abs().max() <= 1e-4 * scale
-    alone = run(pipeline, x[1:2], ensemble_size=3).predictions
-    assert (alone - whole[1:2, :3]).abs().max() <= 1e-4 * scale
+    for batch in (1, 2):  # fewer samples
+        part = run(pipeline, x[:batch], ensemble_size=3).predictions
+        assert (part - whole[:batch, :3]).abs().max() <= 1e-4 * scale
+
+
+def test_two_samples_have_their_own_noise():
+    """Independent of each other, and of the first as it was always drawn: from (base, member)."""
+    pipeline, x = tiny_pipeline(), past(1)
+    start = torch.stack([torch.randn(2, 6, 8, 4, generator=member) for member in _member_generators(seeded(), 3, 40)])
+    correlations = torch.corrcoef(start.flatten(1)) - torch.eye(120)
+    assert correlations.abs().max() < 0.3  # of 384 numbers each, 5 standard deviations are 0.26
+    base = int(torch.randint(2**63 - 1, (1,), generator=seeded()))
+    for member in range(3):
+        state = np.random.SeedSequence((base, member)).generate_state(1, np.uint64)[0]
+        noise = torch.randn(2, 6, 8, 4, generator=torch.Generator().manual_seed(int(state >> np.uint64(1))))
+        assert torch.equal(noise, start[member])
+    ensembles = run(pipeline, x.expand(2, -1, -1, -1, -1), ensemble_size=3).predictions
+    assert not torch.isclose(ensembles[0], ensembles[1]).all((1, 2, 3, 4)).any()
 
 
 def test_a_list_of_generators_gives_each_member_its_own():
@@ -138,6 +153,43 @@ def test_no_network_call_exceeds_the_bound():
     assert sizes == [3, 3, 2] * 2
 
 
+def test_no_autoencoder_call_exceeds_its_bound(monkeypatch):
+    """By default a number of pixels; and what goes through in parts is the same to the last bit."""
+    pipeline, x, sizes = tiny_pipeline(), past(2), []
+    whole = run(pipeline, x, ensemble_size=3)
+    for half in (pipeline.vae.encoder, pipeline.vae.decoder):
+        half.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    expected = {5: [3, 3] + [4, 4, 4], 4: [3, 3] + [4, 4, 4], 2: [2] * 3 + [2] * 6}
+    for images, calls in expected.items():
+        monkeypatch.setattr("earthformer_hf.pipeline_prediff.MAX_PIXELS", 12 * 16 * images + 1)
+        sizes.clear()
+        assert torch.equal(run(pipeline, x, ensemble_size=3).predictions, whole.predictions)
+        assert sizes == calls
+    monkeypatch.undo()
+    assert MAX_PIXELS == 16 * 128 * 128
+    sizes.clear()
+    run(pipeline, x, ensemble_size=3, max_batch_size=2)
+    assert sizes == [6] + [4, 4, 4]  # 2 samples of 3 frames, 2 members of 2 frames
+
+
+def test_latents_lose_nothing_between_steps():
+    """float32 whatever the network computes in, as callbacks see them."""
+    pipeline, x, seen = tiny_pipeline(), past(1), []
+    noise = torch.randn(1, 1, 2, 6, 8, 4, generator=seeded())
+    pipeline.unet.register_forward_hook(lambda module, inputs, output: (0 * output[0],))  # and so exact in any dtype
+    expected = run(pipeline, x, ensemble_size=1, latents=noise, num_inference_steps=20).latents
+    pipeline.unet.to(torch.bfloat16)
+
+    def callback(pipe, step, timestep, tensors):
+        seen.extend(tensor.dtype for tensor in tensors.values())
+        return {}
+
+    names = ["latents", "noisy_latents", "denoised_latents"]
+    options = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names}
+    output = run(pipeline, x, ensemble_size=1, latents=noise, num_inference_steps=20, **options)
+    assert torch.equal(output.latents, expected) and set(seen) == {torch.float32}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_autocast(dtype):
     pipeline, x = tiny_pipeline(), past(1)
@@ -145,7 +197,7 @@ def test_half_precision_and_autocast(dtype):
     with torch.autocast("cpu", dtype=dtype):
         torch.testing.assert_close(run(pipeline, x, ensemble_size=1).predictions.float(), exact, rtol=0.1, atol=0.1)
     output = run(pipeline.to(dtype), x, ensemble_size=1)
-    assert output.latents.dtype == dtype
+    assert output.latents.dtype == torch.float32  # whatever the networks compute in
     torch.testing.assert_close(output.predictions.float(), exact, rtol=0.1, atol=0.1)
 
 
@@ -183,6 +235,43 @@ def test_interrupt_leaves_out_the_rest():
     assert steps == [0, 1]
 
 
+def test_an_exception_leaves_no_state_behind():
+    pipeline, x = tiny_pipeline(), past(1)
+    expected = run(pipeline, x, ensemble_size=2).predictions
+
+    def callback(pipe, step, timestep, tensors):
+        assert pipe.max_batch_size == 1 and pipe.num_timesteps == 3
+        pipe._interrupt = True
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(pipeline, x, ensemble_size=2, max_batch_size=1, callback_on_step_end=callback)
+    assert pipeline.max_batch_size is None and not pipeline.interrupt
+    assert torch.equal(run(pipeline, x, ensemble_size=2).predictions, expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            lambda latents: {"latents": latents[:, :1]},
+            r"`latents` of.*\(1, 2, 2, 6, 8, 4\).*\(1, 1, 2, 6",
+        ),
+        (lambda latents: {"latents": latents.double()}, r"`latents` of.*float32.*float64"),
+        (lambda latents: {"latents": latents.to("meta")}, r"`latents` of.*cpu.*meta"),
+        (lambda latents: {"latents": latents.numpy()}, r"`latents` of.*ndarray"),
+        (lambda latents: {"context_latents": latents}, r"`context_latents` of.*\(1, 3, 6, 8, 4\)"),
+        (lambda latents: None, "must return a dict of tensors, got NoneType"),
+    ],
+)
+def test_what_a_callback_returns_is_checked(answer, message):
+    def callback(pipe, step, timestep, tensors):
+        return answer(tensors["latents"])
+
+    with pytest.raises(ValueError, match=message):
+        run(tiny_pipeline(), past(1), ensemble_size=2, callback_on_step_end=callback)
+
+
 # -- schedules --------------------------------------------------------------------------------------------------------
 
 
@@ -217,149 +306,6 @@ def test_posterior_deviation_is_that_of_ddpm():
     for step in (0, 1, 500, 998, 999):
         variance = scheduler._get_variance(scheduler.timesteps[step])
         assert posterior_deviation(levels[step], levels[step + 1]) == pytest.approx(float(variance**0.5), rel=1e-6)
-
-
-# -- guidance ---------------------------------------------------------------------------------------------------------
-
-
-def test_energy_gradient_is_per_member():
-    weight = torch.randn(5, generator=seeded())
-    gradient = energy_gradient(
-        lambda x: x @ weight, torch.randn(3, 5, generator=seeded(1)), torch.tensor([9.0, -9, 9])
-    )
-    torch.testing.assert_close(gradient, torch.stack([-weight, weight, -weight]))
-
-
-def gaussian(name, **options):
-    """A pipeline that knows its latents exactly: of unit Gaussian data, the expected v is 0."""
-    scheduler = SCHEDULERS[name]
-    if name != "flow":
-        scheduler = type(scheduler).from_config(scheduler.config, prediction_type="v_prediction")
-    pipeline = tiny_pipeline(scheduler, **options)
-    for parameter in pipeline.unet.out_proj.parameters():
-        torch.nn.init.zeros_(parameter)
-    return pipeline
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_constraint_on_decoded_frames_is_met_better(name):
-    pipeline, x = gaussian(name), past(2)
-    free = run(pipeline, x, ensemble_size=3, num_inference_steps=8).predictions
-    for change in (-0.5, 0.5):
-        target = frame_mean(free.flatten(0, 1)).view(2, 3) + change
-        guide = KnowledgeAlignmentCallback(target, frame_mean, guidance_scale=150.0)
-        guided = run(pipeline, x, ensemble_size=3, num_inference_steps=8, callback_on_step_end=guide).predictions
-        moved = frame_mean(guided.flatten(0, 1)).view(2, 3)
-        assert ((moved - target).abs() < abs(change) * 0.97).all(), (moved - target).abs().max()
-
-
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "flow"])
-def test_the_alignment_networks_reading_follows_the_target(name):
-    pipeline, x = gaussian(name, alignment=True), past(2)
-
-    def reading(output):
-        latents = output.latents.flatten(0, 1)
-        return pipeline.alignment(latents, 0).prediction.mean((1, 2)).view(2, 2)
-
-    free = reading(run(pipeline, x, ensemble_size=2, num_inference_steps=8))
-    target = free.detach() + 0.3
-    guide = KnowledgeAlignmentCallback(target, guidance_scale=2.0)
-    guided = reading(run(pipeline, x, ensemble_size=2, num_inference_steps=8, callback_on_step_end=guide))
-    assert ((guided - target).abs() < (free - target).abs()).all()
-    bounded = run(pipeline, x, ensemble_size=2, num_inference_steps=8, callback_on_step_end=guide, max_batch_size=3)
-    torch.testing.assert_close(reading(bounded), guided, rtol=1e-4, atol=1e-4)
-
-
-def test_several_constraints_add_their_shifts():
-    pipeline, x = tiny_pipeline(SCHEDULERS["ddpm"], alignment=True), past(1)
-    mean = KnowledgeAlignmentCallback(5.0, frame_mean, guidance_scale=20.0)
-    network = KnowledgeAlignmentCallback(intensity_change(0.1, 0.2, 2), guidance_scale=1.0)
-    options = {"ensemble_size": 1, "num_inference_steps": 1}
-    free, first, second, both = (
-        run(pipeline, x, **options, callback_on_step_end=callback).latents
-        for callback in (None, mean, network, MultiPipelineCallbacks([mean, network]))
-    )
-    torch.testing.assert_close(both - free, (first - free) + (second - free), rtol=1e-3, atol=1e-6)
-
-
-def test_targets_from_the_context():
-    x = past(2)
-    last = x[:, -1].mean((1, 2, 3))
-    torch.testing.assert_close(intensity_change(0.1, 0.2, -1)(x), last - 0.1)
-    assert (intensity_change(0.0, 0.3, -2)(x * 0.1) >= 0).all()
-    assert mean_intensity(0.1, 0.2, 2) == 0.5
-    conserving = KnowledgeAlignmentCallback(frame_mean, frame_mean)
-    torch.testing.assert_close(conserving._target(x, 2), frame_mean(x)[:, None].expand(-1, 2))
-
-
-def test_the_observed_future_only_as_an_oracle():
-    future = past(2)[:, :2]
-    with pytest.raises(ValueError, match="oracle=True"):
-        KnowledgeAlignmentCallback(future_values=future)
-    guide = KnowledgeAlignmentCallback(future_values=future, oracle=True)
-    torch.testing.assert_close(guide.target, future.mean((1, 2, 3, 4)))
-    with pytest.raises(ValueError, match="not both"):
-        KnowledgeAlignmentCallback(1.0, future_values=future, oracle=True)
-
-
-@pytest.mark.parametrize(
-    ("callback", "scheduler", "message"),
-    [
-        (KnowledgeAlignmentCallback(torch.zeros(3)), "ddpm", r"\(B, E\) = \(2, 4\), got \(3,\)"),
-        (KnowledgeAlignmentCallback(torch.zeros(4)), "ddpm", r"got \(4,\)"),
-        (KnowledgeAlignmentCallback(torch.zeros(2, 1)), "ddpm", r"got \(2, 1\)"),
-        (KnowledgeAlignmentCallback(1.0), "flow", "trained on the noise of DDPM"),
-        (MultiPipelineCallbacks([KnowledgeAlignmentCallback(torch.zeros(5))]), "ddpm", r"got \(5,\)"),
-    ],
-)
-def test_guidance_that_cannot_work_is_refused_before_any_computation(callback, scheduler, message):
-    pipeline = tiny_pipeline(SCHEDULERS[scheduler], alignment=True)
-    pipeline.vae.encode = None  # would fail
-    with pytest.raises(ValueError, match=message):
-        run(pipeline, past(2), ensemble_size=4, callback_on_step_end=callback)
-
-
-def test_a_target_must_be_finite_and_given():
-    for target in (float("nan"), "much", None):
-        with pytest.raises(ValueError, match="target"):
-            run(tiny_pipeline(alignment=True), past(1), callback_on_step_end=KnowledgeAlignmentCallback(target))
-
-
-def test_guidance_moves_alike_under_all_schedulers():
-    """The same pull on exact Gaussian latents, in long schedules: within a factor of two of DDIM."""
-    moved = {}
-    for name in ("ddim", "dpm-solver++", "unipc", "euler"):
-        pipeline, x = gaussian(name), past(1)
-        guide = KnowledgeAlignmentCallback(9.0, lambda frames: 3 * frame_mean(frames), guidance_scale=30.0)
-        options = {"ensemble_size": 2, "num_inference_steps": 20, "latents": torch.randn(1, 2, 2, 6, 8, 4)}
-        free, guided = (run(pipeline, x, **options, callback_on_step_end=c).predictions for c in (None, guide))
-        moved[name] = float((guided - free).mean())
-    assert all(0.5 < move / moved["ddim"] < 2 for move in moved.values()), moved
-
-
-def test_half_precision_guidance_and_inference_mode():
-    pipeline, x = gaussian("ddim", alignment=True), past(1)
-    options = {"ensemble_size": 1, "num_inference_steps": 4, "generator": None}
-    options["latents"] = torch.randn(1, 1, 2, 6, 8, 4)
-    callbacks = [KnowledgeAlignmentCallback(2.0, frame_mean), KnowledgeAlignmentCallback(2.0, guidance_scale=2.0)]
-    for guide in callbacks:
-        exact = run(pipeline, x, **options, callback_on_step_end=guide).latents
-        with torch.inference_mode():
-            torch.testing.assert_close(run(pipeline, x, **options, callback_on_step_end=guide).latents, exact)
-        half = gaussian("ddim", alignment=True)
-        half.unet.to(torch.bfloat16)
-        close = run(half, x, **options, callback_on_step_end=guide).latents
-        assert close.dtype == torch.bfloat16 and half.alignment.dtype == torch.float32
-        torch.testing.assert_close(close.float(), exact, rtol=0.1, atol=0.1)
-
-
-def test_guidance_needs_its_network():
-    with pytest.raises(ValueError, match="alignment"):
-        run(tiny_pipeline(), past(1), callback_on_step_end=KnowledgeAlignmentCallback(1.0))
-    shape = {"sample_size": (6, 8), "prediction_length": 5, "in_channels": 4, "block_out_channels": (16,)}
-    guide = KnowledgeAlignmentCallback(1.0, alignment=EarthformerAlignmentModel(**shape))
-    with pytest.raises(ValueError, match="prediction_length is 5, that of the latents is 2"):
-        run(tiny_pipeline(), past(1), callback_on_step_end=guide)
 
 
 # -- saving and loading -----------------------------------------------------------------------------------------------
@@ -500,6 +446,11 @@ NOISE = torch.zeros(2, 8, 2, 6, 8, 4)
         (past(), {"generator": [seeded()] * 3}, "2 samples x 8 members = 16, got 3"),
         (past(), {"latents": NOISE[:, :4]}, r"\(2, 8, 2, 6, 8, 4\), got \(2, 4, 2, 6, 8, 4\)"),
         (past(), {"output_type": "pil"}, "`output_type`"),
+        (past(), {"ensemble_size": True}, "`ensemble_size` must be an integer of at least 1, got True"),
+        (past(), {"ensemble_size": 2.0}, "`ensemble_size`"),
+        (past(), {"num_inference_steps": 1001}, "num_inference_steps"),
+        (past(), {"eta": 2.0}, "`eta` must be a number from 0 to 1, got 2.0"),
+        (past(), {"eta": float("nan")}, "`eta`"),
         (past(), {"generator": 3}, "torch.Generator"),
         (past(), {"latents": NOISE.numpy()}, "`latents`"),
         (past(), {"latents": NOISE * float("nan")}, "`latents`"),
@@ -513,6 +464,26 @@ def test_bad_input_is_refused_before_any_computation(past_values, options, messa
     pipeline.vae.encode = None  # would fail
     with pytest.raises(ValueError, match=message):
         run(pipeline, past_values, **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    pipeline, x = tiny_pipeline(), past(1)
+    options = {"ensemble_size": np.int64(2), "num_inference_steps": np.int32(2), "max_batch_size": np.int64(1)}
+    expected = run(pipeline, x, ensemble_size=2, num_inference_steps=2, max_batch_size=1).predictions
+    assert torch.equal(run(pipeline, x, **options).predictions, expected)
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, DDIMScheduler, LCMScheduler])
+def test_noise_cannot_be_predicted_from_noise_alone(scheduler):
+    """At a zero terminal signal-to-noise ratio: 0 / 0, so an ensemble of NaN."""
+    options = SCALED | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    pipeline = tiny_pipeline(scheduler(**options))
+    pipeline.vae.encode = None  # would fail
+    with pytest.raises(ValueError, match=f"`scheduler`: {scheduler.__name__} begins with noise alone.*'v_prediction'"):
+        run(pipeline, past(1))
+    for changes in ({"prediction_type": "v_prediction"}, {"timestep_spacing": "leading"}):
+        working = tiny_pipeline(DDIMScheduler(clip_sample=False, **(options | changes)))
+        assert run(working, past(1), ensemble_size=1).predictions.isfinite().all()
 
 
 def test_networks_that_do_not_fit_are_refused():

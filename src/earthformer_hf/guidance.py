@@ -9,17 +9,25 @@ the denoiser sees behind them. Source: Gao et al., "PreDiff", NeurIPS 2023, http
 section 3.3, equation 6.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers.callbacks import PipelineCallback
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import logging
 
-from .schedules import noise_levels, posterior_deviation, with_steps
+from .schedules import check_stepwise, is_flow, noise_levels, posterior_deviation
 
+
+logger = logging.get_logger(__name__)
 
 Target = float | torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
+
+# Options of schedulers under which a shift is lost (new noise replaces the sample at every step), or the noise levels
+# are not what they seem.
+UNGUIDED_OPTIONS = ("stochastic_sampling", "invert_sigmas", "solver_p")
 
 
 class KnowledgeAlignmentCallback(PipelineCallback):
@@ -31,7 +39,9 @@ class KnowledgeAlignmentCallback(PipelineCallback):
     sqrt(alpha^2 + sigma^2), and shifted there by guidance_scale * sigma_t * gradient, where sigma_t is the standard
     deviation of the DDPM step between the same two noise levels. Under DDPM that is the paper's step exactly. The
     energy is one norm per member: a forecast does not depend on its neighbours. The shifts of few long steps add up to
-    less than those of many short ones; raise `guidance_scale` with shorter schedules.
+    less than those of many short ones; raise `guidance_scale` with shorter schedules. The last step, which ends on the
+    clean sample, is not shifted, so that a schedule of one step is not guided. It works with the schedulers in
+    `STEPWISE_SCHEDULERS` of `schedules.py`; an alignment network, with those that are no flow matching.
 
     Args:
         target: what `quantity` should be, also to be set later: a number, a tensor (B,) or (B, E), or a function of
@@ -71,6 +81,7 @@ class KnowledgeAlignmentCallback(PipelineCallback):
             target = (quantity or frame_mean)(future_values)
         self.target, self.quantity = target, quantity
         self.guidance_scale, self.alignment = guidance_scale, alignment
+        self._has_shifted = False
 
     @classmethod
     def from_pretrained(
@@ -112,66 +123,88 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         """Called by the pipeline before any computation.
 
         Raises:
-            ValueError: no alignment network where one is needed, one that does not fit the latents, a scheduler
-                without noise levels, or a target of the wrong shape.
+            ValueError: no alignment network where one is needed, one that does not fit the latents, a scheduler that
+                guidance is not tested with, a `guidance_scale` that is no number, or a target of the wrong shape.
         """
-        network = self.alignment or getattr(pipeline, "alignment", None)
-        unet = pipeline.unet.config
+        scheduler = pipeline.scheduler
+        check_stepwise(scheduler)
+        for option in UNGUIDED_OPTIONS:
+            if scheduler.config.get(option):
+                raise ValueError(f"`scheduler`: guidance does not work with {option}={scheduler.config[option]!r}.")
         if self.quantity is None:
-            if network is None:
-                raise ValueError(
-                    "KnowledgeAlignmentCallback: without `quantity` the pipeline needs an `alignment` network, or the "
-                    "callback one."
-                )
-            for name in ("sample_size", "prediction_length", "in_channels"):
-                ours, theirs = network.config[name], unet[name]
-                if list(ours) != list(theirs) if name == "sample_size" else ours != theirs:
-                    raise ValueError(f"`alignment`: its {name} is {ours}, that of the latents is {theirs}.")
-            if hasattr(pipeline.scheduler, "sigmas") and not hasattr(pipeline.scheduler, "alphas_cumprod"):
-                raise ValueError(
-                    "`scheduler`: an alignment network is trained on the noise of DDPM, which "
-                    f"{type(pipeline.scheduler).__name__} does not make; give a `quantity` of decoded frames."
-                )
-        if not hasattr(pipeline.scheduler, "set_timesteps"):
-            raise ValueError(f"`scheduler`: {type(pipeline.scheduler).__name__} has no `set_timesteps`.")
-        noise_levels(with_steps(pipeline.scheduler))
+            self._check_alignment(pipeline)
+        try:
+            finite = math.isfinite(self.guidance_scale)
+        except TypeError:
+            finite = False
+        if not finite:
+            raise ValueError(f"`guidance_scale` must be a finite number, got {self.guidance_scale!r}.")
         self._target(past_values, ensemble_size)
+
+    def _check_alignment(self, pipeline):
+        network = self.alignment or getattr(pipeline, "alignment", None)
+        if network is None:
+            raise ValueError(
+                "KnowledgeAlignmentCallback: without `quantity` the pipeline needs an `alignment` network, or the "
+                "callback one."
+            )
+        for name in ("sample_size", "prediction_length", "in_channels"):
+            ours, theirs = network.config[name], pipeline.unet.config[name]
+            if list(ours) != list(theirs) if name == "sample_size" else ours != theirs:
+                raise ValueError(f"`alignment`: its {name} is {ours}, that of the latents is {theirs}.")
+        if is_flow(pipeline.scheduler):
+            raise ValueError(
+                "`scheduler`: an alignment network is trained on the noise of DDPM, which "
+                f"{type(pipeline.scheduler).__name__} with flow matching does not make; give a `quantity` of decoded "
+                "frames."
+            )
 
     def callback_fn(self, pipeline, step_index: int, timesteps: torch.Tensor, callback_kwargs: dict) -> dict[str, Any]:
         latents = callback_kwargs["latents"]  # (B, E, T_out, h, w, c)
-        batch, ensemble_size = latents.shape[:2]
-        levels = noise_levels(pipeline.scheduler)
-        before, after = levels[step_index], levels[step_index + 1]
-        shift = self.guidance_scale * posterior_deviation(before, after) * float(after.square().sum().sqrt())
-        target = self._target(callback_kwargs["past_values"], ensemble_size).flatten()  # (B * E,)
+        before, after = noise_levels(pipeline.scheduler)[step_index : step_index + 2]
+        target = self._target(callback_kwargs["past_values"], latents.shape[1]).flatten()  # (B * E,)
         target = target.to(latents.device, torch.float32)
-
         if self.quantity is None:
-            network = self.alignment or pipeline.alignment
-            if network.device != latents.device:
-                network.to(latents.device)
             basis = callback_kwargs["noisy_latents"].flatten(0, 1) / float(before.square().sum().sqrt())
-
-            def quantity(part):
-                return network(part.to(network.dtype), timesteps, return_dict=False)[0].flatten(1).mean(1)
+            quantity = self._alignment_quantity(pipeline, timesteps, latents.device)
         else:
             basis = callback_kwargs["denoised_latents"].flatten(0, 1)
+            quantity = self._decoded_quantity(pipeline)
 
-            def quantity(part):
-                values = self.quantity(pipeline.decode(part))
-                if values.shape != (len(part),):
-                    raise ValueError(f"`quantity` must return {len(part)} numbers, got shape {tuple(values.shape)}.")
-                return values
+        parts = zip(*(tensor.split(pipeline.max_batch_size or len(basis)) for tensor in (basis, target)))
+        gradient = torch.cat([energy_gradient(quantity, *part) for part in parts]).view_as(latents)
+        scale = self.guidance_scale * posterior_deviation(before, after) * float(after.square().sum().sqrt())
+        shift = -scale * gradient
+        shifted = (latents.float() + shift).to(latents.dtype)
+        _shift_corrector(pipeline.scheduler, before, after, shift.flatten(0, 1))
 
-        gradients = []
-        for part, aim in zip(*(x.split(pipeline.max_batch_size or len(basis)) for x in (basis, target))):
-            gradients.append(energy_gradient(quantity, part, aim))
-        gradient = torch.cat(gradients).view_as(latents)
-        callback_kwargs["latents"] = (latents.float() - shift * gradient).to(latents.dtype)
-        if getattr(pipeline.scheduler, "last_sample", None) is not None:
-            # UniPC's corrector would compute the sample anew from before the shift; without a sample it waits.
-            pipeline.scheduler.last_sample = None
+        self._has_shifted = (step_index > 0 and self._has_shifted) or not torch.equal(shifted, latents)
+        if step_index == pipeline.num_timesteps - 1 and not self._has_shifted:
+            logger.warning(
+                f"KnowledgeAlignmentCallback: guidance changed nothing in {pipeline.num_timesteps} step(s). The last "
+                "step of a schedule is never shifted, so take more steps, or a larger `guidance_scale` than "
+                f"{self.guidance_scale}."
+            )
+        callback_kwargs["latents"] = shifted
         return callback_kwargs
+
+    def _alignment_quantity(self, pipeline, timestep: torch.Tensor, device: torch.device) -> Callable:
+        """What the alignment network reads from noisy latents of unit variance, (N, T_out, h, w, c) -> (N,)."""
+        network = self.alignment or pipeline.alignment
+        if network.device != device:
+            network.to(device)
+        return lambda part: network(part.to(network.dtype), timestep, return_dict=False)[0].flatten(1).mean(1)
+
+    def _decoded_quantity(self, pipeline) -> Callable:
+        """`quantity` of the frames that clean latents stand for, (N, T_out, h, w, c) -> (N,)."""
+
+        def quantity(part):
+            values = self.quantity(pipeline.decode(part))
+            if values.shape != (len(part),):
+                raise ValueError(f"`quantity` must return {len(part)} numbers, got shape {tuple(values.shape)}.")
+            return values
+
+        return quantity
 
     def _target(self, past_values: torch.Tensor, ensemble_size: int) -> torch.Tensor:
         """The target of every member, (B, E)."""
@@ -193,6 +226,19 @@ class KnowledgeAlignmentCallback(PipelineCallback):
             f"`target` must be one number, or of shape (B,) = ({batch},) or (B, E) = ({batch}, {ensemble_size}), got "
             f"{tuple(target.shape)}."
         )
+
+
+def _shift_corrector(scheduler, before: torch.Tensor, after: torch.Tensor, shift: torch.Tensor) -> None:
+    """Let UniPC's corrector keep the shift of a step.
+
+    The next step computes this step's sample once more, from the one before it times the ratio of sigmas (of alphas
+    if the solver is written for noise). So that one is shifted too, by the shift over that ratio.
+    """
+    if getattr(scheduler, "last_sample", None) is not None:
+        kept = 1 if scheduler.config.predict_x0 else 0
+        ratio = float(after[kept] / before[kept])
+        if ratio > 0:  # no step follows where the noise is gone
+            scheduler.last_sample = scheduler.last_sample + shift / ratio
 
 
 def energy_gradient(quantity: Callable, latents: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

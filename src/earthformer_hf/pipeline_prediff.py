@@ -12,8 +12,10 @@ https://arxiv.org/abs/2307.10422.
 
 import inspect
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,10 @@ from diffusers.utils import BaseOutput, logging
 from huggingface_hub import snapshot_download
 from transformers import FeatureExtractionMixin
 
-from .schedules import denoised, noise_levels, use_float64_tables, with_steps
+from .schedules import check_steps, check_stepwise, denoised, noise_levels, use_float64_tables
 
+
+MAX_PIXELS = 2**18  # that the autoencoder takes at once: 16 frames of 128 x 128
 
 logger = logging.get_logger("diffusers.pipelines.pipeline_utils")  # where users of diffusers look for loading
 
@@ -206,26 +210,27 @@ class PreDiffPipeline(DiffusionPipeline):
                 (T_in, H, W, C) or (1, T_in, H, W, C).
             ensemble_size (`int`): members E per sample.
             num_inference_steps (`int`): denoising steps.
-            generator: from one generator (or, by default, from torch's) a base seed is drawn; member k of every sample
-                has its own generator that follows from (base, k), so that it is the same whatever the batch, the
-                ensemble size or `max_batch_size`. A list of B * E generators gives each member the noise that member 0
-                would have with that generator alone.
+            generator: from one generator (or, by default, from torch's) a base seed is drawn; the noise of member k of
+                sample b follows from (base, b, k) alone, so that it is the same whatever the number of samples, the
+                ensemble size or `max_batch_size`. A list of B * E generators gives each member the noise that the
+                first member of the first sample would have with that generator alone.
             latents (`torch.Tensor`, *optional*): initial noise, (B, E, T_out, h, w, c).
             eta (`float`): for DDIM: 0 deterministic, 1 as noisy as DDPM.
             output_type (`str`): "np" or "pt" for frames, "latent" for latents.
             return_dict (`bool`): else a tuple (predictions, latents).
-            max_batch_size (`int`, *optional*): members in one call of the networks; all at once if omitted.
+            max_batch_size (`int`, *optional*): members in one call of the networks; all at once if omitted, except for
+                `vae`, which never takes more than `MAX_PIXELS` at once.
             callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step, returns a
                 dict with the `latents` to go on with; or a [`~diffusers.callbacks.PipelineCallback`].
             callback_on_step_end_tensor_inputs (`list[str]`): what a function is given: "latents" after the step and
                 "noisy_latents" before it, "denoised_latents" (the clean latents that the network saw behind them), all
-                (B, E, T_out, h, w, c); "context_latents" (B, T_in, h, w, c); "past_values" (B, T_in, H, W, C).
+                float32 (B, E, T_out, h, w, c); "context_latents" (B, T_in, h, w, c); "past_values" (B, T_in, H, W, C).
 
         Returns:
             [`PreDiffPipelineOutput`] or a tuple.
 
         Raises:
-            ValueError: an argument that cannot work, before any computation.
+            ValueError: an argument that cannot work, before any computation; a callback that returns something else.
 
         Example:
 
@@ -238,148 +243,56 @@ class PreDiffPipeline(DiffusionPipeline):
         >>> chance = (ensemble[..., 0] > 0.6).mean(axis=1)  # of exceeding a threshold, (B, T_out, H, W)
         ```
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = list(dict.fromkeys(callback_on_step_end.tensor_inputs))
-        past_values = self._stack(past_values)
-        self.check_inputs(
-            past_values,
-            ensemble_size,
-            num_inference_steps,
-            generator,
-            latents,
-            output_type,
-            max_batch_size,
+        # 1. Check inputs
+        past_values, callback, tensor_names = (
+            _stack(past_values),
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
-        device, batch, members = self._execution_device, len(past_values), len(past_values) * ensemble_size
-        self._interrupt, self._max_batch_size = False, max_batch_size
-        past_values = past_values.to(device)
-        context_latents = self._encode(past_values)  # (B, T_in, h, w, c)
-        generators = self._member_generators(generator, batch, ensemble_size)
-
-        use_float64_tables(self.scheduler)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
-        self._num_timesteps = len(timesteps)
-        wanted = set(callback_on_step_end_tensor_inputs) if callback_on_step_end is not None else set()
-        levels = noise_levels(self.scheduler) if "denoised_latents" in wanted else None
-        config = self.unet.config
-        shape = (config.prediction_length, *config.sample_size, config.in_channels)
-        if latents is None:
-            noise = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
-            latents = torch.stack(noise)
-        latents = latents.reshape(members, *shape).to(device, self.unet.dtype)  # (B * E, T_out, h, w, c)
-        latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        accepted = set(inspect.signature(self.scheduler.step).parameters)
-        options = {name: value for name, value in (("eta", eta), ("generator", generators)) if name in accepted}
-
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
-            for step, timestep in enumerate(timesteps):
-                if self.interrupt:
-                    continue
-                noisy_latents = latents
-                model_output = self._predict(noisy_latents, timestep, context_latents, ensemble_size)
-                latents = self.scheduler.step(model_output, timestep, noisy_latents, **options).prev_sample
-                latents = latents.to(noisy_latents.dtype)
-                if callback_on_step_end is not None:
-                    tensors = {
-                        "latents": latents,
-                        "noisy_latents": noisy_latents,
-                        "context_latents": context_latents,
-                        "past_values": past_values,
-                    }
-                    if levels is not None:
-                        clean = denoised(self.scheduler, levels[step], model_output, noisy_latents)
-                        tensors["denoised_latents"] = clean.to(noisy_latents.dtype)
-                    for name, tensor in tensors.items():
-                        if name.endswith("latents") and name != "context_latents":
-                            tensors[name] = tensor.unflatten(0, (batch, ensemble_size))
-                    asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    answer = callback_on_step_end(self, step, timestep, asked)
-                    latents = answer.pop("latents", tensors["latents"]).flatten(0, 1)
-                    context_latents = answer.pop("context_latents", context_latents)
-                progress_bar.update()
-
-        ensemble = latents.unflatten(0, (batch, ensemble_size))
-        if output_type == "latent":
-            predictions = ensemble
-        else:
-            predictions = self.decode(latents).unflatten(0, (batch, ensemble_size))
-            if output_type == "np":
-                predictions = predictions.float().cpu().numpy()
-        self._max_batch_size = None
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return predictions, ensemble
-        return PreDiffPipelineOutput(predictions=predictions, latents=ensemble)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (N, T, h, w, c) -> frames (N, T, H, W, C) in the model's range; differentiable."""
-        config, frames = self.vae.config, []
-        for part in latents.split(self._max_batch_size or len(latents)):
-            images = part.flatten(0, 1).permute(0, 3, 1, 2).to(self.vae.dtype)  # (N * T, c, h, w)
-            images = images / config.scaling_factor + (config.shift_factor or 0.0)
-            images = self.vae.decode(images.contiguous()).sample
-            frames.append(images.permute(0, 2, 3, 1).unflatten(0, part.shape[:2]))
-        return torch.cat(frames)
-
-    def _encode(self, past_values: torch.Tensor) -> torch.Tensor:
-        """Frames (B, T, H, W, C) -> the mode of their latents (B, T, h, w, c)."""
-        parts = past_values.split(self._max_batch_size or len(past_values))
-        return torch.cat([encode_frames(self.vae, part) for part in parts]).to(self.unet.dtype)
-
-    def _predict(self, latents, timestep, context_latents, ensemble_size) -> torch.Tensor:
-        """The network's output for all members, (B * E, T_out, h, w, c), a bounded number of them at a time."""
-        if hasattr(self.scheduler, "scale_model_input"):
-            latents = self.scheduler.scale_model_input(latents, timestep)
-        latents = latents.to(self.unet.dtype)
-        outputs = []
-        for part in torch.arange(len(latents), device=latents.device).split(self._max_batch_size or len(latents)):
-            context = context_latents[part // ensemble_size]
-            outputs.append(self.unet(latents[part], timestep, context, return_dict=False)[0])
-        return torch.cat(outputs).to(latents.dtype)
-
-    @staticmethod
-    def _member_generators(generator, batch: int, ensemble_size: int) -> list[torch.Generator]:
-        """One generator per member, on the CPU: the same noise on every device."""
-        if isinstance(generator, list):
-            seeds = [(_draw(g), 0) for g in generator]
-        else:
-            base = _draw(generator)
-            seeds = [(base, member) for _ in range(batch) for member in range(ensemble_size)]
-        states = [np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] for seed in seeds]
-        return [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
-
-    @staticmethod
-    def _stack(past_values) -> torch.Tensor:
-        """A batch (B, T, H, W, C) from what `__call__` accepts."""
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            tensor_names = list(dict.fromkeys(callback.tensor_inputs))
+        self.check_inputs(
+            past_values, ensemble_size, num_inference_steps, generator, latents, eta, output_type, max_batch_size,
+            callback, tensor_names,
+        )  # fmt: skip
+        grid = (len(past_values), int(ensemble_size))  # B, E
+        self._max_batch_size = max_batch_size if max_batch_size is None else int(max_batch_size)
         try:
-            if not isinstance(past_values, (list, tuple)):
-                return torch.as_tensor(past_values)
-            items = [torch.as_tensor(item) for item in past_values]
-        except (TypeError, ValueError, RuntimeError) as reason:
-            raise ValueError(f"`past_values` must be a tensor, an array or a list of them: {reason}") from None
-        items = [item[0] if item.ndim == 5 and len(item) == 1 else item for item in items]
-        if not items or any(item.ndim != 4 or item.shape != items[0].shape for item in items):
-            shapes = [tuple(item.shape) for item in items]
-            raise ValueError(
-                "`past_values` as a list must hold arrays of one shape (time, height, width, channels), with or "
-                f"without a leading 1, got {shapes}."
-            )
-        return torch.stack(items)
+            # 2. Encode the context, once for all members
+            past_values = past_values.to(self._execution_device)
+            context_latents = self._encode(past_values)  # (B, T_in, h, w, c)
+            # 3. Prepare timesteps
+            use_float64_tables(self.scheduler)
+            self.scheduler.set_timesteps(int(num_inference_steps), device=self._execution_device)
+            # 4. Prepare latents
+            generators = _member_generators(generator, *grid)
+            latents = self.prepare_latents(generators, latents)  # (B * E, T_out, h, w, c)
+            # 5. Denoise
+            latents = self._denoise(latents, context_latents, past_values, generators, eta, callback, tensor_names)
+            # 6. Decode
+            predictions = latents if output_type == "latent" else self.decode(latents)
+        finally:
+            self._interrupt, self._max_batch_size = False, None
+            self.maybe_free_model_hooks()
+        predictions, latents = predictions.unflatten(0, grid), latents.unflatten(0, grid)
+        if output_type == "np":
+            predictions = predictions.float().cpu().numpy()
+        if not return_dict:
+            return predictions, latents
+        return PreDiffPipelineOutput(predictions=predictions, latents=latents)
 
     def check_inputs(
         self,
-        past_values,
-        ensemble_size,
-        num_inference_steps,
-        generator,
-        latents,
-        output_type,
-        max_batch_size,
-        callback_on_step_end,
-        callback_on_step_end_tensor_inputs,
+        past_values: torch.Tensor,
+        ensemble_size: int,
+        num_inference_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        eta: float,
+        output_type: str,
+        max_batch_size: int | None,
+        callback: Callable | PipelineCallback | MultiPipelineCallbacks | None,
+        tensor_names: list[str],
     ):
         """Refuse what cannot work, before any computation.
 
@@ -391,61 +304,231 @@ class PreDiffPipeline(DiffusionPipeline):
             raise ValueError(
                 f"`unet` takes latents of {unet.in_channels} channels, `vae` gives {vae.latent_channels}."
             )
-        factor = 2 ** (len(vae.block_out_channels) - 1)
-        size = [factor * n for n in unet.sample_size]
-        expected = (unet.context_length, *size, vae.in_channels)
-        if past_values.ndim != 5 or tuple(past_values.shape[1:]) != expected or len(past_values) == 0:
-            raise ValueError(
-                "`past_values` must have shape (batch, time, height, width, channels) = (at least 1, "
-                f"{', '.join(map(str, expected))}), got {tuple(past_values.shape)}."
-            )
-        if not past_values.is_floating_point():
-            raise ValueError(f"`past_values` must be floating point, got {past_values.dtype}.")
-        if not torch.isfinite(past_values).all():
-            raise ValueError("`past_values` must be finite: fill missing values first, as the feature extractor does.")
+        size = [_scale_factor(self.vae) * n for n in unet.sample_size]
+        _check_frames(past_values, (unet.context_length, *size, vae.in_channels))
         numbers = {"ensemble_size": ensemble_size, "num_inference_steps": num_inference_steps}
-        if max_batch_size is not None:
-            numbers["max_batch_size"] = max_batch_size
-        for name, number in numbers.items():
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {number!r}.")
-        members = len(past_values) * ensemble_size
-        generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
-        if not all(isinstance(g, torch.Generator) for g in generators):
-            raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
-        if isinstance(generator, list) and len(generator) != members:
-            raise ValueError(
-                f"`generator` as a list must have one entry per member, {len(past_values)} samples x {ensemble_size} "
-                f"members = {members}, got {len(generator)}."
-            )
-        shape = (len(past_values), ensemble_size, unet.prediction_length, *unet.sample_size, unet.in_channels)
-        if latents is not None and not (isinstance(latents, torch.Tensor) and torch.isfinite(latents).all()):
-            raise ValueError("`latents` must be a tensor of finite values.")
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(
-                f"`latents` must have shape (B, E, T_out, h, w, c) = {shape}, got {tuple(latents.shape)}."
-            )
+        for name, value in (numbers | {"max_batch_size": 1 if max_batch_size is None else max_batch_size}).items():
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+        _check_noise(generator, latents, (len(past_values), ensemble_size, *self._latent_shape))
+        if not isinstance(eta, Real) or not 0 <= eta <= 1:
+            raise ValueError(f"`eta` must be a number from 0 to 1, got {eta!r}.")
         if output_type not in ("np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'np', 'pt' or 'latent', got {output_type!r}.")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        unknown = sorted(set(tensor_names) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got "
-                f"{sorted(unknown)}."
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
             )
-        if callback_on_step_end is not None and "denoised_latents" in callback_on_step_end_tensor_inputs:
-            noise_levels(with_steps(self.scheduler))  # refuses a scheduler without them
-        for callback in getattr(callback_on_step_end, "callbacks", [callback_on_step_end]):
-            if hasattr(callback, "check_inputs"):
-                callback.check_inputs(self, past_values, ensemble_size)
+        if callback is not None and "denoised_latents" in tensor_names:
+            check_stepwise(self.scheduler)
+        for one in getattr(callback, "callbacks", [callback]):
+            if hasattr(one, "check_inputs"):
+                one.check_inputs(self, past_values, ensemble_size)
+        check_steps(self.scheduler, int(num_inference_steps))
+
+    def prepare_latents(self, generators: list[torch.Generator], latents: torch.Tensor | None = None) -> torch.Tensor:
+        """The latents that denoising begins with, float32 (B * E, T_out, h, w, c).
+
+        Args:
+            generators: of every member, B * E on the CPU, so that noise is the same on every device.
+            latents: noise of unit variance to take instead, (B, E, T_out, h, w, c).
+        """
+        if latents is None:
+            latents = torch.stack([torch.randn(self._latent_shape, generator=member) for member in generators])
+        latents = latents.reshape(-1, *self._latent_shape).to(self._execution_device, torch.float32)
+        return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def _encode(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames (B, T, H, W, C) -> the mode of their latents (B, T, h, w, c), in the precision of `unet`."""
+        return encode_frames(self.vae, frames, self._max_batch_size).to(self.unet.dtype)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (N, T, h, w, c) -> frames (N, T, H, W, C) in the model's range; differentiable."""
+        return decode_latents(self.vae, latents, self._max_batch_size)
+
+    @property
+    def _latent_shape(self) -> tuple[int, ...]:
+        """Of one member, (T_out, h, w, c)."""
+        config = self.unet.config
+        return (config.prediction_length, *config.sample_size, config.in_channels)
+
+    def _denoise(self, latents, context_latents, past_values, generators, eta, callback, tensor_names) -> torch.Tensor:
+        """All steps of the scheduler, each followed by the callback: noise -> latents (B * E, T_out, h, w, c)."""
+        timesteps, grid = self.scheduler.timesteps, (len(past_values), len(latents) // len(past_values))
+        self._num_timesteps = len(timesteps)
+        accepted = inspect.signature(self.scheduler.step).parameters
+        options = {name: given for name, given in (("eta", eta), ("generator", generators)) if name in accepted}
+        levels = noise_levels(self.scheduler) if callback and "denoised_latents" in tensor_names else None
+
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for step, timestep in enumerate(timesteps):
+                noisy_latents = latents
+                model_output = self._predict(noisy_latents, timestep, context_latents)
+                latents = self.scheduler.step(model_output, timestep, noisy_latents, **options).prev_sample.float()
+                if callback is not None:
+                    tensors = {
+                        "latents": latents.unflatten(0, grid),
+                        "noisy_latents": noisy_latents.unflatten(0, grid),
+                        "context_latents": context_latents,
+                        "past_values": past_values,
+                    }
+                    if levels is not None:
+                        clean = denoised(self.scheduler, levels[step], model_output, noisy_latents)
+                        tensors["denoised_latents"] = clean.unflatten(0, grid)
+                    answer = callback(self, step, timestep, {name: tensors[name] for name in tensor_names})
+                    latents = _answered(answer, "latents", tensors).flatten(0, 1)
+                    context_latents = _answered(answer, "context_latents", tensors)
+                progress_bar.update()
+                if self.interrupt:
+                    break
+        return latents
+
+    def _predict(self, latents, timestep, context_latents) -> torch.Tensor:
+        """The network's output for all members, float32 (B * E, T_out, h, w, c), a bounded number at a time."""
+        ensemble_size = len(latents) // len(context_latents)
+        if hasattr(self.scheduler, "scale_model_input"):
+            latents = self.scheduler.scale_model_input(latents, timestep)
+        latents = latents.to(self.unet.dtype)
+        outputs = []
+        for part in torch.arange(len(latents), device=latents.device).split(self._max_batch_size or len(latents)):
+            context = context_latents[part // ensemble_size]
+            outputs.append(self.unet(latents[part], timestep, context, return_dict=False)[0])
+        return torch.cat(outputs).float()
 
 
-def encode_frames(vae: AutoencoderKL, frames: torch.Tensor) -> torch.Tensor:
-    """Frames (B, T, H, W, C) -> the mode of their scaled latents (B, T, h, w, c)."""
-    images = frames.flatten(0, 1).permute(0, 3, 1, 2).to(vae.dtype)  # (B * T, C, H, W)
-    latents = vae.encode(images.contiguous()).latent_dist.mode()
+# ---------------------------------------------------------------------------------------------------------------------
+# Frames and latents
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def encode_frames(vae: AutoencoderKL, frames: torch.Tensor, max_batch_size: int | None = None) -> torch.Tensor:
+    """Frames (N, T, H, W, C) -> the mode of their scaled latents (N, T, h, w, c), at most `MAX_PIXELS` at once.
+
+    Args:
+        max_batch_size: a further bound, on the samples at once.
+    """
+    images = frames.flatten(0, 1).permute(0, 3, 1, 2).to(vae.dtype).contiguous()  # (N * T, C, H, W)
+    parts = _split(images, frames.shape[2] * frames.shape[3], frames.shape[1], max_batch_size)
+    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in parts])  # (N * T, c, h, w)
     latents = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
     return latents.permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
+
+
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, max_batch_size: int | None = None) -> torch.Tensor:
+    """Scaled latents (N, T, h, w, c) -> frames (N, T, H, W, C), at most `MAX_PIXELS` at once; differentiable.
+
+    Args:
+        max_batch_size: a further bound, on the samples at once.
+    """
+    images = latents.flatten(0, 1).permute(0, 3, 1, 2).to(vae.dtype)  # (N * T, c, h, w)
+    images = (images / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).contiguous()
+    pixels = latents.shape[2] * latents.shape[3] * _scale_factor(vae) ** 2
+    parts = _split(images, pixels, latents.shape[1], max_batch_size)
+    frames = torch.cat([vae.decode(part).sample for part in parts])  # (N * T, C, H, W)
+    return frames.permute(0, 2, 3, 1).unflatten(0, latents.shape[:2])
+
+
+def _split(images: torch.Tensor, pixels: int, length: int, max_batch_size: int | None) -> tuple[torch.Tensor, ...]:
+    """Images of so many pixels, of samples of so many images, in parts of nearly one size that `vae` takes at once."""
+    bound = max(1, MAX_PIXELS // pixels)
+    bound = bound if max_batch_size is None else min(bound, max_batch_size * length)
+    return images.tensor_split(math.ceil(len(images) / bound))
+
+
+def _scale_factor(vae: AutoencoderKL) -> int:
+    """Pixels along a side of a latent."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a call is given
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _stack(past_values) -> torch.Tensor:
+    """A batch (B, T, H, W, C) from what `__call__` accepts."""
+    try:
+        if not isinstance(past_values, (list, tuple)):
+            return torch.as_tensor(past_values)
+        items = [torch.as_tensor(item) for item in past_values]
+    except (TypeError, ValueError, RuntimeError) as reason:
+        raise ValueError(f"`past_values` must be a tensor, an array or a list of them: {reason}") from None
+    items = [item[0] if item.ndim == 5 and len(item) == 1 else item for item in items]
+    if not items or any(item.ndim != 4 or item.shape != items[0].shape for item in items):
+        shapes = [tuple(item.shape) for item in items]
+        raise ValueError(
+            "`past_values` as a list must hold arrays of one shape (time, height, width, channels), with or without a "
+            f"leading 1, got {shapes}."
+        )
+    return torch.stack(items)
+
+
+def _check_frames(past_values: torch.Tensor, expected: tuple[int, ...]):
+    if past_values.ndim != 5 or tuple(past_values.shape[1:]) != expected or len(past_values) == 0:
+        raise ValueError(
+            "`past_values` must have shape (batch, time, height, width, channels) = (at least 1, "
+            f"{', '.join(map(str, expected))}), got {tuple(past_values.shape)}."
+        )
+    if not past_values.is_floating_point():
+        raise ValueError(f"`past_values` must be floating point, got {past_values.dtype}.")
+    if not torch.isfinite(past_values).all():
+        raise ValueError("`past_values` must be finite: fill missing values first, as the feature extractor does.")
+
+
+def _check_noise(generator, latents, shape: tuple[int, ...]):
+    """`shape`: of the latents of all members, (B, E, T_out, h, w, c)."""
+    generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
+    if not all(isinstance(one, torch.Generator) for one in generators):
+        raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
+    batch, ensemble_size = shape[:2]
+    if isinstance(generator, list) and len(generator) != batch * ensemble_size:
+        raise ValueError(
+            f"`generator` as a list must have one entry per member, {batch} samples x {ensemble_size} members = "
+            f"{batch * ensemble_size}, got {len(generator)}."
+        )
+    if latents is not None and not (isinstance(latents, torch.Tensor) and torch.isfinite(latents).all()):
+        raise ValueError("`latents` must be a tensor of finite values.")
+    if latents is not None and tuple(latents.shape) != shape:
+        raise ValueError(f"`latents` must have shape (B, E, T_out, h, w, c) = {shape}, got {tuple(latents.shape)}.")
+
+
+def _member_generators(generator, batch: int, ensemble_size: int) -> list[torch.Generator]:
+    """One generator per member, on the CPU: the same noise on every device."""
+    if isinstance(generator, list):
+        seeds = [(_random_seed(one), 0, 0) for one in generator]
+    else:
+        base = _random_seed(generator)
+        seeds = [(base, member, sample) for sample in range(batch) for member in range(ensemble_size)]
+    states = [np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] for seed in seeds]
+    return [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
+
+
+def _random_seed(generator: torch.Generator | None) -> int:
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**63 - 1, (1,), generator=generator, device=device))
+
+
+def _answered(answer, name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A tensor that a callback returns, or the one it was given if it returns none of that name."""
+    if not isinstance(answer, dict):
+        raise ValueError(f"`callback_on_step_end` must return a dict of tensors, got {type(answer).__name__}.")
+    given, got = tensors[name], answer.get(name, tensors[name])
+    facts = [
+        (tuple(tensor.shape), tensor.dtype, tensor.device) if isinstance(tensor, torch.Tensor) else type(tensor)
+        for tensor in (given, got)
+    ]
+    if facts[0] != facts[1]:
+        raise ValueError(
+            f"`callback_on_step_end` must return `{name}` of the shape, dtype and device that it was given, "
+            f"{facts[0]}, got {facts[1]}."
+        )
+    return got
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 _DOWNLOAD_ARGUMENTS = ("cache_dir", "local_dir", "force_download", "local_files_only", "token", "revision")
@@ -497,9 +580,4 @@ def _scheduler_class(name: str) -> Any:
     return found
 
 
-def _draw(generator: torch.Generator | None) -> int:
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**63 - 1, (1,), generator=generator, device=device))
-
-
-__all__ = ["PreDiffPipeline", "PreDiffPipelineOutput"]
+__all__ = ["PreDiffPipeline", "PreDiffPipelineOutput", "decode_latents", "encode_frames"]
