@@ -130,7 +130,12 @@ def publish(run: Run, recipe: dict, description: str):
     arguments = run.arguments
     if not run.accelerator.is_main_process or not run.progress["best_step"]:
         return
-    write_card(arguments.output_dir, recipe, description, run)
+    progress = run.progress
+    write_card(
+        arguments.output_dir, recipe, description, steps=progress["step"], batch_size=run.samples,
+        num_processes=run.accelerator.num_processes, skipped_steps=progress["skipped"],
+        best_step=progress["best_step"], best_loss=progress["best"],
+    )  # fmt: skip
     if arguments.push_to_hub:
         folder, model, extractor = sharing.load(arguments.output_dir)
         sharing.push(model, arguments.push_to_hub, extractor, folder / "README.md")

@@ -4,6 +4,7 @@ Two processes, because the hub's address must be set before anything is imported
 see this package. Each prints one JSON object: name of a check -> "passed" or its traceback.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -80,7 +81,7 @@ def raises(kind, call, *words) -> str:
 # -- with this package ------------------------------------------------------------------------------------------------
 
 
-def things():
+def tiny_objects():
     from tiny import tiny_model, tiny_pipeline
 
     from earthformer_hf import EarthformerFeatureExtractor
@@ -95,7 +96,7 @@ def things():
 def model():
     from earthformer_hf import EarthformerForPrediction, sharing
 
-    network, extractor, _ = things()
+    network, extractor, _ = tiny_objects()
     before = kept("model", forecast(network, extractor))
     (WORK / "README.md").write_text(CARD)
     network.push_to_hub("someone/model", feature_extractor=extractor, card=WORK / "README.md", tag="v1")
@@ -143,7 +144,7 @@ def the_card_goes_first():
 def pipeline():
     from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
 
-    _, _, pipe = things()
+    _, _, pipe = tiny_objects()
     before = kept("pipeline", ensemble(pipe))
     kept("guided", ensemble(pipe, KnowledgeAlignmentCallback(0.9)))
     pipe.push_to_hub("someone/pipeline", tag="v1")
@@ -162,7 +163,7 @@ def pipeline():
 def half_precision():
     from earthformer_hf import sharing
 
-    _, _, pipe = things()
+    _, _, pipe = tiny_objects()
     sharing.push(pipe.to(torch.float16), "someone/half")
     folder, loaded, _ = sharing.load("someone/half")
     assert loaded.unet.dtype == loaded.vae.dtype == loaded.alignment.dtype == torch.float16
@@ -172,7 +173,7 @@ def half_precision():
 def feature_extractor():
     from earthformer_hf import EarthformerFeatureExtractor
 
-    _, extractor, _ = things()
+    _, extractor, _ = tiny_objects()
     extractor.push_to_hub("someone/extractor", tag="v1")
     EarthformerFeatureExtractor(scale=2.0).push_to_hub("someone/extractor")
     assert EarthformerFeatureExtractor.from_pretrained("someone/extractor").scale == 2.0
@@ -228,10 +229,83 @@ def dataset():
     assert result.exit_code == 1 and "someone/nothing" in result.output, result.output
 
 
+def pull_request():
+    from earthformer_hf import EarthformerForPrediction, sharing
+
+    network, extractor, _ = tiny_objects()
+    sharing.push(network, "someone/reviewed", extractor)
+    before = HfApi().model_info("someone/reviewed").sha
+    changed = copy.deepcopy(network)
+    torch.nn.init.ones_(changed.head.out_proj.bias)
+    (WORK / "README.md").write_text(CARD)
+    commit = changed.push_to_hub(
+        "someone/reviewed", create_pr=True, commit_message="Ones", tags=["ones"], card=WORK / "README.md"
+    )
+    assert commit.pr_url.endswith("/someone/reviewed/discussions/1") and commit.pr_revision == "refs/pr/1"
+    assert HfApi().model_info("someone/reviewed").sha == before  # nothing of it is on the main branch
+    assert "Written by hand." not in ModelCard.load("someone/reviewed").text
+    proposed = EarthformerForPrediction.from_pretrained("someone/reviewed", revision=commit.pr_revision)
+    assert torch.equal(forecast(proposed, extractor), forecast(changed, extractor))
+    card = ModelCard(Path(HfApi().hf_hub_download("someone/reviewed", "README.md", revision="refs/pr/1")).read_text())
+    assert card.data.tags == ["earthformer", "ones"] and "Written by hand." in card.text
+    titles = [entry.title for entry in HfApi().list_repo_commits("someone/reviewed")][::-1]
+    assert titles[3:] == ["Upload the model card", "Ones"], titles
+
+    # without a card of its own it is one commit; a further push to the same pull request names its branch
+    assert changed.push_to_hub("someone/reviewed", create_pr=True).pr_revision == "refs/pr/2"
+    network.push_to_hub("someone/reviewed", revision="refs/pr/2")
+    again = EarthformerForPrediction.from_pretrained("someone/reviewed", revision="refs/pr/2")
+    assert torch.equal(forecast(again, extractor), forecast(network, extractor))
+    raises(
+        ValueError, lambda: sharing.push(network, "someone/reviewed", create_pr=True, revision="trial"), "`revision`"
+    )
+
+
+def weights_of(repo_id: str) -> list[str]:
+    return sorted(name for name in HfApi().list_repo_files(repo_id) if "safetensors" in name)
+
+
+def variants():
+    from earthformer_hf import EarthformerForPrediction, PreDiffPipeline
+
+    network, extractor, pipe = tiny_objects()
+    network.push_to_hub("someone/variants")
+    half = copy.deepcopy(network).half()
+    half.push_to_hub("someone/variants", variant="fp16", max_shard_size="100KB")
+    sharded = weights_of("someone/variants")
+    assert {"model.safetensors", "model.safetensors.index.fp16.json"} < {*sharded} and len(sharded) > 3, sharded
+    half.push_to_hub("someone/variants", variant="fp16")
+    assert weights_of("someone/variants") == ["model.fp16.safetensors", "model.safetensors"]
+    loaded = EarthformerForPrediction.from_pretrained("someone/variants")
+    assert loaded.dtype == torch.float32 and torch.equal(forecast(loaded, extractor), forecast(network, extractor))
+    loaded = EarthformerForPrediction.from_pretrained("someone/variants", variant="fp16").state_dict()
+    assert all(tensor.dtype == half.state_dict()[name].dtype for name, tensor in loaded.items())
+    assert all(torch.equal(tensor, half.state_dict()[name]) for name, tensor in loaded.items())
+    network.push_to_hub("someone/variants", max_shard_size="100KB")
+    sharded = weights_of("someone/variants")
+    assert {"model.fp16.safetensors", "model.safetensors.index.json"} < {*sharded}, sharded
+    assert "model.safetensors" not in sharded
+
+    before = ensemble(pipe)
+    commit = pipe.push_to_hub("someone/variants-of-a-pipeline", "A positional message")
+    assert commit.commit_message == "A positional message"
+    whole = weights_of("someone/variants-of-a-pipeline")
+    pipe.to(torch.float16).push_to_hub("someone/variants-of-a-pipeline", variant="fp16")
+    halves = [name.replace(".safetensors", ".fp16.safetensors") for name in whole]
+    assert len(whole) == 3 and weights_of("someone/variants-of-a-pipeline") == sorted(whole + halves)
+    assert torch.equal(ensemble(PreDiffPipeline.from_pretrained("someone/variants-of-a-pipeline")), before)
+    loaded = PreDiffPipeline.from_pretrained(
+        "someone/variants-of-a-pipeline", variant="fp16", torch_dtype=torch.float16
+    )
+    assert torch.equal(ensemble(loaded), ensemble(pipe))
+    raises(ValueError, lambda: pipe.push_to_hub("someone/pickle", safe_serialization=False), "`safe_serialization`")
+    raises(ValueError, lambda: pipe.push_to_hub("someone/below", subfolder="below"), "`subfolder`")
+
+
 def interrupted_upload():
     from earthformer_hf import EarthformerForPrediction, sharing
 
-    network, extractor, _ = things()
+    network, extractor, _ = tiny_objects()
     before = HfApi().model_info("someone/model").sha
     with torch.no_grad():
         for parameter in network.parameters():
@@ -253,7 +327,7 @@ def interrupted_upload():
 def refusals():
     from earthformer_hf import EarthformerForPrediction, PreDiffPipeline, sharing
 
-    network, extractor, _ = things()
+    network, extractor, _ = tiny_objects()
     raises(
         HfHubHTTPError, lambda: sharing.push(network, "someone/model", token="hf_wrong"), "401", "Invalid credentials"
     )
@@ -264,6 +338,28 @@ def refusals():
     raises(RevisionNotFoundError, lambda: sharing.load("someone/model", revision="v9"), "Revision Not Found")
     raises(ValueError, lambda: sharing.push(torch.nn.Linear(1, 1), "someone/linear"), "torch.nn")
     assert not HfApi().repo_exists("someone/linear")
+
+
+def pictures_of_a_card():
+    from typer.testing import CliRunner
+
+    from earthformer_hf import sharing
+    from earthformer_hf.cli import app
+
+    network, extractor, _ = tiny_objects()
+    folder = WORK / "illustrated"
+    folder.mkdir()
+    (folder / "README.md").write_text(f"{CARD}![rain](rain[1].png) ![elsewhere](https://example.org/x.png)")
+    (folder / "rain[1].png").write_bytes(b"a picture")
+    (folder / "scores.json").write_text("{}")
+    sharing.push(network, "someone/illustrated", extractor, folder / "README.md")
+    HfApi().upload_file(path_or_fileobj=b"large", path_in_repo="another.png", repo_id="someone/illustrated")
+    result = CliRunner().invoke(app, ["hub", "export", "someone/illustrated", str(WORK / "exported")])
+    assert result.exit_code == 0, result.output
+    for name in ("README.md", "rain[1].png", "scores.json"):
+        assert (WORK / "exported" / name).read_bytes() == (folder / name).read_bytes(), name
+    cached, _, _ = sharing.load("someone/illustrated")
+    assert (cached / "rain[1].png").is_file() and not (cached / "another.png").exists()
 
 
 def command_line():
@@ -325,6 +421,17 @@ def extractor_by_its_own_code():
     assert extractor.valid_range == [0, 254]
 
 
+def pushed_by_its_own_code():
+    """As the library pushes: this package's folders need this package."""
+    network = AutoModelForTimeSeriesPrediction.from_pretrained("someone/model", revision="v1", trust_remote_code=True)
+    network.push_to_hub("someone/by-its-own-code")
+    files = HfApi().list_repo_files("someone/by-its-own-code")
+    assert {"README.md", "config.json", "model.safetensors", "modeling_earthformer.py"} <= {*files}, files
+    pipe = DiffusionPipeline.from_pretrained("someone/pipeline", revision="v1", trust_remote_code=True)
+    pipe.push_to_hub("someone/pipeline-by-its-own-code", "By its own code")
+    assert "unet/diffusion_pytorch_model.safetensors" in HfApi().list_repo_files("someone/pipeline-by-its-own-code")
+
+
 def pipeline_by_its_own_code():
     for place, options in from_places("pipeline"):
         options |= {"trust_remote_code": True}
@@ -346,12 +453,12 @@ def without_trust_nothing_runs():
 
 GROUPS = {
     "with_package": [
-        model, the_card_goes_first, pipeline, half_precision, feature_extractor, dataset, interrupted_upload, refusals,
-        command_line,
+        model, the_card_goes_first, pipeline, half_precision, feature_extractor, dataset, pull_request, variants,
+        interrupted_upload, refusals, pictures_of_a_card, command_line,
     ],
     "without_package": [
         the_package_is_absent, without_trust_nothing_runs, model_by_its_own_code, extractor_by_its_own_code,
-        pipeline_by_its_own_code,
+        pipeline_by_its_own_code, pushed_by_its_own_code,
     ],
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ import yaml
 TOKEN = "hf_localtoken"
 USER = "someone"
 LARGE = (".safetensors", ".parquet")  # sent through LFS
+PULL_REQUEST = "refs/pr/"  # the branch of a pull request is named by this and its number
 
 
 @dataclass
@@ -152,9 +153,14 @@ class LocalHub:
         identity = repr((parent.oid, title, sorted((p, hashlib.sha1(d).hexdigest()) for p, d in files.items())))
         new = Commit(hashlib.sha1(identity.encode()).hexdigest(), title, files)
         repository.commits.append(new)
+        url = f"{self.url}/{'datasets/' if kind == 'datasets' else ''}{name}"
+        answer = {"success": True, "commitOid": new.oid, "commitUrl": f"{url}/commit/{new.oid}"}
+        if "1" in query.get("create_pr", []):
+            number = 1 + sum(branch.startswith(PULL_REQUEST) for branch in repository.branches)
+            revision = f"{PULL_REQUEST}{number}"
+            answer["pullRequestUrl"] = f"{url}/discussions/{number}"
         repository.branches[revision] = new
-        place = "datasets/" if kind == "datasets" else ""
-        return {"success": True, "commitOid": new.oid, "commitUrl": f"{self.url}/{place}{name}/commit/{new.oid}"}
+        return answer
 
     def info(self, query, body, kind, name, revision="main"):
         found = self.commit_of(kind, name, revision)
@@ -202,7 +208,9 @@ class LocalHub:
     def refs(self, query, body, kind, name):
         repository = self.repository(kind, name)
         return {
-            "branches": [_ref("heads", n, c) for n, c in repository.branches.items()],
+            "branches": [
+                _ref("heads", n, c) for n, c in repository.branches.items() if not n.startswith(PULL_REQUEST)
+            ],
             "tags": [_ref("tags", n, c) for n, c in repository.tags.items()],
             "converts": [],
         }

@@ -4,12 +4,16 @@ The round trips run in two client processes (`hub_client.py`) against a hub in m
 """
 
 import ast
+import errno
 import importlib
+import inspect
 import json
+import os
 import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from hub_client import CARD, GROUPS
 from local_hub import LocalHub
 from tiny import ROOT, tiny_model, tiny_pipeline
+from transformers import FeatureExtractionMixin, PreTrainedModel
 from typer.testing import CliRunner
 
 from earthformer_hf import (
@@ -30,8 +35,8 @@ from earthformer_hf import (
     sharing,
 )
 from earthformer_hf.cli import app
-from earthformer_hf.sharing.check import _networks
-from earthformer_hf.sharing.export import CONFIGURATIONS, PACKAGE, self_contained
+from earthformer_hf.sharing.check import networks_of
+from earthformer_hf.sharing.export import CONFIGURATION_ENTRIES, PACKAGE, self_contained
 
 
 # -- round trips ------------------------------------------------------------------------------------------------------
@@ -66,7 +71,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def things() -> dict:
+def tiny_objects() -> dict:
     pipeline = tiny_pipeline(alignment=True)
     pipeline.register_modules(feature_extractor=EarthformerFeatureExtractor(scale=0.5))
     return {"model": tiny_model(), "pipeline": pipeline, "extractor": EarthformerFeatureExtractor(scale=0.5)}
@@ -74,12 +79,11 @@ def things() -> dict:
 
 @pytest.mark.parametrize("name", ["model", "pipeline", "extractor"])
 def test_the_same_model_gives_the_same_bytes(name, tmp_path):
-    thing = things()[name]
-    first = contents(sharing.export(thing, tmp_path / "a"))
+    shared = tiny_objects()[name]
+    first = contents(sharing.export(shared, tmp_path / "a"))
     assert not any(path.startswith(".") for path in first) and "README.md" in first
-    sharing.export(thing, tmp_path / "a")  # which holds exactly this already
-    kind = {"model": EarthformerForPrediction, "pipeline": PreDiffPipeline, "extractor": EarthformerFeatureExtractor}
-    loaded = kind[name].from_pretrained(tmp_path / "a")
+    sharing.export(shared, tmp_path / "a")  # which holds exactly this already
+    loaded = type(shared).from_pretrained(tmp_path / "a")
     assert contents(sharing.export(loaded, tmp_path / "elsewhere" / "b")) == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "elsewhere"]
 
@@ -162,8 +166,8 @@ def test_whatever_is_exported_can_be_overwritten(tmp_path):
     spoil(tmp_path / "card/map.png", "picture")
     spoil(tmp_path / "card/scores.json", "{}")
     card = tmp_path / "card/README.md"
-    for thing in [*things().values(), tiny_model()]:  # shards and pictures too; one kind after the other
-        sharing.export(thing, tmp_path / "out", card=card, overwrite=True, max_shard_size="20KB")
+    for shared in [*tiny_objects().values(), tiny_model()]:  # shards and pictures too; one kind after the other
+        sharing.export(shared, tmp_path / "out", card=card, overwrite=True, max_shard_size="20KB")
     model = tiny_model()
     sharing.export(model, tmp_path / "out", overwrite=True)
     assert contents(tmp_path / "out") == contents(sharing.export(model, tmp_path / "new"))
@@ -190,43 +194,90 @@ def test_the_working_directory_and_links(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link", "model"]
 
 
+def test_a_folder_on_another_disk(tmp_path, monkeypatch):
+    """Nothing can be moved between a mount point and its parent, nor between a link and what it leads to."""
+    model, other = tiny_model(), tiny_model(num_global_vectors=0)
+    expected = [contents(sharing.export(network, tmp_path / name)) for name, network in (("a", model), ("b", other))]
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    rename = os.rename
+
+    def rename_within_one_disk(source, target, **options):
+        disks = {Path(path).is_relative_to(mounted) for path in (source, target)}
+        if len(disks) == 2 or Path(source) == mounted:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target, **options)
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as elsewhere:
+        (tmp_path / "link").symlink_to(elsewhere)
+        monkeypatch.setattr(os, "rename", rename_within_one_disk)
+        for folder in (mounted, tmp_path / "link"):
+            sharing.export(model, folder)
+            assert contents(folder) == expected[0]
+            sharing.export(other, folder, overwrite=True)
+            assert contents(folder) == expected[1]
+
+
+def test_a_failure_while_files_are_replaced_undoes_it(tmp_path, monkeypatch):
+    before = contents(sharing.export(tiny_model(), tmp_path / "out"))
+    rename, left = os.rename, 0
+
+    def rename_until_it_fails(source, target, **options):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", rename_until_it_fails)
+    for left in (1, len(before), 2 * len(before)):  # noqa: B007 # the first file out, the last; the last one in
+        with pytest.raises(OSError, match="Input/output"):
+            sharing.export(tiny_model(num_global_vectors=0), tmp_path / "out", overwrite=True)
+        assert contents(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize("name", ["model", "pipeline"])
 def test_a_plain_card_passes_and_what_it_shows_runs_no_code(name, tmp_path):
-    folder = sharing.export(things()[name], tmp_path / "out")
+    folder = sharing.export(tiny_objects()[name], tmp_path / "out")
     assert sharing.check(folder) == []
     for path in folder.rglob("*.py"):
         path.write_text("raise RuntimeError('it was run')\n")
-    names = {"folder": folder}
-    exec((folder / "README.md").read_text().split("```python\n")[1].split("```")[0], names)
+    card = (folder / "README.md").read_text()
+    size = {"model": (20, 28), "pipeline": (12, 16)}[name]
+    names = {"folder": folder, "past_values": torch.zeros(1, 3, *size, 1)}
+    exec(card.split("```python\n")[1].split("```")[0], names)
     assert type(names[name]) is {"model": EarthformerForPrediction, "pipeline": PreDiffPipeline}[name]
+    shapes = {"model": (1, 4, 20, 28, 1), "pipeline": (1, 8, 2, 12, 16, 1)}
+    assert names["predictions"].shape == shapes[name]
+    assert {"model": "(B, 4, 20, 28, 1)", "pipeline": "(B, E, 2, 12, 16, 1)"}[name] in card
 
 
 @pytest.mark.parametrize("name", ["model", "pipeline"])
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_full_disk_leaves_no_half_folder(name, existing, tmp_path):
-    thing = things()[name]
-    before = contents(sharing.export(thing, tmp_path / "out")) if existing else None
+    shared = tiny_objects()[name]
+    before = contents(sharing.export(shared, tmp_path / "out")) if existing else None
     with torch.no_grad():
-        network = thing if name == "model" else thing.unet
+        network = shared if name == "model" else shared.unet
         next(network.parameters()).add_(1)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limit[1]))  # no file grows beyond: writing fails half-way
     try:
         with pytest.raises(OSError):
-            sharing.export(thing, tmp_path / "out", overwrite=True)
+            sharing.export(shared, tmp_path / "out", overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if existing else [])
     if existing:
         assert contents(tmp_path / "out") == before
-    assert sharing.load(sharing.export(thing, tmp_path / "out", overwrite=True))[1] is not None
+    assert sharing.load(sharing.export(shared, tmp_path / "out", overwrite=True))[1] is not None
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):
     model, extractor = tiny_model(), EarthformerFeatureExtractor()
     foreign = tiny_pipeline()
     foreign.unet = torch.nn.Linear(1, 1)
-    for thing, beside, message in (
+    for shared, beside, message in (
         (torch.nn.Linear(1, 1), None, "torch.nn"),
         (foreign, None, "unet must be a EarthformerUNetModel"),
         (model, model, "`feature_extractor` must be"),
@@ -234,12 +285,28 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         (extractor, extractor, "is one itself"),
     ):
         with pytest.raises(ValueError, match=message):
-            sharing.export(thing, tmp_path / "out", beside)
+            sharing.export(shared, tmp_path / "out", beside)
     with pytest.raises(ValueError, match="`card` must be a Markdown file"):
         sharing.export(model, tmp_path / "out", card=tmp_path / "missing.md")
     with pytest.raises(ValueError, match="no weights"):
         sharing.load(ROOT / "model_cards/earthformer-sevir")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("ours", "library"),
+    [
+        (EarthformerForPrediction, PreTrainedModel),
+        (EarthformerFeatureExtractor, FeatureExtractionMixin),
+        (PreDiffPipeline, DiffusionPipeline),
+    ],
+)
+def test_push_to_hub_takes_what_the_library_takes(ours, library):
+    assert "push_to_hub" in {name for base in ours.__mro__[: ours.__mro__.index(library)] for name in vars(base)}
+    expected = inspect.signature(library.push_to_hub).parameters.values()
+    found = inspect.signature(ours.push_to_hub).parameters
+    for parameter in expected:
+        assert (found[parameter.name].kind, found[parameter.name].default) == (parameter.kind, parameter.default)
 
 
 def names_at_top(source: str) -> set[str]:
@@ -415,7 +482,7 @@ def test_without_typer_the_command_says_what_to_install(monkeypatch):
 # -- the cards in this repository -------------------------------------------------------------------------------------
 
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/README.md"))
-WITH_CONFIGURATION = [card for card in CARDS if any((card / name).is_file() for name in CONFIGURATIONS)]
+WITH_CONFIGURATION = [card for card in CARDS if any((card / name).is_file() for name in CONFIGURATION_ENTRIES)]
 
 
 @pytest.mark.parametrize("card", WITH_CONFIGURATION, ids=lambda card: card.name)
@@ -439,7 +506,7 @@ def test_the_released_settings_are_the_recipes(name):
 def test_the_released_pipeline_is_the_recipe():
     folder = ROOT / "model_cards/prediff-sevir-lr"
     recipe = yaml.safe_load((ROOT / "examples/configs/prediff_sevir_lr.yaml").read_text())
-    networks = {path.name: network for path, network in _networks(folder).items()}
+    networks = {path.name: network for path, network in networks_of(folder).items()}
     for part, name in (("vae", "vae"), ("unet", "unet"), ("alignment_network", "alignment")):
         config = networks[name].config
         assert {key: getattr(config, key) for key in recipe[part]} == recipe[part], part

@@ -366,16 +366,19 @@ def test_a_tracker_that_is_not_installed_is_refused(tmp_path):
 
 def test_the_card_of_a_run_passes_the_check(tmp_path, data):
     run = tiny_run(arguments(tmp_path), Options(str(data)))
-    write_card(tmp_path, {"training": {"max_steps": 12}}, "16 files of noise.", run)
+    facts = {"steps": run.step, "batch_size": run.samples, "num_processes": 1, "skipped_steps": 0}
+    facts |= {"best_step": run.progress["best_step"], "best_loss": run.progress["best"]}
+    write_card(tmp_path, {"training": {"max_steps": 12}}, "16 files of noise.", **facts)
     assert sharing.check(tmp_path) == []
     card = (tmp_path / "README.md").read_text()
     assert "No evaluation yet." in card and "training: {max_steps: 12}" in card and "Kept: step 12" in card
     summaries = {"model": {"mse": 0.125, "csi": None}, "persistence": {"mse": 0.5}}  # None: undefined
     scores = {system: {"summary": summary, "errors": {"pixels": [1]}} for system, summary in summaries.items()}
     (tmp_path / "scores.json").write_text(json.dumps({"protocol": {"name": "x"}, "windows": 9, "scores": scores}))
-    write_card(tmp_path, {}, "16 files of noise.", run)
+    write_card(tmp_path, {}, "16 files of noise.", **facts)
     assert sharing.check(tmp_path) == []
-    assert "| model | 0.125 |  |\n| persistence | 0.5 |  |" in (tmp_path / "README.md").read_text()
+    table = "| model       | 0.125 | undefined |\n| persistence |   0.5 |           |"
+    assert table in (tmp_path / "README.md").read_text()
 
 
 def test_a_run_with_every_choice_resumes(tmp_path, data):

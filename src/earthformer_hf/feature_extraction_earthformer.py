@@ -2,6 +2,9 @@
 
 import difflib
 import inspect
+from functools import wraps
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -86,6 +89,17 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         self.thresholds, self.protocol = list(thresholds), protocol
         self.physical_units, self.physical_table = physical_units, physical_table
         self.physical_thresholds = list(physical_thresholds)
+
+    @wraps(FeatureExtractionMixin.push_to_hub, assigned=())
+    def push_to_hub(self, repo_id: str, **options):  # type: ignore[override]
+        """As [`~transformers.FeatureExtractionMixin.push_to_hub`], but with its code, and its card first.
+
+        Args:
+            card, tag: as for [`earthformer_hf.sharing.push`].
+        """
+        if find_spec(f"{__package__}.sharing") is None:  # this file was downloaded with a model
+            return super().push_to_hub(repo_id, **options)
+        return import_module(f"{__package__}.sharing").push(self, repo_id, **options)
 
     def observed(self, raw: np.ndarray) -> np.ndarray:
         """True where a raw value is finite and not the missing value; same shape."""

@@ -29,6 +29,9 @@ import os
 import re
 import tempfile
 from dataclasses import dataclass
+from functools import wraps
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -217,6 +220,17 @@ class EarthformerPreTrainedModel(PreTrainedModel):
             for path in folder.iterdir():  # weights of an earlier save with other shards
                 if _WEIGHTS.fullmatch(path.name) and path.name not in written:
                     path.unlink()
+
+    @wraps(PreTrainedModel.push_to_hub, assigned=())
+    def push_to_hub(self, repo_id: str, **options):  # type: ignore[override]
+        """As [`~transformers.PreTrainedModel.push_to_hub`], but with the code of the model, and its card first.
+
+        Args:
+            feature_extractor, card, tag, variant: as for [`earthformer_hf.sharing.push`].
+        """
+        if find_spec(f"{__package__}.sharing") is None:  # this file was downloaded with a model
+            return super().push_to_hub(repo_id, **options)
+        return import_module(f"{__package__}.sharing").push(self, repo_id, **options)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -15,6 +15,8 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,25 @@ class PreDiffPipeline(DiffusionPipeline):
 
         networks = {"unet": (EarthformerUNetModel, ModelMixin), "alignment": (EarthformerAlignmentModel, ModelMixin)}
         return super()._get_signature_types() | networks
+
+    def push_to_hub(
+        self, repo_id, commit_message=None, private=None, token=None, create_pr=False, safe_serialization=True,
+        variant=None, subfolder=None, **options,
+    ):  # fmt: skip
+        """As [`~diffusers.DiffusionPipeline.push_to_hub`], but with the code of the pipeline, and its card first.
+
+        Args:
+            card, tag, revision, tags, max_shard_size: as for [`earthformer_hf.sharing.push`].
+        """
+        options |= {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
+        options |= {"variant": variant}
+        if find_spec(f"{__package__}.sharing") is None:  # this file was downloaded with a pipeline
+            return super().push_to_hub(repo_id, safe_serialization=safe_serialization, subfolder=subfolder, **options)
+        if not safe_serialization or subfolder:
+            raise ValueError(
+                f"`safe_serialization` must be True and `subfolder` None, got {safe_serialization} and {subfolder!r}."
+            )
+        return import_module(f"{__package__}.sharing").push(self, repo_id, **options)
 
     # -- forecasting --------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,17 @@
-"""Model cards: what training and export write."""
+"""Model cards: the one place that writes them.
+
+```
+---
+metadata        what the hub finds a repository by
+---
+# title
+introduction
+## section ...  inputs and outputs, use, data, scores, training, recipe, conversion
+```
+
+[`plain_card`] is that of an export which was given none, [`write_card`] that of a training run, and [`converted_card`]
+that of a converted checkpoint. [`copy_card`] takes along a card that was written by hand.
+"""
 
 import json
 import os
@@ -12,12 +25,235 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
+from ..modeling_earthformer import EarthformerForPrediction, EarthformerModel
 from ..pipeline_prediff import PreDiffPipeline
+from .tables import text_table
 
 
-def git_state() -> str:
+Shareable = EarthformerModel | EarthformerForPrediction | PreDiffPipeline | EarthformerFeatureExtractor
+
+
+# -- whole cards ------------------------------------------------------------------------------------------------------
+
+
+def plain_card(model_or_pipeline: Shareable, feature_extractor: EarthformerFeatureExtractor | None = None) -> str:
+    """A card that says what follows from the configuration, and that nothing else is known."""
+    extractor = getattr(model_or_pipeline, "feature_extractor", feature_extractor)
+    unit = (
+        "not stated" if extractor is None else f"the model's; raw values are {extractor.variable}, {extractor.units}"
+    )
+    return card_text(
+        plain_title(type(model_or_pipeline)),
+        metadata(type(model_or_pipeline), "other"),
+        "No evaluation yet. Training data, licence and limits are not stated.",
+        {"Inputs and outputs": inputs_and_outputs(model_or_pipeline, unit), "Use": usage(model_or_pipeline, "folder")},
+    )
+
+
+def converted_card(
+    name: str,
+    model_or_pipeline: EarthformerForPrediction | PreDiffPipeline,
+    feature_extractor: EarthformerFeatureExtractor | None,
+    sections: dict[str, str],
+) -> str:
+    """The card of a converted checkpoint.
+
+    Args:
+        name: its title, and the folder that its usage loads.
+        feature_extractor: the range of the data, if it is known.
+        sections: title -> text, where the weights come from.
+    """
+    paper, original = "https://arxiv.org/abs/2207.05833", "amazon-science/earth-forecasting-transformer"
+    what = "An [Earthformer]"
+    if isinstance(model_or_pipeline, PreDiffPipeline):
+        paper, original, what = "https://arxiv.org/abs/2307.10422", "gaozhihan/PreDiff", "[PreDiff]"
+        networks = (model_or_pipeline.vae, model_or_pipeline.unet, model_or_pipeline.alignment)
+        parameters = " + ".join(f"{network.num_parameters():,}" for network in networks if network is not None)
+    else:
+        parameters = f"{model_or_pipeline.num_parameters():,}"
+    introduction = (
+        f"{what}({paper}) of {parameters} parameters, converted from what the\n"
+        f"[original](https://github.com/{original}) saved. It has not been scored since.\n"
+        "The licence of the weights is not known here: it is whatever their owner gave them."
+    )
+    unit, known = "as the original was trained on", "The range of the data is the original's; no file states it."
+    if feature_extractor is not None:
+        unit = "as the feature extractor gives it"
+        known = (
+            f"The feature extractor gives (raw - {feature_extractor.offset}) x {feature_extractor.scale}; raw values "
+            f"are {feature_extractor.variable}, in units of {feature_extractor.units}."
+        )
+    inputs = f"{inputs_and_outputs(model_or_pipeline, unit)}\n\n{known}"
+    return card_text(
+        name,
+        metadata(type(model_or_pipeline), "other"),
+        introduction,
+        {"Inputs and outputs": inputs, "Use": usage(model_or_pipeline, json.dumps(name))} | sections,
+    )
+
+
+def write_card(
+    folder: str | Path,
+    recipe: dict,
+    data: str,
+    *,
+    steps: int,
+    batch_size: int,
+    num_processes: int,
+    skipped_steps: int,
+    best_step: int,
+    best_loss: float,
+):
+    """Write the card of a training run: data, scores, code, recipe.
+
+    Args:
+        folder: holds the model, and `scores.json` once it was evaluated (`examples/evaluate.py --output`).
+        recipe: as read from its file.
+        data: what the model was trained on, in words.
+        steps: training steps that were taken.
+        batch_size: samples of a step, over all processes.
+        num_processes: that trained together.
+        skipped_steps: left out because they were not finite.
+        best_step, best_loss: the step whose weights were kept, and its validation loss.
+    """
+    folder = Path(folder)
+    model_class = PreDiffPipeline if (folder / "model_index.json").is_file() else EarthformerForPrediction
+    scores = "No evaluation yet."
+    if (folder / "scores.json").is_file():
+        scores = score_section(json.loads((folder / "scores.json").read_text(encoding="utf-8")))
+    here = str(Path.cwd()) + os.sep
+    command = shlex.join(["python", *(argument.removeprefix(here) for argument in sys.argv)])
+    sections = {
+        "Data": data,
+        "Scores": scores,
+        "Training": f"{steps} steps of {batch_size} samples, processes: {num_processes}; skipped steps: "
+        f"{skipped_steps}. Kept: step {best_step}, which has the lowest validation loss, {best_loss:.6g}.\n\n"
+        f"Code: commit {code_version()}; torch {torch.__version__}.\n\n```\n{command}\n```",
+        "Recipe": f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110)}```",
+    }
+    title = f"{plain_title(model_class)}: {folder.name}"
+    text = card_text(title, metadata(model_class, "unknown"), "", sections)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def copy_card(card: str | Path, folder: Path):
+    """Put a card into a folder, with the pictures that it shows and the `scores.json` beside it.
+
+    Raises:
+        ValueError: there is no such card, or a picture is no file beside it.
+    """
+    card = Path(card)
+    if not card.is_file():
+        raise ValueError(f"`card` must be a Markdown file, got {str(card)!r}.")
+    pictures = shown_pictures(card.read_text(encoding="utf-8"))
+    for name in pictures:
+        if not is_file_beside(card, name):
+            raise ValueError(f"`card`: {card} shows {name!r}, which must be a file beside it.")
+    shutil.copyfile(card, folder / "README.md")
+    for name in {*pictures, "scores.json"}:
+        if is_file_beside(card, name):
+            shutil.copyfile(card.parent / name, folder / name)
+
+
+def with_tags(text: str, tags: list[str]) -> str:
+    """A card with tags added to those of its metadata."""
+    card = ModelCard(text, ignore_metadata_errors=True)
+    card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *tags]))
+    return str(card)
+
+
+# -- their parts ------------------------------------------------------------------------------------------------------
+
+
+def card_text(title: str, metadata: dict[str, Any], introduction: str, sections: dict[str, str]) -> str:
+    """A card from its parts; `sections` maps titles to texts."""
+    parts = [f"---\n{yaml.safe_dump(metadata, sort_keys=False, default_flow_style=None)}---", f"# {title}"]
+    parts += [introduction] if introduction else []
+    parts += [f"## {section}\n\n{text.strip()}" for section, text in sections.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def plain_title(model_class: type[Shareable]) -> str:
+    if issubclass(model_class, EarthformerFeatureExtractor):
+        return "A feature extractor of Earthformer"
+    return "PreDiff ensemble forecasts" if issubclass(model_class, PreDiffPipeline) else "An Earthformer"
+
+
+def metadata(model_class: type[Shareable], license: str) -> dict[str, Any]:
+    """What the hub finds a repository of a model, pipeline or feature extractor by."""
+    if issubclass(model_class, PreDiffPipeline):
+        return {"license": license, "library_name": "diffusers", "tags": ["prediff"]}
+    entries = {"license": license, "library_name": "transformers", "tags": ["earthformer"]}
+    if issubclass(model_class, EarthformerFeatureExtractor):
+        return entries
+    return entries | {"pipeline_tag": "time-series-forecasting"}
+
+
+def inputs_and_outputs(model_or_pipeline: Shareable, unit: str) -> str:
+    """Table of names and shapes (E ensemble members), with the unit and range of the inputs in words."""
+    rows = {"past_values": "(B, T, H, W, C)"}
+    if isinstance(model_or_pipeline, PreDiffPipeline):
+        unet, vae = model_or_pipeline.unet.config, model_or_pipeline.vae.config
+        height, width = (n * 2 ** (len(vae.block_out_channels) - 1) for n in unet.sample_size)
+        rows["past_values"] = f"(B, {unet.context_length}, {height}, {width}, {vae.in_channels})"
+        rows["predictions"] = f"(B, E, {unet.prediction_length}, {height}, {width}, {vae.out_channels})"
+    elif not isinstance(model_or_pipeline, EarthformerFeatureExtractor):
+        config: Any = model_or_pipeline.config
+        size = ", ".join(map(str, config.image_size))
+        rows["past_values"] = f"(B, {config.context_length}, {size}, {config.num_channels})"
+        if config.num_covariates:
+            rows["past_covariates"] = f"(B, {config.context_length}, {size}, {config.num_covariates})"
+            rows["future_covariates"] = f"(B, {config.prediction_length}, {size}, {config.num_covariates})"
+        if isinstance(model_or_pipeline, EarthformerForPrediction):
+            rows["predictions"] = f"(B, {config.prediction_length}, {size}, {config.num_output_channels})"
+    units = {"predictions": "as `past_values`"}
+    lines = [f"| `{name}` | {shape} float32 | {units.get(name, unit)} |" for name, shape in rows.items()]
+    return "\n".join(["| name | shape | unit, range |", "|---|---|---|", *lines])
+
+
+def usage(model_or_pipeline: Shareable, source: str) -> str:
+    """The code that loads and calls what a folder holds.
+
+    Args:
+        source: the folder, as a Python expression.
+    """
+    name, loader = "model", "AutoModelForTimeSeriesPrediction"
+    call = "predictions = model({}).predictions"
+    if isinstance(model_or_pipeline, PreDiffPipeline):
+        name, loader = "pipeline", "PreDiffPipeline"
+        call = "predictions = pipeline(past_values, ensemble_size=8, num_inference_steps=20).predictions"
+    elif isinstance(model_or_pipeline, EarthformerFeatureExtractor):
+        name, loader, call = "extractor", "AutoFeatureExtractor", 'past_values = extractor(raw)["past_values"]'
+    else:
+        if isinstance(model_or_pipeline, EarthformerModel):
+            loader, call = "AutoModel", "tokens = model({}).last_hidden_state"
+        inputs = ["past_values"]
+        inputs += ["past_covariates", "future_covariates"] if model_or_pipeline.config.num_covariates else []
+        call = call.format(", ".join(f"{name}={name}" for name in inputs))
+    imports = f"from transformers import {loader}\n\nimport earthformer_hf  # registers the classes"
+    other_loader = loader
+    if isinstance(model_or_pipeline, PreDiffPipeline):
+        imports, other_loader = f"from earthformer_hf import {loader}", "diffusers.DiffusionPipeline"
+    return (
+        f"```python\n{imports}\n\n{name} = {loader}.from_pretrained({source})\n{call}\n```\n\n"
+        "This runs no code of the folder. Without the package, that code is run by\n"
+        f"`{other_loader}.from_pretrained({source}, trust_remote_code=True)`."
+    )
+
+
+def score_section(stored: dict[str, Any]) -> str:
+    """The summary of `scores.json`, one row per system, with the command that measured it."""
+    table = text_table({system: entries["summary"] for system, entries in stored["scores"].items()})
+    return (
+        f"Protocol `{stored['protocol']['name']}`, {stored['windows']} windows, measured with\n\n"
+        f"```\npython examples/evaluate.py --model FOLDER --output FOLDER\n```\n\n{table}"
+    )
+
+
+def code_version() -> str:
     """The commit of the working directory, and whether files differ from it."""
     commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
     try:
@@ -27,115 +263,23 @@ def git_state() -> str:
     return commit.strip() + (", with changes that are not committed" if changes.strip() else "")
 
 
-def write_card(folder: str | Path, recipe: dict, data: str, run: Any):
-    """Write the model card of what a run trained: data, scores, code, recipe.
-
-    Args:
-        folder: holds the model, and `scores.json` once it was evaluated (`examples/evaluate.py --output`).
-        recipe: as read from its file.
-        data: what it was trained on, in words.
-        run: at its end.
-    """
-    folder = Path(folder)
-    pipeline = (folder / "model_index.json").is_file()
-    header: dict[str, Any] = {"license": "unknown", "library_name": "diffusers" if pipeline else "transformers"}
-    header |= {} if pipeline else {"pipeline_tag": "time-series-forecasting"}
-    header |= {"tags": ["prediff" if pipeline else "earthformer"]}
-    scores = "No evaluation yet."
-    if (folder / "scores.json").is_file():
-        scores = _score_table(json.loads((folder / "scores.json").read_text()))
-    progress = run.progress
-    here = str(Path.cwd()) + os.sep
-    command = shlex.join(["python", *(argument.removeprefix(here) for argument in sys.argv)])
-    sections = {
-        "Data": data,
-        "Scores": scores,
-        "Training": f"{progress['step']} steps of {run.samples} samples, processes: {run.accelerator.num_processes}; "
-        f"skipped steps: {progress['skipped']}. Kept: step {progress['best_step']}, which has the lowest validation "
-        f"loss, {progress['best']:.6g}.\n\nCode: commit {git_state()}; torch {torch.__version__}.\n\n"
-        f"```\n{command}\n```",
-        "Recipe": f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110)}```",
-    }
-    body = "\n\n".join(f"## {title}\n\n{section}" for title, section in sections.items())
-    kind = "PreDiff ensemble forecasts" if pipeline else "An Earthformer"
-    text = f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# {kind}: {folder.name}\n\n{body}\n"
-    (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _score_table(stored: dict) -> str:
-    """The summary of `scores.json`, one row per system, with the command that measured it."""
-    rows = {system: entries["summary"] for system, entries in stored["scores"].items()}
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    lines = [["system", *names], ["---"] * (len(names) + 1)]
-    for system, row in rows.items():
-        lines.append([system, *("" if row.get(name) is None else f"{row[name]:.4g}" for name in names)])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    command = "python examples/evaluate.py --model FOLDER --output FOLDER"
-    return (
-        f"Protocol `{stored['protocol']['name']}`, {stored['windows']} windows, measured with\n\n"
-        f"```\n{command}\n```\n\n{table}"
-    )
-
-
-def copy_card(thing: Any, card: str | Path | None, folder: Path):
-    if card is None:
-        (folder / "README.md").write_text(_plain_card(thing), encoding="utf-8")
-        return
-    card = Path(card)
-    if not card.is_file():
-        raise ValueError(f"`card` must be a Markdown file, got {str(card)!r}.")
-    shutil.copyfile(card, folder / "README.md")
-    for name in pictures_of(card.read_text(encoding="utf-8")):
-        if not beside(card, name):
-            raise ValueError(f"`card`: {card} shows {name!r}, which must be a file beside it.")
-        shutil.copyfile(card.parent / name, folder / name)
-    if (card.parent / "scores.json").is_file():
-        shutil.copyfile(card.parent / "scores.json", folder / "scores.json")
-
-
-def pictures_of(text: str) -> list[str]:
+def shown_pictures(text: str) -> list[str]:
     """The pictures that a card shows, but for those of other sites."""
     return [name for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text) if "://" not in name]
 
 
-def beside(card: Path, name: str) -> bool:
+def is_file_beside(card: Path, name: str) -> bool:
+    """Whether a picture that a card names is a file in its folder."""
     return Path(name).name == name and (card.parent / name).is_file()
 
 
-def _plain_card(thing: Any) -> str:
-    """A card that says what follows from the configuration, and that nothing else is known."""
-    note = "With the package earthformer_hf imported, its own classes are loaded and no code of this folder is run."
-    if isinstance(thing, PreDiffPipeline):
-        unet, vae = thing.unet.config, thing.vae.config
-        size = [n * 2 ** (len(vae.block_out_channels) - 1) for n in unet.sample_size]
-        given = f"(B, {unet.context_length}, {size[0]}, {size[1]}, {vae.in_channels})"
-        result = f"(B, E, {unet.prediction_length}, {size[0]}, {size[1]}, {vae.out_channels})"
-        extractor, header = thing.feature_extractor, {"library_name": "diffusers", "tags": ["prediff"]}
-        load, kind = "from earthformer_hf import PreDiffPipeline", "PreDiff ensemble forecasts"
-        load += "\n\npipeline = PreDiffPipeline.from_pretrained(folder)"
-        note = (
-            "This runs no code of this folder. Without the package, the code in this folder is run by\n"
-            "`diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`."
-        )
-    elif isinstance(thing, EarthformerFeatureExtractor):
-        given, result, extractor = "(B, T, H, W, C)", "(B, T, H, W, C)", thing
-        header = {"library_name": "transformers", "tags": ["earthformer"]}
-        load, kind = "from transformers import AutoFeatureExtractor", "A feature extractor of Earthformer"
-        load += "\n\nextractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)"
-    else:
-        config = thing.config
-        height, width = config.image_size
-        given = f"(B, {config.context_length}, {height}, {width}, {config.num_channels})"
-        result = f"(B, {config.prediction_length}, {height}, {width}, {config.num_output_channels})"
-        extractor, header = None, {"library_name": "transformers", "pipeline_tag": "time-series-forecasting"}
-        header |= {"tags": ["earthformer"]}
-        load, kind = "from transformers import AutoModelForTimeSeriesPrediction", "An Earthformer"
-        load += "\n\nmodel = AutoModelForTimeSeriesPrediction.from_pretrained(folder, trust_remote_code=True)"
-    raw = "not stated" if extractor is None else f"the model's; raw values are {extractor.variable}, {extractor.units}"
-    return (
-        f"---\nlicense: other\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# {kind}\n\n"
-        "No evaluation yet. Training data, licence and limits are not stated.\n\n"
-        "| name | shape | range |\n|---|---|---|\n"
-        f"| `past_values` | {given} float32 | {raw} |\n| `predictions` | {result} float32 | as `past_values` |\n\n"
-        f"```python\n{load}\n```\n\n{note}\n"
-    )
+__all__ = [
+    "Shareable",
+    "converted_card",
+    "copy_card",
+    "is_file_beside",
+    "plain_card",
+    "shown_pictures",
+    "with_tags",
+    "write_card",
+]

@@ -16,19 +16,20 @@ from transformers import AutoFeatureExtractor
 from ..configuration_earthformer import EarthformerConfig
 from ..modeling_earthformer import EarthformerForPrediction, EarthformerModel
 from ..pipeline_prediff import PreDiffPipeline
-from .cards import beside, pictures_of
+from .cards import is_file_beside, shown_pictures
 from .export import NETWORKS
 from .push import has_weights
 
 
-METRIC = re.compile(
+# The name of a score, alone or with what follows it: CSI-74, csi_74, CSI74. The bias of a layer (`proj.bias`) is none.
+METRIC_NAME = re.compile(
     r"(?<![\w.])(csim?|pod|far|hss|ets|fss|bias|crpss?|mse|mae|rmse|ssim|psnr|lpips|fvd|fid|pearsonr?|corr(elation)?"
-    r"|skill|earthnetscore)(?![a-z])",  # with what follows: CSI-74, csi_74, CSI74; a tensor's name.bias is none
+    r"|skill|earthnetscore)(?![a-z])",
     re.IGNORECASE,
 )
 
 
-# Lines with a |, the second of them of dashes; a | at their ends is optional.
+# A Markdown table: lines with a |, the second of them of dashes; a | at their ends is optional.
 TABLE = re.compile(r"^.*\|.*\n(?=.*\|)[-:| \t]*-[-:| \t]*$(?:\n.*\|.*)*", re.MULTILINE)
 
 
@@ -43,9 +44,8 @@ def check(folder: str | Path) -> list[str]:
     folder = Path(folder)
     problems = [f"README.md: {problem}" for problem in _card_problems(folder)]
     try:
-        found = _networks(folder)
-        for place, network in found.items():
-            problems += [f"{place.relative_to(folder)}: {problem}" for problem in _weight_problems(place, network)]
+        for path, network in networks_of(folder).items():
+            problems += [f"{path.relative_to(folder)}: {problem}" for problem in _weight_problems(path, network)]
         for path in folder.rglob("preprocessor_config.json"):
             AutoFeatureExtractor.from_pretrained(path.parent)
     except (ValueError, TypeError, OSError, KeyError) as reason:
@@ -53,13 +53,13 @@ def check(folder: str | Path) -> list[str]:
     return problems
 
 
-def _networks(folder: Path) -> dict[Path, torch.nn.Module]:
+def networks_of(folder: Path) -> dict[Path, torch.nn.Module]:
     """The networks of a folder, built from their configurations without memory for weights."""
     if (folder / "model_index.json").is_file():
         index = PreDiffPipeline.load_config(folder)
-        kinds = {folder / name: NETWORKS[name] for name in NETWORKS if (index.get(name) or [None])[0] is not None}
+        stored = [n for n in NETWORKS if (index.get(n) or [None])[0] is not None]
         with torch.device("meta"):
-            return {place: kind.from_config(kind.load_config(place)) for place, kind in kinds.items()}
+            return {folder / n: NETWORKS[n].from_config(NETWORKS[n].load_config(folder / n)) for n in stored}
     if not (folder / "config.json").is_file():
         raise ValueError("neither config.json nor model_index.json")
     config = EarthformerConfig.from_pretrained(folder)
@@ -68,9 +68,9 @@ def _networks(folder: Path) -> dict[Path, torch.nn.Module]:
         return {folder: EarthformerModel(config) if headless else EarthformerForPrediction(config)}
 
 
-def _weight_problems(place: Path, network: torch.nn.Module) -> Iterator[str]:
+def _weight_problems(folder: Path, network: torch.nn.Module) -> Iterator[str]:
     stored: dict[str, tuple[int, ...]] = {}
-    for path in place.glob("*.safetensors"):
+    for path in folder.glob("*.safetensors"):
         try:
             file = safe_open(path, "pt")
         except SafetensorError as reason:
@@ -118,8 +118,8 @@ def _card_problems(folder: Path) -> Iterator[str]:
             yield f"`tags` must name earthformer or prediff, got {value!r}"
     if "model-index" in data:
         yield from _index_problems(path)
-    for name in pictures_of(text):
-        if not beside(path, name):
+    for name in shown_pictures(text):
+        if not is_file_beside(path, name):
             yield f"it shows {name!r}, which is no file beside it"
     yield from _table_problems(text[header.end() :] if header else text)
     if not has_weights(folder) and "conversion/convert_" not in text:
@@ -135,13 +135,13 @@ def _index_problems(card: Path) -> Iterator[str]:
         return
     path = card.with_name("scores.json")
     try:
-        own = _numbers(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+        our_scores = _numbers(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
     except ValueError as reason:
         yield f"scores.json is no JSON: {reason}"
         return
     for result in results:
         value = result.metric_value
-        if not any(isinstance(value, int | float) and math.isclose(value, n, rel_tol=1e-3) for n in own):
+        if not any(isinstance(value, int | float) and math.isclose(value, n, rel_tol=1e-3) for n in our_scores):
             yield f"`model-index`: {result.metric_type} {value} is not in scores.json, where our own scores are"
         if result.source_name is None:
             yield f"`model-index`: {result.metric_type} {value} has no source"
@@ -161,7 +161,7 @@ def _table_problems(text: str) -> Iterator[str]:
         measured = re.search(r"^```[^`]*^(?:python|earthformer-hf) [^`]*^```", section, re.MULTILINE)
         for table in TABLE.findall(section):
             rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()]
-            if measured or not (METRIC.search(table) or "score" in title.lower()):
+            if measured or not (METRIC_NAME.search(table) or "score" in title.lower()):
                 continue
             names = [name.lower() for name in rows[0]]
             if "source" not in names:
@@ -170,3 +170,6 @@ def _table_problems(text: str) -> Iterator[str]:
             for row in rows[2:]:
                 if len(row) != len(names) or not re.search(r"\w", row[names.index("source")]):
                     yield f"a score without a source: {' | '.join(row)} in {title!r}"
+
+
+__all__ = ["check", "networks_of"]

@@ -16,31 +16,29 @@ import filecmp
 import json
 import re
 import shutil
-import uuid
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import logging
 
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..modeling_earthformer import EarthformerForPrediction, EarthformerModel
 from ..pipeline_prediff import PreDiffPipeline
 from ..unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
-from .cards import beside, copy_card, pictures_of
-
-
-logger = logging.get_logger(__name__)
+from .cards import Shareable, copy_card, is_file_beside, plain_card, shown_pictures
 
 
 PACKAGE = Path(__file__).parents[1]
 
 
-EXTRACTOR = "feature_extraction_earthformer.EarthformerFeatureExtractor"
+NETWORKS = {"vae": AutoencoderKL, "unet": EarthformerUNetModel, "alignment": EarthformerAlignmentModel}
 
 
+# Where transformers finds the code of a folder: name of an Auto class -> module and class.
+FEATURE_EXTRACTOR_CLASS = "feature_extraction_earthformer.EarthformerFeatureExtractor"
 AUTO_MAP = {
     "AutoConfig": "configuration_earthformer.EarthformerConfig",
     "AutoModel": "modeling_earthformer.EarthformerModel",
@@ -48,27 +46,21 @@ AUTO_MAP = {
 }
 
 
-NETWORKS = {"vae": AutoencoderKL, "unet": EarthformerUNetModel, "alignment": EarthformerAlignmentModel}
-
-
-# The files that say what a folder holds, with the entry of each that says it is of this package.
-CONFIGURATIONS = {
+# Configuration file -> the entry by which it belongs to a model of this package, and the values of that entry.
+CONFIGURATION_ENTRIES = {
     "model_index.json": ("_class_name", ("PreDiffPipeline", ["pipeline_prediff", "PreDiffPipeline"])),
     "config.json": ("model_type", ("earthformer",)),
     "preprocessor_config.json": ("feature_extractor_type", ("EarthformerFeatureExtractor",)),
 }
 
 
-# What an export writes, besides the pictures of the card.
-WRITTEN = re.compile(
+# Names of the files that an export writes, besides the pictures of its card.
+EXPORTED_FILES = re.compile(
     r"README\.md|scores\.json|((vae|unet|alignment|scheduler|feature_extractor)/)?"
     r"(((preprocessor_|scheduler_)?config|model_index)\.json"
-    r"|(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?\.safetensors(\.index(\.\w+)?\.json)?"
     r"|((configuration|modeling|feature_extraction|unet)_earthformer|pipeline_prediff|cuboid|guidance|schedules)\.py)"
 )
-
-
-Shareable = EarthformerModel | EarthformerForPrediction | PreDiffPipeline | EarthformerFeatureExtractor
 
 
 def export(
@@ -78,19 +70,22 @@ def export(
     card: str | Path | None = None,
     overwrite: bool = False,
     max_shard_size: int | str = "5GB",
+    variant: str | None = None,
 ) -> Path:
     """Write a folder that loads with this package, and without it by `trust_remote_code=True`.
 
-    The same model gives the same bytes. The folder appears when it is complete: after a failure, nothing is left.
+    The same model gives the same bytes. The folder appears when it is complete: after a failure, what it held before
+    is there again.
 
     Args:
         model_or_pipeline: a model, a [`PreDiffPipeline`], or a feature extractor alone.
-        folder: where to write. If it holds exactly this already, nothing happens.
+        folder: where to write; it may be a mount point or a link. If it holds exactly this already, nothing happens.
         feature_extractor: to put beside a model; a pipeline brings its own.
         card: the model card, a Markdown file; a `scores.json` beside it and the pictures that it shows come along. If
             omitted, a short one that claims nothing is written.
         overwrite: replace what `folder` holds, all of it, if that is a model of this package and nothing beside it.
         max_shard_size: of a file of weights, such as "5GB".
+        variant: part of the names of the files of weights, such as "fp16" in `model.fp16.safetensors`.
 
     Returns:
         The folder.
@@ -100,69 +95,85 @@ def export(
         OSError: the disk is full or cannot be written.
     """
     folder = Path(folder).resolve()
-    extractor = _extractor(model_or_pipeline, feature_extractor)
+    extractor = _checked_extractor(model_or_pipeline, feature_extractor)
     if folder.exists():
         _refuse_to_replace(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
-    draft.mkdir()
-    try:
-        if isinstance(model_or_pipeline, PreDiffPipeline):
-            _write_pipeline(model_or_pipeline, draft, max_shard_size)
-        elif not isinstance(model_or_pipeline, EarthformerFeatureExtractor):
-            _write_model(model_or_pipeline, draft, max_shard_size)
+    # A folder that exists may be another disk than its parent, and files are moved within one disk only.
+    beside = folder if folder.exists() else folder.parent
+    with TemporaryDirectory(prefix=".export-", dir=beside, ignore_cleanup_errors=True) as temporary:
+        draft = Path(temporary) / "draft"
+        draft.mkdir()
+        try:
+            if isinstance(model_or_pipeline, PreDiffPipeline):
+                _write_pipeline(model_or_pipeline, draft, max_shard_size, variant)
+            elif not isinstance(model_or_pipeline, EarthformerFeatureExtractor):
+                _write_model(model_or_pipeline, draft, max_shard_size, variant)
+        except SafetensorError as reason:
+            raise OSError(f"{folder} was not written: {reason}") from reason
         if extractor is not None:
             _write_extractor(extractor, draft)
-        copy_card(model_or_pipeline, card, draft)
-        _put(draft, folder, overwrite)
-    except SafetensorError as reason:
-        raise OSError(f"{folder} was not written: {reason}") from reason
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if card is None:
+            (draft / "README.md").write_text(plain_card(model_or_pipeline, extractor), encoding="utf-8")
+        else:
+            copy_card(card, draft)
+        _publish(draft, folder, overwrite)
     return folder
 
 
-def _extractor(thing: Any, feature_extractor: Any) -> EarthformerFeatureExtractor | None:
-    """What lies in the folder itself, not in a pipeline's subfolder; refuses what cannot be exported."""
-    if isinstance(thing, PreDiffPipeline):
+def _checked_extractor(model_or_pipeline: Any, feature_extractor: Any) -> EarthformerFeatureExtractor | None:
+    """The feature extractor that lies in the folder itself, as a pipeline's does not.
+
+    Raises:
+        ValueError: something that cannot be exported, or not together.
+    """
+    if isinstance(model_or_pipeline, PreDiffPipeline):
         expected = NETWORKS | {"feature_extractor": EarthformerFeatureExtractor}
-        for name, kind in expected.items():
-            part = getattr(thing, name)
-            optional = part is None and name in PreDiffPipeline._optional_components
-            if not optional and not isinstance(part, kind):
-                raise ValueError(f"`model_or_pipeline`: its {name} must be a {kind.__name__}, got {type(part)}.")
+        for name, component_class in expected.items():
+            component = getattr(model_or_pipeline, name)
+            optional = component is None and name in PreDiffPipeline._optional_components
+            if not optional and not isinstance(component, component_class):
+                raise ValueError(
+                    f"`model_or_pipeline`: its {name} must be a {component_class.__name__}, got {type(component)}."
+                )
         if feature_extractor is not None:
             raise ValueError("`feature_extractor`: a pipeline brings its own, set `pipeline.feature_extractor`.")
         return None
-    if isinstance(thing, EarthformerFeatureExtractor):
+    if isinstance(model_or_pipeline, EarthformerFeatureExtractor):
         if feature_extractor is not None:
             raise ValueError("`feature_extractor` goes beside a model, and `model_or_pipeline` is one itself.")
-        return thing
-    if not isinstance(thing, (EarthformerModel, EarthformerForPrediction)):
+        return model_or_pipeline
+    if not isinstance(model_or_pipeline, (EarthformerModel, EarthformerForPrediction)):
+        given = type(model_or_pipeline)
         raise ValueError(
             "`model_or_pipeline` must be an EarthformerForPrediction, EarthformerModel, PreDiffPipeline or "
-            f"EarthformerFeatureExtractor of this package, got {type(thing).__module__}.{type(thing).__name__}."
+            f"EarthformerFeatureExtractor of this package, got {given.__module__}.{given.__name__}."
         )
     if not isinstance(feature_extractor, EarthformerFeatureExtractor | None):
         raise ValueError(f"`feature_extractor` must be an EarthformerFeatureExtractor, got {type(feature_extractor)}.")
     return feature_extractor
 
 
-def _write_model(model: Any, folder: Path, max_shard_size: int | str):
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    _edit(folder / "config.json", auto_map=AUTO_MAP)
+# -- what is written --------------------------------------------------------------------------------------------------
+
+
+def _write_model(model: Any, folder: Path, max_shard_size: int | str, variant: str | None):
+    model.save_pretrained(folder, max_shard_size=max_shard_size, variant=variant)
+    # One configuration serves all variants: without a precision, each loads in that of its own weights.
+    precision = {} if variant is None else {"dtype": None}
+    _set_entries(folder / "config.json", auto_map=AUTO_MAP, **precision)
     _copy_code("modeling_earthformer", folder)
 
 
 def _write_extractor(extractor: EarthformerFeatureExtractor, folder: Path):
     extractor.save_pretrained(folder)
-    _edit(folder / "preprocessor_config.json", auto_map={"AutoFeatureExtractor": EXTRACTOR})
+    _set_entries(folder / "preprocessor_config.json", auto_map={"AutoFeatureExtractor": FEATURE_EXTRACTOR_CLASS})
     _copy_code("feature_extraction_earthformer", folder)
 
 
-def _write_pipeline(pipeline: PreDiffPipeline, folder: Path, max_shard_size: int | str):
+def _write_pipeline(pipeline: PreDiffPipeline, folder: Path, max_shard_size: int | str, variant: str | None):
     """diffusers looks for a component's class in the component's folder, and downloads one file of code for it."""
-    pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
+    pipeline.save_pretrained(folder, max_shard_size=max_shard_size, variant=variant)
     index: dict[str, Any] = {"_class_name": ["pipeline_prediff", "PreDiffPipeline"]}
     for name in ("unet", "alignment"):
         network = getattr(pipeline, name)
@@ -170,20 +181,20 @@ def _write_pipeline(pipeline: PreDiffPipeline, folder: Path, max_shard_size: int
             index[name] = ["unet_earthformer", type(network).__name__]
             (folder / name / "unet_earthformer.py").write_text(self_contained("unet_earthformer"), encoding="utf-8")
     if pipeline.feature_extractor is not None:
-        index["feature_extractor"] = EXTRACTOR.split(".")
+        index["feature_extractor"] = FEATURE_EXTRACTOR_CLASS.split(".")
         _write_extractor(pipeline.feature_extractor, folder / "feature_extractor")
-    _edit(folder / "model_index.json", **index)
-    for name in ("vae", "unet", "alignment"):
+    _set_entries(folder / "model_index.json", **index)
+    for name in NETWORKS:
         if (folder / name).is_dir():
-            _edit(folder / name / "config.json")
+            _set_entries(folder / name / "config.json")
     for module in ("pipeline_prediff", "guidance"):
         _copy_code(module, folder)
     (folder / "cuboid.py").unlink()
     (folder / "unet_earthformer.py").write_text(self_contained("unet_earthformer"), encoding="utf-8")
 
 
-def _edit(path: Path, **entries):
-    """Set entries of a JSON file, and drop where the object was loaded from."""
+def _set_entries(path: Path, **entries):
+    """Set entries of a JSON file, and drop the one that says where the object was loaded from."""
     stored = json.loads(path.read_text(encoding="utf-8")) | entries
     stored.pop("_name_or_path", None)
     path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -208,68 +219,82 @@ def self_contained(module: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+# -- where it is written ----------------------------------------------------------------------------------------------
+
+
 def _refuse_to_replace(folder: Path, overwrite: bool):
     if not folder.is_dir():
         raise ValueError(f"`folder`: {folder} is a file.")
     if overwrite and any(folder.iterdir()):
-        foreign = _foreign(folder)
-        if foreign is not None:
+        reason = _not_an_export(folder)
+        if reason is not None:
             raise ValueError(
                 f"`folder`: {folder} is replaced as a whole only if it holds a model of this package and nothing "
-                f"beside it, but {foreign}; empty it yourself, or choose another."
+                f"beside it, but {reason}; empty it yourself, or choose another."
             )
 
 
-def _foreign(folder: Path) -> str | None:
+def _not_an_export(folder: Path) -> str | None:
     """Why a folder is not just an export, or None."""
     if Path.cwd().is_relative_to(folder):
         return "the working directory is in it"
     if (folder / ".git").exists():
         return "it is a git checkout"
-    configurations = [folder / name for name in CONFIGURATIONS if (folder / name).is_file()]
+    configurations = [folder / name for name in CONFIGURATION_ENTRIES if (folder / name).is_file()]
     if not configurations:
         return "it has no configuration of one"
     for path in configurations:
-        key, ours = CONFIGURATIONS[path.name]
+        entry, values = CONFIGURATION_ENTRIES[path.name]
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             stored = None
-        if not isinstance(stored, dict) or stored.get(key) not in ours:
+        if not isinstance(stored, dict) or stored.get(entry) not in values:
             return f"{path.name} is of something else"
     card = folder / "README.md"
-    shown = pictures_of(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
-    pictures = [name for name in shown if beside(card, name)]
+    shown = shown_pictures(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
+    pictures = [name for name in shown if is_file_beside(card, name)]
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if (path.is_symlink() or not path.is_dir()) and not WRITTEN.fullmatch(name) and name not in pictures:
+        file = path.is_symlink() or not path.is_dir()
+        if file and not EXPORTED_FILES.fullmatch(name) and name not in pictures:
             return f"{name} is no file of an export"
     return None
 
 
-def _put(draft: Path, folder: Path, overwrite: bool):
-    """Move a finished draft to its place; what was there goes only when the draft is in."""
+def _publish(draft: Path, folder: Path, overwrite: bool):
+    """Move a finished draft to `folder`, which does not exist or holds the folder that the draft lies in."""
     if not folder.exists():
         draft.rename(folder)
-    elif not any(folder.iterdir()):  # it stays, since the working directory may be in it
-        for path in list(draft.iterdir()):
-            path.rename(folder / path.name)
-    elif _same(draft, folder):
         return
-    elif not overwrite:
+    before = [path for path in folder.iterdir() if path != draft.parent]
+    if before and _same_files(draft, folder):
+        return
+    if before and not overwrite:
         raise ValueError(f"`folder`: {folder} holds something else; overwrite=True (--overwrite) replaces all of it.")
-    else:
-        old = draft.with_name(f"{draft.name}-old")
-        folder.rename(old)
-        try:
-            draft.rename(folder)
-        except OSError:
-            old.rename(folder)
-            raise
-        shutil.rmtree(old)
+    old = folder / f"{draft.parent.name}-old"
+    old.mkdir()
+    moves = [(path, old / path.name) for path in before] + [(path, folder / path.name) for path in draft.iterdir()]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            source.rename(target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            target.rename(source)
+        old.rmdir()
+        raise
+    shutil.rmtree(old)
 
 
-def _same(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same files with the same bytes."""
-    files = [sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file()) for root in (one, other)]
-    return files[0] == files[1] and all(filecmp.cmp(one / name, other / name, shallow=False) for name in files[0])
+def _same_files(draft: Path, folder: Path) -> bool:
+    """Whether `folder` holds the files of the draft in it, with the same bytes, and no others."""
+    drafted = sorted(path.relative_to(draft) for path in draft.rglob("*") if path.is_file())
+    stored = [path for path in folder.rglob("*") if path.is_file() and draft.parent not in path.parents]
+    return drafted == sorted(path.relative_to(folder) for path in stored) and all(
+        filecmp.cmp(draft / name, folder / name, shallow=False) for name in drafted
+    )
+
+
+__all__ = ["AUTO_MAP", "CONFIGURATION_ENTRIES", "NETWORKS", "PACKAGE", "export", "self_contained"]

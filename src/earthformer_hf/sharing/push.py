@@ -1,5 +1,7 @@
 """Loading a folder or hub repository, and pushing one."""
 
+import dataclasses
+import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +14,11 @@ from ..configuration_earthformer import EarthformerConfig
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..modeling_earthformer import EarthformerForPrediction, EarthformerModel
 from ..pipeline_prediff import PreDiffPipeline
-from .export import NETWORKS, Shareable, export
+from .cards import Shareable, shown_pictures, with_tags
+from .export import NETWORKS, export
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
 
 
 def load(source: str | Path, revision: str | None = None, token: str | bool | None = None) -> tuple[Path, Any, Any]:
@@ -30,8 +36,7 @@ def load(source: str | Path, revision: str | None = None, token: str | bool | No
     """
     folder = Path(source)
     if not folder.is_dir():
-        patterns = ["*.json", "*.safetensors", "README.md"]
-        folder = Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+        folder = _download(str(source), revision, token)
     if not has_weights(folder):
         raise ValueError(f"{source}: no weights (*.safetensors).")
     if (folder / "model_index.json").is_file():
@@ -40,14 +45,24 @@ def load(source: str | Path, revision: str | None = None, token: str | bool | No
     extractor = None
     if (folder / "preprocessor_config.json").is_file():
         extractor = EarthformerFeatureExtractor.from_pretrained(folder)
-    named = EarthformerConfig.from_pretrained(folder).architectures or []
-    kind = EarthformerModel if named == ["EarthformerModel"] else EarthformerForPrediction
-    return folder, kind.from_pretrained(folder), extractor
+    architectures = EarthformerConfig.from_pretrained(folder).architectures or []
+    model_class = EarthformerModel if architectures == ["EarthformerModel"] else EarthformerForPrediction
+    return folder, model_class.from_pretrained(folder), extractor
 
 
 def has_weights(folder: Path) -> bool:
     """Whether weights lie in a folder or one below it."""
     return any(folder.glob("*.safetensors")) or any(folder.glob("*/*.safetensors"))
+
+
+def _download(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
+    """The card, then what belongs to it: configurations, scores, weights, and the pictures that it shows."""
+    folder = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns="README.md"))
+    card = folder / "README.md"
+    pictures = shown_pictures(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
+    files = ["README.md", "*.json", "*.safetensors", *map(glob.escape, pictures)]
+    commit = folder.name  # of the card, so that all files are of one
+    return Path(snapshot_download(repo_id, revision=commit, token=token, allow_patterns=files))
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
@@ -59,6 +74,9 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return torch.float32
 
 
+# -- pushing ----------------------------------------------------------------------------------------------------------
+
+
 def push(
     model_or_pipeline: Shareable,
     repo_id: str,
@@ -66,35 +84,50 @@ def push(
     card: str | Path | None = None,
     *,
     commit_message: str | None = None,
+    commit_description: str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
+    create_pr: bool = False,
+    tags: list[str] | str | None = None,
     tag: str | None = None,
-    max_shard_size: int | str = "5GB",
+    max_shard_size: int | str | None = None,
+    variant: str | None = None,
 ) -> CommitInfo:
     """Export to a hub repository, which is created if need be: the card first, then all else in one commit.
 
     A repository's card is kept if none is given. An interrupted upload leaves the repository's files as they were.
+    `push_to_hub` of a model, a feature extractor and a pipeline is this function, in the signature of its library.
 
     Args:
-        model_or_pipeline, feature_extractor, card, max_shard_size: as for [`export`].
+        model_or_pipeline, feature_extractor, card, max_shard_size, variant: as for [`export`]. Files of weights of
+            other variants stay in the repository.
         repo_id: "name" or "namespace/name".
-        commit_message, private, token: as everywhere on the hub.
+        commit_message, commit_description, private, token: as everywhere on the hub.
         revision: a branch, created if need be; the main one if omitted.
+        create_pr: open a pull request with these commits; the result names it (`pr_url`, `pr_revision`).
+        tags: to add to those of the card's metadata.
         tag: a name for the resulting commit.
 
     Returns:
         The commit.
 
     Raises:
-        ValueError: as for [`export`].
+        ValueError: as for [`export`], or both `create_pr` and `revision`.
         huggingface_hub.errors.HfHubHTTPError: what the hub refuses.
     """
-    with TemporaryDirectory() as place:
-        folder = export(model_or_pipeline, Path(place) / "export", feature_extractor, card, False, max_shard_size)
-        message = commit_message or f"Upload {type(model_or_pipeline).__name__}"
-        keep = card is None
-        return upload(folder, repo_id, message, private, token, revision, tag, keep_card=keep)
+    all_tags = [tags] if isinstance(tags, str) else list(tags or [])
+    all_tags += getattr(model_or_pipeline, "model_tags", None) or []
+    with TemporaryDirectory() as temporary:
+        folder = export(
+            model_or_pipeline, Path(temporary) / "export", feature_extractor, card,
+            max_shard_size=max_shard_size or "5GB", variant=variant,
+        )  # fmt: skip
+        return upload(
+            folder, repo_id, commit_message or f"Upload {type(model_or_pipeline).__name__}", private, token, revision,
+            tag, keep_card=card is None, commit_description=commit_description, create_pr=create_pr,
+            tags=all_tags, variant=variant,
+        )  # fmt: skip
 
 
 def upload(
@@ -105,33 +138,56 @@ def upload(
     token: str | bool | None = None,
     revision: str | None = None,
     tag: str | None = None,
+    *,
     keep_card: bool = False,
+    commit_description: str | None = None,
+    create_pr: bool = False,
+    tags: list[str] | None = None,
+    variant: str | None = None,
 ) -> CommitInfo:
     """Upload a model folder as it is; arguments and result as for [`push`].
 
     Args:
-        keep_card: leave a card that the repository has.
+        keep_card: leave a card that the repository has, but for its tags.
+        tags: to add to those of the card, in `folder` as well.
+        variant: of the weights in `folder`; the repository's files of weights of this variant are replaced.
     """
+    if create_pr and revision is not None:
+        raise ValueError(f"`revision` must be None with `create_pr`, which is to the main branch, got {revision!r}.")
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None:
+    if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    if not (keep_card and api.file_exists(repo_id, "README.md", revision=revision)):
-        api.upload_file(
-            path_or_fileobj=folder / "README.md", path_in_repo="README.md", repo_id=repo_id, revision=revision,
-            commit_message="Upload the model card",
+    stored_card = None
+    if keep_card and api.file_exists(repo_id, "README.md", revision=revision):
+        stored_card = Path(api.hf_hub_download(repo_id, "README.md", revision=revision)).read_bytes()
+    card = (folder / "README.md").read_bytes() if stored_card is None else stored_card
+    card = with_tags(card.decode(), tags).encode() if tags else card
+    pull_request = None
+    if card != stored_card:
+        commit = api.upload_file(
+            path_or_fileobj=card, path_in_repo="README.md", repo_id=repo_id, revision=revision,
+            commit_message="Upload the model card", create_pr=create_pr,
         )  # fmt: skip
-    stale = ["*.safetensors", "*.safetensors.index.json"] if has_weights(folder) else None
+        if commit.pr_url is not None:  # what follows goes into the same pull request
+            pull_request, revision, create_pr = commit.pr_url, commit.pr_revision, False
     commit = api.upload_folder(
-        repo_id=repo_id, folder_path=folder, ignore_patterns="README.md", delete_patterns=stale,
-        commit_message=commit_message, revision=revision,
+        repo_id=repo_id, folder_path=folder, ignore_patterns="README.md",
+        delete_patterns=_weight_patterns(variant) if has_weights(folder) else None,
+        commit_message=commit_message, commit_description=commit_description, revision=revision, create_pr=create_pr,
     )  # fmt: skip
+    if pull_request is not None:
+        commit = dataclasses.replace(commit, pr_url=pull_request)
     if tag is not None:
         api.create_tag(repo_id, tag=tag, revision=commit.oid)
     return commit
 
 
-# Code that travels to the hub cannot import this file, so its classes get their `push_to_hub` here.
-kind: Any
-for kind in (EarthformerModel, EarthformerForPrediction, EarthformerFeatureExtractor, PreDiffPipeline):
-    kind.push_to_hub = push
+def _weight_patterns(variant: str | None) -> list[str]:
+    """What matches the files of weights of a variant in a repository, whole or in shards."""
+    part = "" if variant is None else f".{variant}"
+    names = [f"model{part}.safetensors", f"model{part}-*-of-*.safetensors", f"model.safetensors.index{part}.json"]
+    return [prefix + name for prefix in ("", "*/diffusion_pytorch_") for name in names]
+
+
+__all__ = ["has_weights", "load", "push", "upload"]
