@@ -6,6 +6,7 @@ import h5py
 import netCDF4
 import numpy as np
 import pytest
+import xarray as xr
 from test_source_folder import HOUR, dataset, events, frames, hours, needs, numbers
 
 from earthformer_hf.data import file_search, from_folder
@@ -379,3 +380,73 @@ def test_the_time_of_a_check_is_limited(folder, monkeypatch):
     monkeypatch.setattr(guards, "SECONDS", 120)
     assert child.ask(str(folder / "a.nc"), False) is None  # by another process
     child.process.kill()
+
+
+# -- parts of a grid --------------------------------------------------------------------------------------------------
+
+
+def test_tiles_cover_the_grid_and_know_where_they_lie(folder):
+    values = np.arange(3 * 7 * 9, dtype="float32").reshape(3, 7, 9)
+    coordinates = {"time": hours("2020-01-01", 3), "lat": np.arange(7.0), "lon": 10 + np.arange(9.0)}
+    written(folder / "a.nc", xr.Dataset({"rain": (("time", "lat", "lon"), values)}, coordinates))
+    found = events(folder, tile=(4, 4))
+    assert [event["id"] for event in found] == [f"a.nc:0:{row}:{column}" for row in (0, 3) for column in (0, 4, 5)]
+    seen = np.zeros((7, 9), int)
+    for event in found:
+        row, column = event["geo"]["row"], event["geo"]["column"]
+        np.testing.assert_array_equal(event["values"][:], values[:, row : row + 4, column : column + 4])
+        assert event["geo"]["y"] == list(range(row, row + 4)) and event["geo"]["x"][0] == 10 + column
+        seen[row : row + 4, column : column + 4] += 1
+    assert seen.min() == 1
+    (event,) = events(folder, crop=(1, 6, 2, 9))
+    np.testing.assert_array_equal(event["values"][::-1], values[::-1, 1:6, 2:9])
+    assert len(events(folder, crop=(1, 6, 2, 9), tile=(4, 4), stride=(1, 3))) == 2 * 2
+    for options, message in [
+        ({"crop": (0, 8, 0, 9)}, "`crop` must lie within 7 rows and 9 columns"),
+        ({"tile": (8, 4)}, "`tile` and `stride` must be at least 1 and fit 7 rows and 9 columns"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            events(folder, **options)
+
+
+def test_coarser_pixels_are_means_of_what_was_observed(folder):
+    values = np.arange(2 * 4 * 6, dtype="float32").reshape(2, 4, 6)
+    values[0, :2, :2] = [[1, np.nan], [np.nan, 4]]
+    values[0, :2, 2:4] = [[np.nan, np.nan], [np.nan, 4]]
+    data = xr.Dataset(
+        {"rain": (("time", "lat", "lon"), values)}, {"time": hours("2020-01-01", 2), "lat": np.arange(4.0)}
+    )
+    written(folder / "a.nc", data)
+    (event,) = events(folder, coarsen=2, crop=(0, 2, 0, 2))
+    np.testing.assert_array_equal(event["values"][0], [[2.5, np.nan], values[0, 2:].reshape(2, 3, 2).mean((0, 2))[:2]])
+    assert event["geo"]["y"] == [0.5, 2.5]
+    rates = np.array([[0.5, 8.0], [2.0, 3.0]])
+    dbz = xr.Dataset({"dbz": (("y", "x"), 10 * np.log10(200 * rates**1.6), {"units": "dBZ"})})
+    written(folder / "dbz/a.nc", dbz)
+    (event,) = events(folder / "dbz", coarsen=2, start="2020-01-01")
+    np.testing.assert_allclose(10 ** (event["values"][0] / 10), 200 * rates.mean() ** 1.6, rtol=1e-5)  # of the rain
+
+
+def test_a_listing_is_kept_until_a_file_changes(folder, monkeypatch):
+    from earthformer_hf.data import folder as reader
+    from earthformer_hf.data.events import make_builder
+
+    written(folder / "a.nc", dataset(0, 3))
+    written(folder / "b.nc", dataset(3, 3))
+    described = []
+    listed = reader._listed
+    monkeypatch.setattr(reader, "_listed", lambda config, path: described.append(path.name) or listed(config, path))
+
+    def files(**options):
+        described.clear()
+        return make_builder("folder", folder, folder.parent / "cache", **options).files
+
+    first = files()
+    assert described == ["a.nc", "b.nc"]
+    again = files()
+    assert described == [] and [f["path"] for f in again] == [f["path"] for f in first]
+    np.testing.assert_array_equal(again[1]["time"], first[1]["time"])
+    written(folder / "c.nc", dataset(6, 3))
+    assert len(files()) == 3 and described == ["c.nc"]
+    files(select={"lat": 50.0})
+    assert described == ["a.nc", "b.nc", "c.nc"]

@@ -1,11 +1,17 @@
 """Which files of a folder are a user's data."""
 
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from .file_checks import FORMATS_BY_ENDING, ZARR_MARKS
+from transformers.utils import logging
+
+from .file_checks import FORMATS_BY_ENDING, ZARR_MARKS, file_state
 
 
 ENDINGS = {*FORMATS_BY_ENDING} - {".npz", ".zip", ".gz", ".tgz", ".tar"}
@@ -50,6 +56,36 @@ def is_zarr_store(path: str | Path) -> bool:
     return any(os.path.isfile(os.path.join(path, name)) for name in ZARR_MARKS)
 
 
+def list_files(
+    paths: list[Path], describe: Callable[[Path], dict[str, Any]], cache: Path, description: str
+) -> list[dict[str, Any]]:
+    """What is known of each file, in parallel; of files that have not changed, as it was found before.
+
+    Args:
+        describe: path -> what JSON can hold; goes to other processes.
+        cache: a JSON file that keeps what was found.
+        description: of the progress bar, which is shown for 100 files or more.
+    """
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        known = {}
+    states = {path: list(file_state(path)[1:]) if path.exists() else None for path in paths}
+    new = [path for path in paths if known.get(str(path), [None])[0] != states[path] or states[path] is None]
+    workers = min(8, os.cpu_count() or 1) if len(new) >= 100 else 1
+    with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+        results = pool.map(describe, new, chunksize=16) if pool else map(describe, new)
+        bar = logging.tqdm(results, total=len(new), desc=description, unit="file", disable=len(new) < 100)
+        found = dict(zip(map(str, new), bar))
+    entries = {str(path): found.get(str(path)) or known[str(path)][1] for path in paths}
+    if new:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        part = cache.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps({str(path): [states[path], entries[str(path)]] for path in paths}))
+        part.replace(cache)
+    return list(entries.values())
+
+
 def _walk(
     folder: str, root: str, depth: int | None, follow_links: bool, visited: set[str], passed: list[str]
 ) -> Iterator[str]:
@@ -87,4 +123,4 @@ def _regular_expression(pattern: str) -> re.Pattern:
     )
 
 
-__all__ = ["ENDINGS", "find_files", "is_zarr_store"]
+__all__ = ["ENDINGS", "find_files", "is_zarr_store", "list_files"]

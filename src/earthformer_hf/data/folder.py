@@ -14,12 +14,12 @@ splits   |--------------------------- train -------------------------|- val -|
 
 import datetime
 import glob
+import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,15 @@ import numpy as np
 from transformers.utils import logging
 
 from .events import EventBuilder, EventConfig, Facts, load_dataset
-from .file_search import ENDINGS, find_files, is_zarr_store
-from .file_times import UNDECODED, follows, most_common_step, parsed_step
+from .file_joining import cut_at_gaps, parts_between, same_series_and_grid, series_of, without_copies
+from .file_search import ENDINGS, find_files, is_zarr_store, list_files
+from .file_times import UNDECODED, most_common_step, parsed_step
 from .frames import LazyFrames
 from .gridded_file import GriddedFile, check_values, gridded_file
 
 
 logger = logging.get_logger(__name__)
 ROLES = ("time", "y", "x", "channel")
-DATED_FOLDER = re.compile(r"((year|month|day|hour)=)?[\d\-_.T]+")  # of no series of its own
-SAME_PLACE = 1e-6  # by what part of the spacing coordinates of one grid may differ
 
 
 @dataclass
@@ -62,6 +61,11 @@ class FolderConfig(EventConfig):
         name_time: the start as it stands in the files' names, for `datetime.strptime`: "radar_%Y%m%d%H%M.tif".
         follow_links: also to files and folders outside the folder.
         allow_sparse: also read files that declare more than 4 GiB and a thousand times what they store.
+        coarsen: average squares of so many pixels, of the observed ones if they are half of a square or more; dBZ in
+            rain rates, by Z = 200 R^1.6 (Marshall and Palmer, 1948). Rows and columns that fill no square are cut.
+        crop: first row, end row, first column and end column of the (coarsened) grid, to read no more of it.
+        tile: height and width of tiles that cover what is left; each becomes an event of its own.
+        stride: rows and columns from one tile to the next, `tile` if omitted; the last ones end where the grid ends.
         fractions: of the frames for train, val and test, in the order of time.
         dates: or the first and last time of each split, {"train": ("2000", "2015"), "test": ("2016-01", "2016-06")};
             the last one is included to its end. Frames outside are not read.
@@ -79,6 +83,10 @@ class FolderConfig(EventConfig):
     name_time: str | None = None
     follow_links: bool = False
     allow_sparse: bool = False
+    coarsen: int = 1
+    crop: tuple[int, int, int, int] | None = None
+    tile: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     dates: dict[str, tuple[str, str]] | None = None
 
@@ -91,7 +99,32 @@ class FolderConfig(EventConfig):
             "select": self.select or {},
             "grib_keys": self.grib_keys or {},
             "allow_sparse": self.allow_sparse,
+            "coarsen": self.coarsen,
         }
+
+    def tiles(self, shape: Sequence[int]) -> list[tuple[int, int, int, int]]:
+        """First row, end row, first column and end column of every tile of a (coarsened) grid of this shape (H, W).
+
+        Raises:
+            ValueError: a crop or tile that does not fit the grid.
+        """
+        height, width = shape
+        top, bottom, left, right = self.crop or (0, height, 0, width)
+        if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+            raise ValueError(f"`crop` must lie within {height} rows and {width} columns, got {self.crop}.")
+        if self.tile is None:
+            return [(top, bottom, left, right)]
+        (rows, columns), (down, across) = self.tile, self.stride or self.tile
+        if not (1 <= rows <= bottom - top and 1 <= columns <= right - left and down >= 1 and across >= 1):
+            raise ValueError(
+                f"`tile` and `stride` must be at least 1 and fit {bottom - top} rows and {right - left} columns, got "
+                f"{self.tile} and {self.stride}."
+            )
+        return [
+            (row, row + rows, column, column + columns)
+            for row in sorted({*range(top, bottom - rows + 1, down), bottom - rows})
+            for column in sorted({*range(left, right - columns + 1, across), right - columns})
+        ]
 
 
 class Folder(EventBuilder):
@@ -144,22 +177,26 @@ class Folder(EventBuilder):
             begin, stop = np.searchsorted(stretch["time"], [first, end])
             if begin == stop:
                 continue
-            parts = _parts_between(stretch["parts"], int(begin), int(stop))
+            parts = parts_between(stretch["parts"], int(begin), int(stop))
             path, frame, _ = parts[0]
             name = Path(path).relative_to(self.config.data_dir)
-            stored = {"parts": parts, "shape": stretch["shape"], "dtype": stretch["dtype"]}
-            yield {
-                "id": f"{name}:{frame}",
-                "time": stretch["time"][begin:stop],
-                "geo": {"file": str(name)} | stretch["geo"],
-                "reference": self.config.layout | stored,
-            }
+            tiles = self.config.tiles(stretch["shape"][:2])
+            for tile in tiles:
+                shape = [tile[1] - tile[0], tile[3] - tile[2], *stretch["shape"][2:]]
+                stored = {"parts": parts, "shape": shape, "dtype": stretch["dtype"], "tile": tile}
+                place = f":{tile[0]}:{tile[2]}" if len(tiles) > 1 else ""
+                yield {
+                    "id": f"{name}:{frame}{place}",
+                    "time": stretch["time"][begin:stop],
+                    "geo": {"file": str(name)} | _geo_of_tile(stretch["geo"], tile, self.config),
+                    "reference": self.config.layout | stored,
+                }
 
     @staticmethod
     def read(reference: dict[str, Any]) -> dict[str, Any]:
         parts = reference["parts"]
         length = sum(stop - first for _, first, stop in parts)
-        layout = json.dumps({name: reference[name] for name in FolderConfig().layout})
+        layout, tile = {name: reference[name] for name in FolderConfig().layout}, reference["tile"]
 
         def frames(numbers: range) -> np.ndarray:
             if numbers.step < 0:
@@ -169,7 +206,7 @@ class Folder(EventBuilder):
                 inside = [first + number - before for number in numbers if before <= number < before + stop - first]
                 if inside:
                     where = slice(inside[0], inside[-1] + 1, numbers.step)
-                    values = gridded_file(os.getpid(), path, os.stat(path).st_mtime_ns, layout).read(where)
+                    values = _read(path, layout, where, tile)
                     pieces.append(values.astype(reference["dtype"], copy=False))
                 before += stop - first
             return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
@@ -190,24 +227,18 @@ class Folder(EventBuilder):
             logger.warning(reason)
         if not paths:
             raise ValueError(f"`data_dir`: {folder} holds no file {config.pattern or sorted(ENDINGS)}.")
-        bar = logging.tqdm(paths, desc=f"list {folder}", unit="file", disable=len(paths) < 100)
-        found = [self._listed(path) for path in bar]
+        found = list_files(paths, partial(_listed, config), self._listing_cache, f"list {folder}")
+        for file in found:
+            if "time" in file:
+                file["time"] = np.array(file["time"], "datetime64[s]")
         return sorted(found, key=lambda file: file["time"][0] if "time" in file else np.datetime64(0, "s"))
 
-    def _listed(self, path: Path) -> dict[str, Any]:
-        config = self.config
-        try:
-            if not path.exists():
-                raise ValueError(f"{path} is a link to nowhere.")
-            grid = gridded_file(os.getpid(), str(path), _changed(path), json.dumps(config.layout))
-            time = _times_of(grid, path, config)
-            check_values(grid, path)
-            series = _series_of(path.relative_to(config.data_dir), config.series)
-            known = {"shape": grid.shape, "dtype": grid.dtype, "geo": grid.geo}
-            return {"path": str(path), "series": series, "time": time} | known
-        except Exception as reason:  # whatever a damaged file may cause
-            text = " ".join(str(reason).split()) or type(reason).__name__
-            return {"path": str(path), "problem": text if str(path) in text else f"{path}: {text}"}
+    @property
+    def _listing_cache(self) -> Path:
+        """Where the listing of this folder under these options is kept."""
+        stated = {name: value for name, value in vars(self.config).items() if name not in ("version", "data_files")}
+        digest = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return Path(self._cache_dir_root) / "earthformer_hf_listings" / f"{digest}.json"
 
     @property
     def bad(self) -> list[dict[str, Any]]:
@@ -228,15 +259,15 @@ class Folder(EventBuilder):
         good = [file for file in self.files if "time" in file]
         step = parsed_step(self.config.time_step)
         tolerance = parsed_step(self.config.time_tolerance, "time_tolerance")
-        groups = _same_series_and_grid(good)
+        groups = same_series_and_grid(good)
         step = step or most_common_step([np.sort(np.concatenate([f["time"] for f in g])) for g in groups], tolerance)
         stretches: list[dict[str, Any]] = []
         problems: dict[str, str] = {}
         cuts: list[str] = []
         for group in groups:
-            conflicts, frames = _without_copies(group, self._frame)
+            conflicts, frames = without_copies(group, self._frame)
             problems |= conflicts
-            stretches += _cut_at_gaps(group, frames, step, tolerance, cuts)
+            stretches += cut_at_gaps(group, frames, step, tolerance, cuts)
         for cut in cuts:
             logger.info(cut)
         if cuts:
@@ -245,8 +276,9 @@ class Folder(EventBuilder):
         return sorted(stretches, key=lambda stretch: stretch["time"][0]), problems
 
     def _frame(self, file: dict[str, Any], frame: int) -> np.ndarray:
-        grid = gridded_file(os.getpid(), file["path"], _changed(file["path"]), json.dumps(self.config.layout))
-        return grid.read(slice(frame, frame + 1))
+        return _read(
+            file["path"], self.config.layout, slice(frame, frame + 1), (0, file["shape"][0], 0, file["shape"][1])
+        )
 
     @cached_property
     def intervals(self) -> dict[str, tuple[np.datetime64, np.datetime64]]:
@@ -312,105 +344,68 @@ def _changed(path: str | Path) -> int:
     return os.stat(path).st_mtime_ns
 
 
-def _series_of(path: Path, pattern: str | None) -> tuple[str, ...]:
-    """What files of one series have in common.
+def _listed(config: FolderConfig, path: Path) -> dict[str, Any]:
+    """What is known of a file: path, series, time (T,), shape, dtype and geo; or path and problem."""
+    try:
+        if not path.exists():
+            raise ValueError(f"{path} is a link to nowhere.")
+        grid = gridded_file(os.getpid(), str(path), _changed(path), json.dumps(config.layout))
+        time = _times_of(grid, path, config)
+        check_values(grid, path)
+        shape = [grid.shape[0] // config.coarsen, grid.shape[1] // config.coarsen, *grid.shape[2:]]
+        config.tiles(shape[:2])
+        known = {"shape": shape, "dtype": _coarse_dtype(grid.dtype, config.coarsen), "geo": grid.geo}
+        series = series_of(path.relative_to(config.data_dir), config.series)
+        return {"path": str(path), "series": list(series), "time": time.astype(str).tolist()} | known
+    except Exception as reason:  # whatever a damaged file may cause
+        text = " ".join(str(reason).split()) or type(reason).__name__
+        return {"path": str(path), "problem": text if str(path) in text else f"{path}: {text}"}
 
-    Raises:
-        ValueError: the pattern does not occur in the path.
+
+def _coarse_dtype(dtype: str, coarsen: int) -> str:
+    return dtype if coarsen == 1 else str(np.result_type(dtype, "float32"))
+
+
+def _read(path: str, layout: dict[str, Any], frames: slice, tile: Sequence[int]) -> np.ndarray:
+    """Frames (n, H, W[, C]) of a tile of a file's (coarsened) grid."""
+    grid, factor = gridded_file(os.getpid(), path, _changed(path), json.dumps(layout)), layout["coarsen"]
+    top, bottom, left, right = (factor * number for number in tile)
+    values = grid.read(frames, slice(top, bottom), slice(left, right))
+    return values if factor == 1 else coarsened(values, factor, grid.decibels)
+
+
+def coarsened(values: np.ndarray, factor: int, decibels: list[bool]) -> np.ndarray:
+    """Means of squares of `factor` pixels, of those observed if they are half or more: (n, H, W[, C]) -> coarser.
+
+    Args:
+        decibels: of each channel, whether it is dBZ, which is averaged in rain rates.
     """
-    if pattern is None:
-        return tuple(part for part in path.parts[:-1] if not DATED_FOLDER.fullmatch(part))
-    match = re.search(pattern, path.as_posix())
-    if match is None:
-        raise ValueError(f"`series`: {pattern!r} does not occur in {path}.")
-    return tuple(group or "" for group in (match.groups() or (match[0],)))
+    channels = values[..., None] if values.ndim == 3 else values
+    frames, height, width, number = channels.shape
+    dtype = np.result_type(values.dtype, "float32")
+    linear = channels.astype("float64")
+    for channel in np.flatnonzero(decibels):
+        linear[..., channel] = (10 ** (linear[..., channel] / 10) / 200) ** (1 / 1.6)  # mm/h
+    squares = linear.reshape(frames, height // factor, factor, width // factor, factor, number)
+    observed = np.isfinite(squares).sum((2, 4))
+    total = np.where(np.isfinite(squares), squares, 0).sum((2, 4))
+    mean = np.where(2 * observed >= factor**2, total / np.maximum(observed, 1), np.nan)
+    for channel in np.flatnonzero(decibels):
+        mean[..., channel] = 10 * np.log10(200 * np.maximum(mean[..., channel], 1e-9) ** 1.6)
+    return (mean[..., 0] if values.ndim == 3 else mean).astype(dtype)
 
 
-def _same_series_and_grid(files: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    groups: list[list[dict[str, Any]]] = []
-    for file in files:
-        for group in groups:
-            if group[0]["series"] == file["series"] and _same_grid(group[0], file):
-                group.append(file)
-                break
-        else:
-            groups.append([file])
-    return groups
-
-
-def _same_grid(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether frames are of one shape and place, coordinates to a millionth of their spacing."""
-    first, second = one["geo"], other["geo"]
-    if one["shape"] != other["shape"] or first.keys() != second.keys():
-        return False
-    for name, value in first.items():
-        if name not in ("x", "y"):
-            if value != second[name]:
-                return False
-            continue
-        places, others = np.array(value), np.array(second[name])
-        spacing = np.abs(np.diff(places)).min() if len(places) > 1 else 1.0
-        if len(places) != len(others) or (np.abs(places - others) > SAME_PLACE * spacing).any():
-            return False
-    return True
-
-
-Frame = tuple[np.datetime64, int, int]  # time, number of the file in its group, number of the frame in the file
-
-
-def _without_copies(group: list[dict[str, Any]], read: Any) -> tuple[dict[str, str], list[Frame]]:
-    """The frames of files in the order of time, one copy of each; and path -> problem of files that contradict."""
-    frames = [(time, n, frame) for n, file in enumerate(group) for frame, time in enumerate(file["time"])]
-    frames.sort(key=lambda entry: (entry[0], entry[1]))
-    problems: dict[str, str] = {}
-    kept: list[Frame] = []
-    copies: dict[tuple[str, str], int] = {}
-    for entry in frames:
-        time, n, frame = entry
-        if not kept or kept[-1][0] != time:
-            kept.append(entry)
-            continue
-        _, other, other_frame = kept[-1]
-        paths = group[other]["path"], group[n]["path"]
-        if paths[0] in problems and paths[1] in problems:
-            continue
-        if np.array_equal(read(group[other], other_frame), read(group[n], frame), equal_nan=True):
-            copies[paths] = copies.get(paths, 0) + 1
-            continue
-        for path, against in (paths, paths[::-1]):
-            problems.setdefault(path, f"{path}: holds other values than {against} at the same time {time}")
-    for (path, copy), number in copies.items():
-        logger.warning(f"{copy}: {number} frames are copies of those in {path}, and are left out.")
-    return problems, [entry for entry in kept if group[entry[1]]["path"] not in problems]
-
-
-def _cut_at_gaps(
-    group: list[dict[str, Any]], frames: list[Frame], step: np.timedelta64, tolerance: Any, cuts: list[str]
-) -> list[dict[str, Any]]:
-    """Stretches of frames at an equal step; each end of one but the last adds its reason to `cuts`."""
-    if not frames:
-        return []
-    time = np.array([entry[0] for entry in frames], "datetime64[s]")
-    ends = np.flatnonzero(~follows(time[:-1], time[1:], step, tolerance)) + 1
-    for end in ends.tolist():
-        reason = "a gap" if time[end] - time[end - 1] > step.astype("timedelta64[s]", casting="unsafe") else "a step"
-        before, after = (Path(group[frames[n][1]]["path"]).name for n in (end - 1, end))
-        cuts.append(f"{before} at {time[end - 1]}, then {after} at {time[end]}: {reason}, where the step is {step}")
-    stretches = []
-    for first, stop in zip([0, *ends.tolist()], [*ends.tolist(), len(frames)]):
-        parts: list[list] = []
-        for _, n, frame in frames[first:stop]:
-            path = group[n]["path"]
-            if parts and parts[-1][0] == path and parts[-1][2] == frame:
-                parts[-1][2] += 1
-            else:
-                parts.append([path, frame, frame + 1])
-        used = [group[n] for n in sorted({n for _, n, _ in frames[first:stop]})]
-        begins = group[frames[first][1]]
-        dtype = str(np.result_type(*(np.dtype(file["dtype"]) for file in used)))
-        known = {"shape": begins["shape"], "geo": begins["geo"], "dtype": dtype}
-        stretches.append({"time": time[first:stop], "parts": parts} | known)
-    return stretches
+def _geo_of_tile(geo: dict[str, Any], tile: Sequence[int], config: FolderConfig) -> dict[str, Any]:
+    """Coordinates of the rows and columns of a tile; its first row and column where it is not the whole grid."""
+    top, bottom, left, right = tile
+    result = dict(geo)
+    for name, first, end in (("y", top, bottom), ("x", left, right)):
+        if name in geo:
+            places = np.array(geo[name])[config.coarsen * first : config.coarsen * end]
+            result[name] = (
+                places.reshape(-1, config.coarsen).mean(1).tolist() if config.coarsen > 1 else places.tolist()
+            )
+    return result | ({"row": top, "column": left} if config.tile or config.crop else {})
 
 
 def _times_of(grid: GriddedFile, path: Path, config: FolderConfig) -> np.ndarray:
@@ -456,17 +451,6 @@ def _stated_times(length: int, path: Path, config: FolderConfig) -> np.ndarray:
     if first != start:
         raise ValueError(f"`start`: of {path} must be the first of a month or year for steps of {step}, got {start}.")
     return (first + step * np.arange(length)).astype("datetime64[s]")
-
-
-def _parts_between(parts: list[list], begin: int, stop: int) -> list[list]:
-    """The parts of the frames from `begin` to `stop` of all."""
-    result, before = [], 0
-    for path, first, end in parts:
-        low, high = max(begin - before, 0), min(stop - before, end - first)
-        if low < high:
-            result.append([path, first + low, first + high])
-        before += end - first
-    return result
 
 
 __all__ = ["Folder", "FolderConfig", "from_folder"]

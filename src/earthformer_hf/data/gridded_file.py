@@ -64,12 +64,14 @@ class GriddedFile:
         self.masks = [_valid_interval(array) for array in self.arrays]
         self.dtype = str(np.result_type(*(_dtype(array, mask) for array, mask in zip(self.arrays, self.masks))))
         self.geo = _location(dataset, self.arrays[0], self.order)
+        self.decibels = [str(array.attrs.get("units", "")).lower() in ("dbz", "db") for array in self.arrays]
 
-    def read(self, frames: slice) -> np.ndarray:
-        """Frames (n, H, W[, C]), NaN where the file says that a value is none."""
+    def read(self, frames: slice, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
+        """Frames (n, H, W[, C]) of a part of the grid, NaN where the file says that a value is none."""
         values = []
+        part_of = dict(zip(self.order, (frames, rows, columns)))
         for array, mask in zip(self.arrays, self.masks):
-            part = array.isel({self.order[0]: frames}).compute().transpose(*self.order).values
+            part = array.isel(part_of).compute().transpose(*self.order).values
             if mask is not None:
                 lowest, highest, flags = mask
                 part = part.astype(np.result_type(part.dtype, "float32"))
