@@ -7,7 +7,7 @@ import xarray as xr
 from earthformer_hf.data.sst_anomalies import LATITUDES, LONGITUDES, sst_anomalies
 
 
-MONTHS = np.datetime64("1981-01", "M") + np.arange(12 * 12)
+MONTHS = np.datetime64("1981-01", "M") + np.arange(12 * 4)
 
 
 def temperatures(lat, lon, anomaly=0.0):
@@ -18,7 +18,7 @@ def temperatures(lat, lon, anomaly=0.0):
     return xr.Dataset({"sst": (("time", "lat", "lon"), values, {"units": "degC"})}, coordinates)
 
 
-def converted(tmp_path, dataset, base=(1981, 1992)):
+def converted(tmp_path, dataset, base=(1981, 1984)):
     dataset.to_netcdf(tmp_path / "in.nc")
     sst_anomalies(tmp_path / "in.nc", tmp_path / "out.nc", base)
     with xr.open_dataset(tmp_path / "out.nc") as written:
@@ -34,7 +34,7 @@ def test_the_season_and_the_place_go_and_the_anomaly_stays(tmp_path):
     assert found.dims == ("time", "lat", "lon") and found.dtype == "float32"
     np.testing.assert_array_equal(found.lat, LATITUDES)
     np.testing.assert_array_equal(found.lon, LONGITUDES)
-    by_month = warm[:, 0, 0] - warm[:, 0, 0].reshape(12, 12).mean(0)[np.arange(len(MONTHS)) % 12]
+    by_month = warm[:, 0, 0] - warm[:, 0, 0].reshape(4, 12).mean(0)[np.arange(len(MONTHS)) % 12]
     np.testing.assert_allclose(found, np.broadcast_to(by_month[:, None, None], found.shape), atol=1e-5)
 
 
@@ -63,7 +63,7 @@ def test_a_node_is_the_mean_over_its_area(tmp_path):
     """Against a plain mean of the 25 cells of a 1-degree grid that lie in a node's box, and with a part of it land."""
     lat, lon = np.arange(-60.0, 66), np.arange(0.0, 360)
     anomaly = np.random.default_rng(0).normal(size=(len(MONTHS), len(lat), len(lon)))
-    anomaly -= anomaly.reshape(12, 12, len(lat), len(lon)).mean(0)[np.arange(len(MONTHS)) % 12]
+    anomaly -= anomaly.reshape(4, 12, len(lat), len(lon)).mean(0)[np.arange(len(MONTHS)) % 12]
     data = temperatures(lat, lon, anomaly)
     rows, columns = np.abs(lat - 45) < 2.5, np.abs(lon - 200) < 2.5
     area = np.sin(np.deg2rad(lat[rows] + 0.5)) - np.sin(np.deg2rad(lat[rows] - 0.5))
