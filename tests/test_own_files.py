@@ -2,14 +2,15 @@
 
 import logging
 
+import datasets
 import h5py
 import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
-from test_source_folder import HOUR, dataset, events, frames, hours, needs, numbers
+from test_source_folder import HOUR, dataset, encode, events, frames, hours, needs, numbers
 
-from earthformer_hf.data import file_search, from_folder
+from earthformer_hf.data import TrainingWindows, file_search, from_folder, windows
 from earthformer_hf.data.file_search import find_files
 from earthformer_hf.data.file_times import follows, most_common_step
 
@@ -450,3 +451,51 @@ def test_a_listing_is_kept_until_a_file_changes(folder, monkeypatch):
     assert len(files()) == 3 and described == ["c.nc"]
     files(select={"lat": 50.0})
     assert described == ["a.nc", "b.nc", "c.nc"]
+
+
+# -- outages ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outage():
+    """30 frames, of which 12 to 21 were lost, and frame 5 in part."""
+    values = np.arange(30.0)[:, None, None] + np.zeros((30, 4, 4))
+    values[12:22] = np.nan
+    values[5, :2] = np.nan
+    return [{"id": "a", "values": values.astype("float32")}]
+
+
+def test_windows_of_an_outage_count_for_nothing(outage, messages):
+    items = windows(outage, encode, 3, 3)
+    masks = [items[start]["future_observed_mask"] for start in range(len(items))]
+    empty = {start for start, mask in enumerate(masks) if not mask.any()}
+    # no frame of the context (start .. start + 2), or of the future, was seen
+    assert empty == {9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19} == items.left_out
+    assert not masks[0][2, :2].any() and masks[0][2, 2:].all()  # a future seen in part keeps its mask
+    assert "1 of 25 windows so far have no observed context or future" in messages.text and "10 of 25" in messages.text
+    with pytest.raises(ValueError, match="nothing was observed in the future of event 'a', frames 12 to 14"):
+        windows(outage, encode, 3, 3, on_missing="stop")[9]
+    with pytest.raises(ValueError, match="`on_missing` must be one of"):
+        windows(outage, encode, 3, 3, on_missing="fill")
+
+
+def test_training_draws_other_windows_and_always_the_same_ones(outage):
+    items = windows(outage, encode, 3, 3)
+    drawn, again = (TrainingWindows(items, seed=1) for _ in range(2))
+    order = list(range(60))
+    first = [drawn[n]["future_values"][0, 3, 0, 0].item() for n in order]
+    assert all(drawn[n]["future_observed_mask"].any() for n in order)
+    assert [again[n]["future_values"][0, 3, 0, 0].item() for n in order[::-1]] == first[::-1]
+    lost = [{"id": "a", "values": np.full((8, 4, 4), np.nan, "float32")}]
+    with pytest.raises(ValueError, match="none of 1000 windows drawn has an observed context"):
+        TrainingWindows(windows(lost, encode, 3, 3), seed=0)[0]
+
+
+def test_a_stream_leaves_windows_without_observation_out(outage, messages):
+    event = outage[0] | {"time": hours("2020-01-01", 30).astype("datetime64[s]"), "geo": {}}
+    stream = datasets.IterableDataset.from_generator(
+        lambda: iter([{k: str(v) if k == "geo" else v for k, v in event.items()}])
+    )
+    found = list(windows(stream, encode, 3, 3))
+    assert len(found) == 25 - 11 and all(item["future_observed_mask"].any() for item in found)
+    assert "11 of 25 windows of event 'a' have no observed context or future: left out" in messages.text

@@ -156,8 +156,8 @@ def test_a_cube_that_nobody_saw(tmp_path):
     path = tmp_path / "train" / (TILE.format(day=1) + ".npz")
     write(path, highresdynamic=cube, **weather(0, 150))
     table = load_dataset("earthnet2021", tmp_path, "train", cache_dir=tmp_path / "cache")
-    with pytest.raises(ValueError, match=f"nothing was observed in the future of event .*{path.name}"):
-        windows(table, encode, 10, 20)[0]
+    with pytest.raises(ValueError, match=f"nothing was observed in the context of event .*{path.name}"):
+        windows(table, encode, 10, 20, on_missing="stop")[0]
     (problem,) = prepare({"train": table}, tmp_path / "hosted")
     assert path.name in problem and "none of its values was observed" in problem
 

@@ -24,6 +24,8 @@ from .events import FIELDS, Events, as_event, check_origin
 logger = logging.get_logger(__name__)
 
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+ON_MISSING = ("leave out", "stop")
+REDRAWS = 1000  # of a training window, before giving up
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,11 @@ class Cutter:
     stride: int = 1
     frame_stride: int = 1
     series: tuple[str, ...] = ()
+    on_missing: str = "leave out"
 
     def __post_init__(self):
+        if self.on_missing not in ON_MISSING:
+            raise ValueError(f"Windows: `on_missing` must be one of {ON_MISSING}, got {self.on_missing!r}.")
         for name in ("context_length", "prediction_length", "stride", "frame_stride"):
             number = getattr(self, name)
             if not isinstance(number, int | np.integer) or number < 1:
@@ -73,12 +78,16 @@ class Cutter:
         if "observed" in event:
             given = self.frames(event, start, "observed")
             observed = observed & (given if given.ndim == observed.ndim else given[..., None])
-        if not observed[self.context_length :].any():
-            first, last = (start + self.frame_stride * n for n in (self.context_length, self.length - 1))
+        empty = _unobserved_part(observed, self.context_length)
+        if empty is not None and self.on_missing == "stop":
+            ends = (0, self.context_length - 1) if empty == "context" else (self.context_length, self.length - 1)
+            first, last = (start + self.frame_stride * n for n in ends)
             raise ValueError(
-                f"Windows: nothing was observed in the future of {_describe_event(event)}, frames {first} to {last}: "
-                "leave it out, or choose another stride."
+                f"Windows: nothing was observed in the {empty} of {_describe_event(event)}, frames {first} to {last}: "
+                "leave it out (`on_missing`), or choose another stride."
             )
+        if empty is not None:
+            observed = np.zeros_like(observed)
         frames, mask = (
             torch.from_numpy(x if x.ndim == 4 else x[..., None]) for x in (values, observed)
         )  # (T, H, W, C)
@@ -98,6 +107,18 @@ class Cutter:
         return item
 
 
+def _unobserved_part(observed: np.ndarray, context_length: int) -> str | None:
+    """Whether the context or the future of a window holds no observed value: which, or None."""
+    if not observed[:context_length].any():
+        return "context"
+    return None if observed[context_length:].any() else "future"
+
+
+def counts_for_something(item: dict[str, torch.Tensor]) -> bool:
+    """Whether a window has an observed context and an observed future; one that has not is left out."""
+    return bool(item["future_observed_mask"].any())
+
+
 def _describe_event(event: dict) -> str:
     """Words for an event: its id, and where its frames are if they are elsewhere."""
     return getattr(event["values"], "place", f"event {event.get('id')!r}")
@@ -115,15 +136,18 @@ class Windows(Dataset):
         stride: frames between the starts of two windows of an event.
         frame_stride: of the event's frames between two frames of a window: 2 takes every other one.
         series: names of the events' series to give as well.
+        on_missing: what is done with a window whose context or future was not observed at all: "leave out" makes its
+            whole mask false, so that it counts for nothing in losses and scores ([`TrainingWindows`] draws another,
+            a stream has none), and says how many there were; "stop" is a ValueError that names it.
 
     Each item is a dict of tensors: `past_values` (T_in, H, W, C) and `future_values` (T_out, H, W, C) float32,
     `future_observed_mask` (T_out, H, W, C) bool; missing values hold the model's fill value. With covariates also
     `past_covariates` (T_in, H, W, K) and `future_covariates` (T_out, H, W, K), with a series `past_<name>` (T_in,) and
-    `future_<name>` (T_out,). An item whose future was not observed at all is a ValueError: its loss would be
-    undefined.
+    `future_<name>` (T_out,).
 
     Raises:
-        ValueError: no event is long enough. A shorter one beside longer ones has no window, and a warning names it.
+        ValueError: no event is long enough, or another `on_missing`. A shorter event beside longer ones has no window,
+            and a warning names it.
     """
 
     def __init__(
@@ -135,9 +159,13 @@ class Windows(Dataset):
         stride: int = 1,
         frame_stride: int = 1,
         series: Sequence[str] = (),
+        on_missing: str = "leave out",
     ):
         self.events = Events(events) if isinstance(events, datasets.Dataset) else events
-        self.cutter = Cutter(encode, context_length, prediction_length, stride, frame_stride, _names(series))
+        self.cutter = Cutter(
+            encode, context_length, prediction_length, stride, frame_stride, _names(series), on_missing
+        )
+        self.left_out: set[int] = set()  # windows found so far to be without observed context or future
         self.encode, self.context_length, self.length = encode, context_length, self.cutter.length
         self.frame_stride = frame_stride
         if isinstance(self.events, Events):
@@ -171,7 +199,16 @@ class Windows(Dataset):
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         number, start = self.index[item].tolist()
-        return self.cutter.item(self.events[number], start)
+        window = self.cutter.item(self.events[number], start)
+        if not counts_for_something(window) and item not in self.left_out:
+            self.left_out.add(item)
+            count = len(self.left_out)
+            if count == 10 ** (len(str(count)) - 1):  # 1, 10, 100, ...
+                logger.warning(
+                    f"{count} of {len(self)} windows so far have no observed context or future and count for nothing, "
+                    f"such as {_describe_event(self.events[number])} from frame {start}."
+                )
+        return window
 
 
 def windows(events: Any, encode: Encode, context_length: int, prediction_length: int, **options: Any) -> Any:
@@ -205,8 +242,12 @@ def _names(series: Sequence[str]) -> tuple[str, ...]:
 def _cut(cutter: Cutter, batch: dict[str, list]) -> dict[str, list]:
     """A batch of one event -> the batch of its windows."""
     event = as_event({name: column[0] for name, column in batch.items()})
-    items = [cutter.item(event, start) for start in cutter.starts(len(event["values"]))]
-    if not items:
+    found = [cutter.item(event, start) for start in cutter.starts(len(event["values"]))]
+    items = [item for item in found if counts_for_something(item)]
+    if len(items) < len(found):
+        without = f"{len(found) - len(items)} of {len(found)} windows of {_describe_event(event)}"
+        logger.warning(f"{without} have no observed context or future: left out.")
+    elif not items:
         held = f"{_describe_event(event)} holds {len(event['values'])} frames"
         logger.warning(f"{held}, a window needs {cutter.span}: left out.")
     return {name: [item[name] for item in items] for name in (items[0] if items else ("past_values",))}
@@ -215,8 +256,9 @@ def _cut(cutter: Cutter, batch: dict[str, list]) -> dict[str, list]:
 class TrainingWindows(Dataset):
     """Windows in an endless random order, varied at random: item `position` is a function of `seed` alone.
 
-    Each epoch is a permutation of the windows. A run that stops after n items goes on with `range(n, ...)` as its
-    sampler and sees what an uninterrupted run would have seen, whatever the number of workers.
+    Each epoch is a permutation of the windows; in the place of one without observed context or future, another is
+    drawn. A run that stops after n items goes on with `range(n, ...)` as its sampler and sees what an uninterrupted
+    run would have seen, whatever the number of workers.
 
     Args:
         windows: what to draw from.
@@ -255,8 +297,19 @@ class TrainingWindows(Dataset):
         self.shares = None if weights is None else weights / weights.sum()
         self.order: tuple[int, np.ndarray] | None = None
 
-    def _item(self, number: int) -> dict[str, torch.Tensor]:
-        item = self.windows[number]
+    def _observed(self, window: int, position: int) -> tuple[int, dict[str, torch.Tensor]]:
+        """A window that counts for something: this one, or one drawn in its place."""
+        item, random = self.windows[window], None
+        for _ in range(REDRAWS):
+            if counts_for_something(item):
+                return window, item
+            random = random or np.random.default_rng([self.seed, 2, position])
+            window = int(random.choice(len(self.windows), p=self.shares))
+            item = self.windows[window]
+        raise ValueError(f"TrainingWindows: none of {REDRAWS} windows drawn has an observed context and future.")
+
+    def _item(self, number: int, position: int) -> dict[str, torch.Tensor]:
+        number, item = self._observed(number, position)
         if self.teacher_weight:
             event, start = self.windows.index[number].tolist()
             values, known = self.windows.encode(self.windows.events[event]["teacher"][start])
@@ -271,12 +324,12 @@ class TrainingWindows(Dataset):
             random = np.random.default_rng([self.seed, 0, epoch])
             drawn = random.permutation(size) if self.shares is None else random.choice(size, size, p=self.shares)
             self.order = epoch, drawn
-        item = self._item(int(self.order[1][place]))
+        item = self._item(int(self.order[1][place]), position)
         random = np.random.default_rng([self.seed, 1, position])
         turns, flip = int(random.integers(4)), random.integers(2)
         factor = self.gain ** random.uniform(-1, 1)
         if self.mix:
-            angle, other = random.uniform(0, 2 * np.pi), self._item(int(random.integers(size)))
+            angle, other = random.uniform(0, 2 * np.pi), self._item(int(random.integers(size)), position)
             for name in ("past_values", "future_values"):
                 item[name] = np.cos(angle) * item[name] + np.sin(angle) * other[name]
             item["future_observed_mask"] = item["future_observed_mask"] & other["future_observed_mask"]
