@@ -1,9 +1,9 @@
-"""Train the alignment network of a PreDiff pipeline: what noisy latents will hold. The same command resumes.
+"""Train the alignment network of a PreDiff pipeline: it tells from noisy latents how intense their frames will be.
 
     python examples/train_alignment.py --recipe examples/configs/prediff_radar_tiny.yaml --pipeline runs/unet \\
         --output_dir runs/alignment
 
-The best network is written into the pipeline's folder, as `alignment/`.
+The best network is written into the pipeline's folder, as `alignment/`. The same command resumes.
 """
 
 from dataclasses import dataclass, field
@@ -11,12 +11,21 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from train_earthformer import DataArguments
-from train_unet import LatentArguments, load_latents, noisy_future
 
 from earthformer_hf import EarthformerAlignmentModel, PreDiffPipeline
 from earthformer_hf.data.latents import EncodedWindows
-from earthformer_hf.training import mean_over, parse_recipe, train
+from earthformer_hf.training import (
+    DataArguments,
+    LatentArguments,
+    build,
+    ends_in_one_line,
+    load_latents,
+    mean_over,
+    parse_recipe,
+    train,
+    validation_generator,
+)
+from earthformer_hf.training.losses import draw_noisy_latents
 
 
 @dataclass
@@ -24,10 +33,10 @@ class AlignmentArguments(LatentArguments):
     pipeline: str = field(default="runs/unet", metadata={"help": "folder of the pipeline"})
 
 
-def usual_intensity(windows: EncodedWindows) -> dict[str, float]:
+def intensity_statistics(windows: EncodedWindows) -> dict[str, float]:
     """Mean and deviation of the future's mean intensity, and of its change from the last context frame."""
-    future = torch.cat([chunk.get_tensor("future_mean") for chunk in windows.chunks]).nanmean(1)
-    change = future - torch.cat([chunk.get_tensor("context_mean") for chunk in windows.chunks])[:, -1]
+    future = windows.stacked("future_mean").nanmean(1)
+    change = future - windows.stacked("context_mean")[:, -1]
     return {
         "mean": future.mean().item(),
         "deviation": future.std().item(),
@@ -36,33 +45,36 @@ def usual_intensity(windows: EncodedWindows) -> dict[str, float]:
     }
 
 
+@ends_in_one_line
 def main():
-    recipe, data, arguments = parse_recipe(data=DataArguments, alignment=AlignmentArguments)
+    recipe, data, arguments = parse_recipe(__doc__, data=DataArguments, alignment=AlignmentArguments)
+    if not Path(arguments.pipeline).is_dir():
+        raise ValueError(f"--pipeline must be the folder of a trained pipeline, got {arguments.pipeline!r}.")
     pipeline = PreDiffPipeline.from_pretrained(arguments.pipeline)
     set_seed(arguments.seed)  # after loading, which draws weights before it fills them
     scheduler, config = pipeline.scheduler, pipeline.unet.config
     lengths = config.context_length, config.prediction_length
     train_set, eval_set = load_latents(data, arguments, pipeline.feature_extractor, pipeline.vae, lengths)
     shape = {name: config[name] for name in ("sample_size", "prediction_length", "in_channels")}
-    statistics = usual_intensity(train_set)
-    model = EarthformerAlignmentModel(**shape, **recipe["alignment_network"], statistics=statistics)
+    statistics = intensity_statistics(train_set)
+    model = build(recipe, "alignment_network", EarthformerAlignmentModel, **shape, statistics=statistics)
 
-    def errors(model, batch, random=None):
-        """Squared errors of the mean intensity, over observed values, of every frame that was observed: (N,)."""
-        noisy, timestep, _ = noisy_future(scheduler, batch["future_latents"], random)
+    def squared_errors(model, batch, generator=None):
+        """Of the mean intensity over observed values, for every frame that was observed: (N,)."""
+        noisy, timestep, _ = draw_noisy_latents(scheduler, batch["future_latents"], generator)
         error = model(noisy, timestep).prediction[..., 0] - batch["future_mean"]
         return error[~batch["future_mean"].isnan()].square()
 
     def loss_of(model, batch):
-        return errors(model, batch).mean()
+        return squared_errors(model, batch).mean()
 
     def score_of(model, accelerator) -> float:
         """Mean squared error of the validation split, at noise and timesteps that are always the same."""
-        random = torch.Generator().manual_seed(0)
+        generator = validation_generator(accelerator.process_index)
 
         def total_and_count(batch):
-            error = errors(model, batch, random)
-            return error.double().sum(), torch.tensor(error.numel(), device=error.device)
+            errors = squared_errors(model, batch, generator)
+            return errors.double().sum(), torch.tensor(errors.numel(), device=errors.device)
 
         return mean_over(eval_set, arguments.batch_size, total_and_count, accelerator)
 

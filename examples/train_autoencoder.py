@@ -2,9 +2,9 @@
 
     python examples/train_autoencoder.py --recipe examples/configs/prediff_radar_tiny.yaml --output_dir runs/vae
 
-The whole of it is the training of PreDiff, and of latent diffusion (Rombach et al., CVPR 2022): reconstruction,
-divergence of the latents from a unit Gaussian, and from `discriminator_start` on a game against a discriminator that
-tells frames from reconstructions.
+With all options it is the training of PreDiff, and of latent diffusion (Rombach et al., CVPR 2022): reconstruction,
+divergence of the latents from a unit Gaussian, and from `discriminator_start` on a discriminator that tells frames
+from reconstructions, and against which the autoencoder is trained.
 
 The latents of the best model have unit variance: its `scaling_factor` is measured on the validation split.
 """
@@ -12,15 +12,22 @@ The latents of the best model have unit variance: its `scaling_factor` is measur
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from torch import nn
-from train_earthformer import DataArguments, load_windows
 
 from earthformer_hf import EarthformerFeatureExtractor
-from earthformer_hf.pipeline_prediff import encode_frames
-from earthformer_hf.training import Run, TrainingArguments, mean_over, parse_recipe
+from earthformer_hf.training import (
+    DataArguments,
+    Run,
+    TrainingArguments,
+    build,
+    ends_in_one_line,
+    load_windows,
+    mean_over,
+    parse_recipe,
+)
+from earthformer_hf.training.autoencoder import Autoencoder, measure_scaling_factor, pictures
 from earthformer_hf.training.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from earthformer_hf.training.losses import intensity_weighted_mse, laplace_loss
 
@@ -33,88 +40,67 @@ class AutoencoderArguments(TrainingArguments):
     intensity_weight: float = field(default=0.0, metadata={"help": "mse: weight of intense values"})
     learn_log_variance: bool = field(default=False, metadata={"help": "laplace: learn the error's log-variance"})
     kl_weight: float = field(default=1e-6, metadata={"help": "weight of the latents' divergence from a unit Gaussian"})
-    discriminator_weight: float = field(default=0.0, metadata={"help": "weight of the game; 0 plays none"})
-    discriminator_start: int = field(default=0, metadata={"help": "step at which the game begins"})
+    discriminator_weight: float = field(
+        default=0.0, metadata={"help": "weight of the discriminator's judgement; 0 trains none"}
+    )
+    discriminator_start: int = field(default=0, metadata={"help": "step from which it judges"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.learn_log_variance and self.loss != "laplace":
+            raise ValueError(f"`learn_log_variance` needs the loss laplace, got {self.loss!r}.")
 
 
-def pictures(frames: torch.Tensor) -> torch.Tensor:
-    """(B, 1, H, W, C) -> (B, C, H, W)."""
-    return frames[:, 0].permute(0, 3, 1, 2).contiguous()
+def reconstruct(model: nn.Module, batch: dict, arguments: AutoencoderArguments):
+    """The reconstruction (B, 1, H, W, C), the loss of its errors, and that of the latents' divergence."""
+    frames, observed = batch["future_values"], batch["future_observed_mask"]
+    reconstruction, posterior, log_variance = model(frames)
+    divergence = arguments.kl_weight * posterior.kl().mean()
+    if arguments.loss == "laplace":
+        return reconstruction, laplace_loss(reconstruction, frames, observed, log_variance), divergence
+    error = intensity_weighted_mse(reconstruction, frames, observed, arguments.intensity_weight)
+    return reconstruction, error, divergence / frames[0].numel()
 
 
-class Autoencoder(nn.Module):
-    """Reconstruction and posterior in one call, as training on several processes needs it."""
-
-    def __init__(self, vae: AutoencoderKL, learn_log_variance: bool = False):
-        super().__init__()
-        self.vae = vae
-        self.log_variance = nn.Parameter(torch.zeros(()), requires_grad=learn_log_variance)
-
-    def forward(self, frames: torch.Tensor):
-        """(B, 1, H, W, C) -> the same, the posterior of its latents, and the log-variance of the error."""
-        posterior = self.vae.encode(pictures(frames)).latent_dist
-        latents = posterior.sample() if self.training else posterior.mode()
-        return self.vae.decode(latents).sample.permute(0, 2, 3, 1)[:, None], posterior, self.log_variance
-
-
+@ends_in_one_line
 def main():
-    recipe, data, arguments = parse_recipe(data=DataArguments, autoencoder=AutoencoderArguments)
-    if arguments.learn_log_variance and arguments.loss != "laplace":
-        raise SystemExit("--learn_log_variance needs --loss laplace.")
+    recipe, data, arguments = parse_recipe(__doc__, data=DataArguments, autoencoder=AutoencoderArguments)
     set_seed(arguments.seed)
-    extractor = EarthformerFeatureExtractor(**recipe["feature_extractor"])
+    extractor = build(recipe, "feature_extractor", EarthformerFeatureExtractor)
     train_set, eval_set = load_windows(data, extractor, (1, 1), arguments.seed)
-    vae = AutoencoderKL(**recipe["vae"])
-    last_layer = vae.decoder.conv_out.weight
+    vae = build(recipe, "vae", AutoencoderKL)
     run = Run(arguments)
     model = run.prepare(Autoencoder(vae, arguments.learn_log_variance))
     if arguments.discriminator_weight:
-        judge = PatchDiscriminator(vae.config.in_channels)
-        discriminator = run.prepare(judge)
-
-    def reconstruct(batch):
-        """The reconstruction (B, 1, H, W, C), the loss of its errors, and that of the latents."""
-        frames, observed = batch["future_values"], batch["future_observed_mask"]
-        reconstruction, posterior, log_variance = model(frames)
-        divergence = arguments.kl_weight * posterior.kl().mean()
-        if arguments.loss == "laplace":
-            return reconstruction, laplace_loss(reconstruction, frames, observed, log_variance), divergence
-        error = intensity_weighted_mse(reconstruction, frames, observed, arguments.intensity_weight)
-        return reconstruction, error, divergence / frames[0].numel()
+        discriminator = PatchDiscriminator(vae.config.in_channels)
+        prepared_discriminator = run.prepare(discriminator)
 
     def score_of(model, accelerator) -> float:
         """Mean squared error over the observed values of the validation split; measures the latents on the way."""
 
-        def errors(batch):
+        def total_and_count(batch):
             frames, observed = batch["future_values"], batch["future_observed_mask"]
             return (model(frames)[0] - frames)[observed].double().square().sum(), observed.sum()
 
-        vae.register_to_config(scaling_factor=1.0)
-
-        def squares(batch):
-            latents = encode_frames(vae, batch["future_values"]).double()
-            return latents.square().sum(), torch.tensor(latents.numel(), device=latents.device)
-
-        variance = mean_over(eval_set, arguments.batch_size, squares, accelerator)
-        vae.register_to_config(scaling_factor=variance**-0.5)
-        return mean_over(eval_set, arguments.batch_size, errors, accelerator)
+        measure_scaling_factor(vae, eval_set, arguments.batch_size, accelerator)
+        return mean_over(eval_set, arguments.batch_size, total_and_count, accelerator)
 
     for micro_batches in run.steps(train_set):
         losses = []
+        adversarial = arguments.discriminator_weight > 0 and run.step >= arguments.discriminator_start
         for batch in micro_batches:
-            reconstruction, error, divergence = reconstruct(batch)
+            reconstruction, error, divergence = reconstruct(model, batch, arguments)
             loss = error + divergence
-            plays = arguments.discriminator_weight > 0 and run.step >= arguments.discriminator_start
-            if plays:  # the autoencoder's turn: reconstructions that look real
-                judge.requires_grad_(False)
-                (judgement,) = judge(pictures(reconstruction))
-                weight = arguments.discriminator_weight * adaptive_weight(error, -judgement.mean(), last_layer)
-                loss = loss - weight * judgement.mean()
+            if adversarial:  # the autoencoder's turn: reconstructions that look real
+                discriminator.requires_grad_(False)
+                (judgement,) = discriminator(pictures(reconstruction))
+                weight = adaptive_weight(error, -judgement.mean(), vae.decoder.conv_out.weight)
+                loss = loss - arguments.discriminator_weight * weight * judgement.mean()
             run.backward(loss)
-            if plays:  # the discriminator's turn, whose gradients are those of its own loss alone
-                judge.requires_grad_(True)
-                real, fake = discriminator(pictures(batch["future_values"]), pictures(reconstruction.detach()))
-                run.backward(hinge_loss(real, fake))
+            if adversarial:  # the discriminator's turn, whose gradients are those of its own loss alone
+                discriminator.requires_grad_(True)
+                frames = pictures(batch["future_values"]), pictures(reconstruction.detach())
+                run.backward(hinge_loss(*prepared_discriminator(*frames)))
             losses.append(loss)
         run.update(losses)
         run.evaluate(score_of, lambda best: best.vae.save_pretrained(arguments.output_dir))

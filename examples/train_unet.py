@@ -7,28 +7,31 @@ of its ensembles.
 """
 
 import copy
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import diffusers
 import torch
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from torch import nn
-from train_earthformer import DataArguments, PublishedArguments, describe, forecast_figure, load_windows, publish
 
 from earthformer_hf import EarthformerFeatureExtractor, EarthformerUNetModel, PreDiffPipeline
-from earthformer_hf.data.latents import EncodedWindows
-from earthformer_hf.schedules import noise_for_training
-from earthformer_hf.training import TrainingArguments, mean_over, parse_recipe, train
-from earthformer_hf.training.losses import denoising_loss
-
-
-@dataclass
-class LatentArguments(TrainingArguments):
-    latents: str = field(default="runs/latents", metadata={"help": "folder of the encoded windows"})
-    encoded_windows: int = field(default=4096, metadata={"help": "how many varied windows are encoded, once"})
+from earthformer_hf.training import (
+    DataArguments,
+    LatentArguments,
+    PublishedArguments,
+    build,
+    ends_in_one_line,
+    forecast_figure,
+    load_latents,
+    mean_over,
+    parse_recipe,
+    publish,
+    train,
+    validation_generator,
+)
+from earthformer_hf.training.losses import denoising_loss, draw_noisy_latents
 
 
 @dataclass
@@ -48,48 +51,30 @@ class Denoiser(nn.Module):
         return self.unet(noisy, timestep, context).sample, self.log_variance[timestep.long()]
 
 
-def load_latents(
-    data: DataArguments,
-    arguments: LatentArguments,
-    extractor: EarthformerFeatureExtractor,
-    vae: AutoencoderKL,
-    lengths: tuple[int, int],
-) -> tuple[EncodedWindows, EncodedWindows]:
-    """The encoded windows of the training and the validation split."""
-    train_set, eval_set = load_windows(data, extractor, lengths, arguments.seed)
-    vae.to(PartialState().device)
-    description = json.dumps([asdict(data), extractor.to_dict(), lengths, arguments.seed], sort_keys=True)
-    return (
-        EncodedWindows(
-            train_set, vae, arguments.encoded_windows, arguments.latents, f"train {description}", arguments.seed
-        ),
-        EncodedWindows(eval_set, vae, len(eval_set), arguments.latents, f"val {description}"),
-    )
+def scheduler_from(**options):
+    """A scheduler of diffusers, by the name of its class."""
+    name = options.pop("class", None)
+    if not hasattr(diffusers, str(name)):
+        raise ValueError(f"`class` must be a scheduler of diffusers, got {name!r}.")
+    return getattr(diffusers, name)(**options)
 
 
-def noisy_future(scheduler, clean, random=None):
-    """Noisy latents of the future, timesteps, and what the network should say of them (see `noise_for_training`).
-
-    With a generator `random` they follow from it; else they are drawn by torch.
-    """
-    noise, share = torch.randn(clean.shape, generator=random), torch.rand(len(clean), generator=random)
-    return noise_for_training(scheduler, clean, noise.to(clean), share.to(clean))
-
-
+@ends_in_one_line
 def main():
-    recipe, data, arguments = parse_recipe(data=DataArguments, denoiser=DenoiserArguments)
+    recipe, data, arguments = parse_recipe(__doc__, data=DataArguments, denoiser=DenoiserArguments)
     set_seed(arguments.seed)
-    extractor = EarthformerFeatureExtractor(**recipe["feature_extractor"])
+    extractor = build(recipe, "feature_extractor", EarthformerFeatureExtractor)
+    scheduler = build(recipe, "scheduler", scheduler_from)
+    if not Path(arguments.vae).is_dir():
+        raise ValueError(f"--vae must be the folder of a trained autoencoder, got {arguments.vae!r}.")
     vae = AutoencoderKL.from_pretrained(arguments.vae).eval().requires_grad_(False)
-    unet = EarthformerUNetModel(in_channels=vae.config.latent_channels, **recipe["unet"])
+    unet = build(recipe, "unet", EarthformerUNetModel, in_channels=vae.config.latent_channels)
     lengths = unet.config.context_length, unet.config.prediction_length
     train_set, eval_set = load_latents(data, arguments, extractor, vae, lengths)
-    options = dict(recipe["scheduler"])
-    scheduler = getattr(diffusers, options.pop("class"))(**options)
     model = Denoiser(unet, scheduler.config.num_train_timesteps)
 
-    def predict(model, batch, random=None):
-        noisy, timestep, target = noisy_future(scheduler, batch["future_latents"], random)
+    def predict(model, batch, generator=None):
+        noisy, timestep, target = draw_noisy_latents(scheduler, batch["future_latents"], generator)
         output, log_variance = model(noisy, timestep, batch["context_latents"])
         return output, target, log_variance
 
@@ -98,13 +83,13 @@ def main():
 
     def score_of(model, accelerator) -> float:
         """Mean squared error of the validation split, at noise and timesteps that are always the same."""
-        random = torch.Generator().manual_seed(0)
+        generator = validation_generator(accelerator.process_index)
 
-        def errors(batch):
-            output, target, _ = predict(model, batch, random)
+        def total_and_count(batch):
+            output, target, _ = predict(model, batch, generator)
             return (output - target).double().square().sum(), torch.tensor(output.numel(), device=output.device)
 
-        return mean_over(eval_set, arguments.batch_size, errors, accelerator)
+        return mean_over(eval_set, arguments.batch_size, total_and_count, accelerator)
 
     def save_best(model):
         PreDiffPipeline(vae, model.unet, scheduler, feature_extractor=extractor).save_pretrained(arguments.output_dir)
@@ -114,13 +99,14 @@ def main():
         pipeline.set_progress_bar_config(disable=True)
 
         def forecast_of(inputs):
-            random = torch.Generator().manual_seed(0)
-            return pipeline(**inputs, generator=random, output_type="pt").predictions[0].mean(0)
+            ensemble = pipeline(**inputs, generator=validation_generator(), output_type="pt").predictions[0]
+            return ensemble.mean(0)  # (E, T, H, W, C) -> (T, H, W, C)
 
         return forecast_figure(forecast_of, eval_set.windows, extractor)
 
     run = train(model, loss_of, train_set, score_of, save_best, arguments, figure_of)
-    publish(run, recipe, describe(data, train_set, eval_set))
+    windows = f"{len(train_set)} windows for training, {len(eval_set)} for validation"
+    publish(run, arguments, recipe, f"{data.source}: {windows}.")
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_encoded_windows_are_what_the_pipeline_sees(tmp_path):
     values[6, :, 4:] = 255  # partly observed
     values[7] = 255
     windows = Windows([{"id": "a", "values": values}], encode, 3, 2)
-    options = {"number": len(windows), "folder": tmp_path, "description": "a test", "seed": 5}
+    options = {"num_windows": len(windows), "folder": tmp_path, "description": "a test", "seed": 5}
     encoded = EncodedWindows(windows, pipeline.vae, **options)
     orders = [[encoded[position]["context_mean"].tolist() for position in range(4 * n, 4 * n + 4)] for n in range(3)]
     assert all(sorted(order) == sorted(orders[0]) for order in orders) and not orders[0] == orders[1] == orders[2]

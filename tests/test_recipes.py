@@ -1,6 +1,8 @@
 """The released and paper settings: parameters exactly, multiply-adds to one per cent."""
 
+import re
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from earthformer_hf import (
 )
 from earthformer_hf.data.events import SOURCES, builder_of, options_of
 from earthformer_hf.evaluation.protocols import PROTOCOLS
-from earthformer_hf.training import parse_recipe
+from earthformer_hf.training import DataArguments, TrainingArguments, parse_recipe
 
 
 # name -> parameters of the original, those of them that never receive a gradient, multiply-adds in units of 1e9
@@ -63,7 +65,7 @@ def test_every_entry_of_every_recipe_is_known(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")
     from train_alignment import AlignmentArguments
     from train_autoencoder import AutoencoderArguments
-    from train_earthformer import DataArguments, ForecastArguments
+    from train_earthformer import ForecastArguments
     from train_unet import DenoiserArguments
 
     stages = {"autoencoder": AutoencoderArguments, "denoiser": DenoiserArguments, "alignment": AlignmentArguments}
@@ -76,6 +78,79 @@ def test_every_entry_of_every_recipe_is_known(monkeypatch):
             monkeypatch.setattr(sys, "argv", ["train", "--recipe", str(path)])
             _, data, arguments = parse_recipe(data=DataArguments, **{stage: kind})
             assert data.source and arguments.max_steps > arguments.warmup_steps
+
+
+SCRIPTS = ("train_earthformer", "train_autoencoder", "train_unet", "train_alignment")
+
+
+def call_script(monkeypatch, name, *options):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *(str(option) for option in options)])
+    import_module(name).main()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_lists_the_options_without_a_recipe(monkeypatch, capsys, name):
+    with pytest.raises(SystemExit) as end:
+        call_script(monkeypatch, name, "--help")
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and all(option in shown for option in ("--recipe", "--learning_rate", "--eval_stride"))
+    assert "The same command resumes" in shown
+
+
+def refusal(monkeypatch, name, *options) -> str:
+    """The one line in which a script ends."""
+    with pytest.raises(SystemExit) as end:
+        call_script(monkeypatch, name, *options)
+    assert isinstance(end.value.code, str) and "\n" not in end.value.code
+    return end.value.code
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (None, r"--recipe .* cannot be read: .*No such file"),
+        ("data: {source: open-radar", "--recipe .* cannot be read: while parsing"),
+        ("- 1", "must hold blocks such as `data:`, got list"),
+        ("data: open-radar", "`data` must hold entries, got 'open-radar'"),
+        ("data: {sorce: open-radar}", "unknown entry 'sorce' of `data`; did you mean 'source'"),
+        ("training: {max_steps: many}", "`training`: .*'max_steps' expected int, got str"),
+        ("training: {learning_rate: high}", "'learning_rate' expected float, got str"),
+        ("training: {optimizer: sgd}", "'optimizer' expected one of .*'muon', 'adamw'.*sgd"),
+        ("training: {batch_size: 0}", "`batch_size` must be at least 1, got 0"),
+        ("training: {}", "must hold a block `model`"),
+        ("model: {contxt_length: 13}", "`model` of the recipe: .*'contxt_length'.*'context_length'"),
+        ("model: {num_attention_heads: 3}", "`model` of the recipe: .*`num_attention_heads`|`hidden_sizes`"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_said_in_one_line(tmp_path, monkeypatch, text, expected):
+    if text is not None:
+        (tmp_path / "recipe.yaml").write_text(text)
+    assert re.search(expected, refusal(monkeypatch, "train_earthformer", "--recipe", tmp_path / "recipe.yaml"))
+
+
+def test_a_mistake_on_the_command_line_is_said_in_one_line(tmp_path, monkeypatch):
+    recipe = "--recipe", ROOT / "examples/configs/earthformer_radar_tiny.yaml"
+    assert "--recipe" in refusal(monkeypatch, "train_earthformer")
+    assert "--max_step" in refusal(monkeypatch, "train_earthformer", *recipe, "--max_step", "3")
+    assert "invalid int value: 'x'" in refusal(monkeypatch, "train_earthformer", *recipe, "--max_steps", "x")
+    assert "'sgd'" in refusal(monkeypatch, "train_earthformer", *recipe, "--optimizer", "sgd")
+    assert "'radar'" in refusal(monkeypatch, "train_earthformer", *recipe, "--source", "radar")
+    assert str(tmp_path) in refusal(monkeypatch, "train_earthformer", *recipe, "--data_dir", tmp_path)
+    recipe = "--recipe", ROOT / "examples/configs/prediff_radar_tiny.yaml"
+    nothing = tmp_path / "nothing"
+    assert str(tmp_path) in refusal(monkeypatch, "train_autoencoder", *recipe, "--data_dir", tmp_path)
+    assert "laplace" in refusal(monkeypatch, "train_autoencoder", *recipe, "--learn_log_variance")
+    assert str(nothing) in refusal(monkeypatch, "train_unet", *recipe, "--vae", nothing)
+    assert str(nothing) in refusal(monkeypatch, "train_alignment", *recipe, "--pipeline", nothing)
+
+
+def test_the_command_line_overrides_a_recipe(tmp_path, monkeypatch):
+    (tmp_path / "recipe.yaml").write_text("training: {learning_rate: 1e-3, ema_decay: null, weight_decay: 0}\nnote: 1")
+    monkeypatch.setattr(sys, "argv", ["train", "--recipe", str(tmp_path / "recipe.yaml"), "--weight_decay", "0.5"])
+    recipe, data, arguments = parse_recipe(data=DataArguments, training=TrainingArguments)
+    assert (arguments.learning_rate, arguments.ema_decay, arguments.weight_decay) == (1e-3, None, 0.5)
+    assert data == DataArguments() and arguments.max_steps == TrainingArguments().max_steps and recipe["note"] == 1
 
 
 def test_every_recipe_trains_on_the_data_of_its_protocol():

@@ -17,12 +17,13 @@ from tiny import ROOT
 from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from training_run import Options, in_children, tiny_run, write_items
+from training_run import Items, Options, in_children, tiny_run, write_items
 
 from earthformer_hf import EarthformerForPrediction, sharing
 from earthformer_hf.sharing.cards import write_card
-from earthformer_hf.training import Run, TrainingArguments, mean_over
-from earthformer_hf.training.run import load_gathered
+from earthformer_hf.training import Run, TrainingArguments, mean_over, validation_generator
+from earthformer_hf.training.distributed import load_gathered
+from earthformer_hf.training.seeds import derive_seed
 
 
 @pytest.fixture(autouse=True)
@@ -195,11 +196,35 @@ def test_data_that_cannot_be_read_stops_in_one_line(tmp_path, data, fault, worke
     assert json.loads((tmp_path / "run/checkpoints/last/progress.json").read_text())["step"] == 3
 
 
-def test_a_checkpoint_of_another_course_is_refused(tmp_path, data):
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path, data):
     assert run_forked(tmp_path, data, stop_at=3) == [""]
     for name, value in {"seed": 1, "weight_decay": 0.5, "ema_decay": None, "betas": [0.5, 0.9]}.items():
         (end,) = run_forked(tmp_path, data, **{name: value})
         assert "was started with" in end and f"{name!r}: {value}" in end
+
+
+def test_steps_seeds_and_processes_draw_different_noise(tmp_path, data):
+    def record(seed):
+        run = Run(arguments(tmp_path / "run", seed=seed, stop_at=2))
+        run.prepare(torch.nn.Linear(1, 1))
+        for micro_batches in run.steps(Items(data)):
+            next(micro_batches)
+            torch.save(torch.rand(4), tmp_path / f"{seed}-{run.step}-{run.accelerator.process_index}.pt")
+            run.progress["step"] += 1
+
+    for seed in (0, 1):
+        assert in_children(partial(record, seed), 2) == ["", ""]
+    drawn = {path.stem: tuple(torch.load(path).tolist()) for path in tmp_path.glob("*.pt")}
+    for seed in (0, 1):  # as a script draws its weights
+        drawn[f"weights of {seed}"] = tuple(torch.rand(4, generator=torch.Generator().manual_seed(seed)).tolist())
+    for rank in (0, 1):
+        drawn[f"validation {rank}"] = tuple(torch.rand(4, generator=validation_generator(rank)).tolist())
+    assert len(drawn) == len(set(drawn.values())) == 12
+
+
+def test_derived_seeds_are_all_different():
+    keys = [(seed, step, rank) for seed in range(10) for step in range(50) for rank in range(4)]
+    assert len({derive_seed(*key) for key in keys}) == len(keys)
 
 
 # Scale
@@ -287,7 +312,7 @@ def test_torchrun_starts_processes_that_know_each_other(tmp_path, data):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     progress = json.loads((tmp_path / "run/checkpoints/last/progress.json").read_text())
-    assert progress["course"]["samples_per_step"] == 4
+    assert progress["settings"]["samples_per_step"] == 4
     assert (result.stdout + result.stderr).count("validation") == 1
 
 
@@ -366,7 +391,7 @@ def test_a_tracker_that_is_not_installed_is_refused(tmp_path):
 
 def test_the_card_of_a_run_passes_the_check(tmp_path, data):
     run = tiny_run(arguments(tmp_path), Options(str(data)))
-    facts = {"steps": run.step, "batch_size": run.samples, "num_processes": 1, "skipped_steps": 0}
+    facts = {"steps": run.step, "batch_size": run.samples_per_step, "num_processes": 1, "skipped_steps": 0}
     facts |= {"best_step": run.progress["best_step"], "best_loss": run.progress["best"]}
     write_card(tmp_path, {"training": {"max_steps": 12}}, "16 files of noise.", **facts)
     assert sharing.check(tmp_path) == []

@@ -14,11 +14,11 @@ from transformers.utils import logging
 from ..pipeline_prediff import encode_frames
 
 
-_CHUNK = 64  # windows per file
+WINDOWS_PER_FILE = 64
 
 
 class EncodedWindows(Dataset):
-    """Latents of the first windows of a data set; the encoder then costs a training no more time.
+    """Latents of the first windows of a data set, encoded once, so that training need not run the encoder.
 
     Item n is a function of n alone, for every n: each pass over the windows has an order of its own. It is a dict of
     tensors: `context_latents` (T_in, h, w, c) and `future_latents` (T_out, h, w, c) float32, the posterior's mode,
@@ -28,7 +28,7 @@ class EncodedWindows(Dataset):
     Args:
         windows: items as of [`~earthformer_hf.data.windows.Windows`].
         vae: encodes the frames, on the device where it is.
-        number: how many windows.
+        num_windows: how many windows.
         folder: where files of windows are kept, below a name that follows from `vae` and `description`; what is there
             already is not encoded again. On several processes the first one writes.
         description: all that the windows follow from.
@@ -39,7 +39,7 @@ class EncodedWindows(Dataset):
         self,
         windows: Dataset,
         vae: AutoencoderKL,
-        number: int,
+        num_windows: int,
         folder: str | Path,
         description: str,
         seed: int = 0,
@@ -47,22 +47,24 @@ class EncodedWindows(Dataset):
         weights = safetensors.torch.save({name: x.contiguous() for name, x in vae.state_dict().items()})
         scale = f"{vae.config.scaling_factor} {vae.config.shift_factor}"
         name = hashlib.sha256(f"{description} {scale}".encode() + weights).hexdigest()[:16]
-        self.windows, self.folder, self.number, self.seed = windows, Path(folder) / name, number, seed
+        self.windows, self.folder, self.num_windows, self.seed = windows, Path(folder) / name, num_windows, seed
         self.order: tuple[int, np.ndarray] | None = None
-        self.files = [self.folder / f"{start:08d}.safetensors" for start in range(0, number, _CHUNK)]
+        self.paths = [self.folder / f"{start:08d}.safetensors" for start in range(0, num_windows, WINDOWS_PER_FILE)]
         with PartialState().main_process_first():
             self._encode(windows, vae)
-        self.chunks = [safetensors.safe_open(file, "pt") for file in self.files]
+        self.files = [safetensors.safe_open(path, "pt") for path in self.paths]
 
     @torch.no_grad()
     def _encode(self, windows: Dataset, vae: AutoencoderKL):
         self.folder.mkdir(parents=True, exist_ok=True)
-        for count, file in enumerate(logging.tqdm(self.files, desc="encode windows")):
-            if file.exists():
+        for start, path in logging.tqdm(
+            list(zip(range(0, self.num_windows, WINDOWS_PER_FILE), self.paths)), desc="encode windows"
+        ):
+            if path.exists():
                 continue
-            share = range(count * _CHUNK, min((count + 1) * _CHUNK, self.number))
+            positions = range(start, min(start + WINDOWS_PER_FILE, self.num_windows))
             parts: list[dict[str, torch.Tensor]] = []
-            for batch in DataLoader(Subset(windows, share), 8):
+            for batch in DataLoader(Subset(windows, positions), 8):
                 future, observed = batch["future_values"], batch["future_observed_mask"]
                 mean = torch.where(observed, future, torch.nan).flatten(2).nanmean(2)
                 part = {"context_mean": batch["past_values"].flatten(2).mean(2), "future_mean": mean}
@@ -70,15 +72,24 @@ class EncodedWindows(Dataset):
                     part[name] = encode_frames(vae, frames.to(vae.device)).half()
                 parts.append(part)
             tensors = {name: torch.cat([part[name].cpu() for part in parts]).contiguous() for name in parts[0]}
-            safetensors.torch.save_file(tensors, file.with_suffix(".part"))
-            file.with_suffix(".part").replace(file)
+            safetensors.torch.save_file(tensors, path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
 
     def __len__(self) -> int:
-        return self.number
+        return self.num_windows
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        epoch, place = divmod(position, self.number)
-        if self.order is None or self.order[0] != epoch:
-            self.order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.number)
-        chunk, row = divmod(int(self.order[1][place]), _CHUNK)
-        return {name: self.chunks[chunk].get_slice(name)[row].float() for name in self.chunks[chunk].keys()}
+        epoch, within_epoch = divmod(position, self.num_windows)
+        if self.order is None or self.order[0] != epoch:  # drawn once an epoch
+            # a spawn key: [seed, epoch] would be what TrainingWindows draws from, for numpy fills up with zeros
+            random = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch,)))
+            self.order = epoch, random.permutation(self.num_windows)
+        file, row = divmod(int(self.order[1][within_epoch]), WINDOWS_PER_FILE)
+        return {name: self.files[file].get_slice(name)[row].float() for name in self.files[file].keys()}
+
+    def stacked(self, name: str) -> torch.Tensor:
+        """One entry of all items, (windows, ...), in the order in which the windows were encoded."""
+        return torch.cat([file.get_tensor(name) for file in self.files])
+
+
+__all__ = ["EncodedWindows"]

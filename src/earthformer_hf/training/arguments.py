@@ -1,28 +1,19 @@
-"""What a recipe and the command line may choose."""
+"""What a recipe and the command line may choose: the blocks that several training scripts share."""
 
-import argparse
-import difflib
-import sys
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import torch
-import yaml
-from accelerate import PartialState
-from transformers import HfArgumentParser
-
-
-if TYPE_CHECKING:
-    pass
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass
 class TrainingArguments:
-    """What all recipes share, under `training:`."""
+    """How any model is trained: `training:` of a recipe, and the base of the blocks of PreDiff's stages.
+
+    Raises:
+        ValueError: a number that is too small.
+    """
 
     output_dir: str = field(default="runs/model", metadata={"help": "where checkpoints and the best model go"})
-    max_steps: int = 1000
+    max_steps: int = field(default=1000, metadata={"help": "of the whole training; learning rates follow from it"})
     batch_size: int = field(default=4, metadata={"help": "items of a micro-batch, per process"})
     total_batch_size: int | None = field(
         default=None,
@@ -31,59 +22,81 @@ class TrainingArguments:
     optimizer: Literal["muon", "adamw"] = field(
         default="muon", metadata={"help": "muon: for weight matrices, with AdamW for the rest; adamw: for all"}
     )
-    learning_rate: float = 5e-3
+    learning_rate: float = field(default=5e-3, metadata={"help": "the highest one, after the warm-up"})
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata={"help": "of AdamW"})
     position_rate: float = field(
         default=1.0, metadata={"help": "learning rate of position embeddings and biases, relative to the rest"}
     )
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
+    weight_decay: float = field(default=0.01, metadata={"help": "relative to the learning rate"})
+    warmup_steps: int = field(default=100, metadata={"help": "steps over which the learning rate rises from 0"})
     min_lr_rate: float = field(default=0.0, metadata={"help": "learning rate at the end, relative to the highest"})
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = field(default=1.0, metadata={"help": "longer gradients are cut to this norm"})
     ema_decay: float | None = field(default=0.99, metadata={"help": "of the averaged weights; null keeps none"})
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "bf16: half precision"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory, a third more work"})
     torch_compile: bool = field(default=False, metadata={"help": "compile the attention blocks"})
     num_workers: int = field(default=0, metadata={"help": "processes that read data, per process that trains"})
-    eval_every: int = 100
+    eval_every: int = field(default=100, metadata={"help": "steps between evaluations"})
     patience: int | None = field(
         default=None, metadata={"help": "stop after so many evaluations without a better one"}
     )
-    save_every: int = 50
+    save_every: int = field(default=50, metadata={"help": "steps between checkpoints"})
     stop_at: int | None = field(default=None, metadata={"help": "stop before max_steps; the same command goes on"})
-    on_nan: Literal["stop", "skip"] = field(default="stop", metadata={"help": "what a step that is not finite does"})
-    report_to: Literal["none", "tensorboard", "trackio"] = "none"
-    seed: int = 0
+    on_nan: Literal["stop", "skip"] = field(
+        default="stop", metadata={"help": "what happens at a step whose loss or gradients are not finite"}
+    )
+    report_to: Literal["none", "tensorboard", "trackio"] = field(default="none", metadata={"help": "tracks the run"})
+    seed: int = field(default=0, metadata={"help": "of weights, order of the data, dropout and noise"})
+
+    def __post_init__(self):
+        least = {"max_steps": 1, "batch_size": 1, "eval_every": 1, "save_every": 1, "num_workers": 0, "seed": 0}
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                raise ValueError(f"`{name}` must be at least {limit}, got {getattr(self, name)}.")
 
 
-def join_processes() -> PartialState:
-    """The processes that torchrun started; without being told, Accelerate leaves each alone where there is no GPU."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+@dataclass
+class PublishedArguments(TrainingArguments):
+    """For models that get a card."""
+
+    push_to_hub: str | None = field(default=None, metadata={"help": "namespace/name to push the best model to"})
 
 
-def parse_recipe(**parts: Any) -> tuple[dict, ...]:
-    """A YAML recipe given as --recipe, its entries overridden by the command line; joins the processes of torchrun.
+@dataclass
+class LatentArguments(TrainingArguments):
+    """For networks that are trained in the latents of an autoencoder."""
 
-    Args:
-        parts: name of a block of the recipe -> dataclass of its entries.
+    latents: str = field(default="runs/latents", metadata={"help": "folder of the encoded windows"})
+    encoded_windows: int = field(default=4096, metadata={"help": "how many varied windows are encoded, once"})
 
-    Returns:
-        The whole recipe as read, and one dataclass per part.
 
-    Raises:
-        SystemExit: an entry that no dataclass has.
-    """
-    join_processes()
-    recipe_parser = argparse.ArgumentParser(add_help=False)
-    recipe_parser.add_argument("--recipe", type=Path, required=True)
-    known, others = recipe_parser.parse_known_args()
-    recipe = yaml.safe_load(known.recipe.read_text())
-    parser = HfArgumentParser(tuple(parts.values()))
-    for name, kind in parts.items():
-        names = {f.name for f in fields(kind)}
-        for entry in recipe.get(name) or {}:
-            if entry not in names:
-                near = difflib.get_close_matches(entry, names, n=1, cutoff=0.0)[0]
-                sys.exit(f"{known.recipe}: unknown entry {entry!r} of `{name}`; did you mean {near!r}?")
-        parser.set_defaults(**(recipe.get(name) or {}))
-    return recipe, *parser.parse_args_into_dataclasses(others)
+@dataclass
+class DataArguments:
+    """What is trained on: `data:` of a recipe."""
+
+    source: str = field(default="", metadata={"help": "name of the data set, as of earthformer_hf.load_dataset"})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "folder of its files; EARTHFORMER_HF_DATA if omitted"}
+    )
+    options: dict = field(default_factory=dict, metadata={"help": "of the data set, in a recipe only"})
+    train_options: dict = field(
+        default_factory=dict, metadata={"help": "further ones, for training windows, in a recipe only"}
+    )
+    turn: bool = field(default=False, metadata={"help": "draw flips and quarter turns"})
+    gain: float = field(default=1.0, metadata={"help": "draw a factor for the values from 1/gain .. gain"})
+    mix: bool = field(default=False, metadata={"help": "draw sums of two windows, for anomalies"})
+    heavy_threshold: float | None = field(
+        default=None, metadata={"help": "draw windows by how much of them reaches this stored value"}
+    )
+    heavy_part: Literal["future", "context"] = field(
+        default="future", metadata={"help": "the part of a window that counts for heavy_threshold"}
+    )
+    teacher_weight: float = field(
+        default=0.0, metadata={"help": "fraction of the target that is a linear forecast instead of what followed"}
+    )
+    frame_stride: int = field(default=1, metadata={"help": "2 takes every other frame"})
+    train_stride: int = field(default=1, metadata={"help": "frames between training windows"})
+    eval_stride: int = field(default=4, metadata={"help": "frames between validation windows"})
+
+
+__all__ = ["DataArguments", "LatentArguments", "PublishedArguments", "TrainingArguments"]

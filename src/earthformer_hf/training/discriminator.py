@@ -1,4 +1,4 @@
-"""The patch discriminator that PreDiff's autoencoder is trained against, and the losses of that game.
+"""The patch discriminator that PreDiff's autoencoder is trained against, and the losses of both.
 
 Isola et al., "Image-to-image translation with conditional adversarial networks", CVPR 2017, section 3.2.2, as Esser et
 al. use it in "Taming transformers for high-resolution image synthesis", CVPR 2021, section 3.1.
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class PatchDiscriminator(nn.Module):
-    """A number per patch of about 70 x 70 pixels: high where a picture looks real.
+    """Judges each patch of about 70 x 70 pixels: a high number where the picture looks real.
 
     Args:
         in_channels: of the pictures.
@@ -46,11 +46,14 @@ def hinge_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 def adaptive_weight(
     reconstruction_loss: torch.Tensor, generator_loss: torch.Tensor, last_layer: torch.Tensor
 ) -> torch.Tensor:
-    """The factor that lets the game move the decoder's last layer as much as the reconstruction does.
+    """The factor that makes both losses move the decoder's last layer by as much.
 
     |gradient of the reconstruction's loss| / (|gradient of the generator's loss| + 1e-4), at most 1e4; Esser et al.,
     equation 7. Both graphs are kept.
     """
-    (wanted,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
-    (played,) = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)
-    return (wanted.norm() / (played.norm() + 1e-4)).clamp(0, 1e4).detach()
+    (of_reconstruction,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
+    (of_generator,) = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)
+    return (of_reconstruction.norm() / (of_generator.norm() + 1e-4)).clamp(0, 1e4).detach()
+
+
+__all__ = ["PatchDiscriminator", "adaptive_weight", "hinge_loss"]

@@ -2,6 +2,8 @@
 
 import torch
 
+from ..schedules import noise_for_training
+
 
 def intensity_weighted_mse(
     predictions: torch.Tensor,
@@ -56,3 +58,24 @@ def denoising_loss(model_output: torch.Tensor, target: torch.Tensor, log_varianc
     """
     error = (model_output.float() - target.float()).square().flatten(1).mean(1)
     return (error / log_variance.exp() + log_variance).mean()
+
+
+def draw_noisy_latents(
+    scheduler, clean: torch.Tensor, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents with noise of a random timestep each: what a denoiser is trained on.
+
+    Args:
+        scheduler: see [`~earthformer_hf.schedules.noise_for_training`].
+        clean: (B, ...).
+        generator: of noise and timesteps, on the CPU; torch's own if omitted.
+
+    Returns:
+        noisy (B, ...), timestep (B,), target of the network (B, ...).
+    """
+    noise = torch.randn(clean.shape, generator=generator)
+    times = torch.rand(len(clean), generator=generator)  # 0 is clean, 1 pure noise
+    return noise_for_training(scheduler, clean, noise.to(clean), times.to(clean))
+
+
+__all__ = ["denoising_loss", "draw_noisy_latents", "intensity_weighted_mse", "laplace_loss"]

@@ -1,8 +1,9 @@
-"""Optimisers of training recipes, beyond those of torch."""
+"""Optimisers and learning rates of training recipes, beyond what torch has."""
 
 import math
 
 import torch
+from transformers import get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
 from .arguments import TrainingArguments
@@ -92,9 +93,26 @@ def optimizers_of(model: torch.nn.Module, arguments: TrainingArguments) -> list[
     others: list[torch.nn.Parameter] = []
     positions: list[torch.nn.Parameter] = []
     for name, parameter in named.items():
-        kind = positions if "position" in name else matrices if parameter.ndim > 1 else others
-        kind.append(parameter)
+        group = positions if "position" in name else matrices if parameter.ndim > 1 else others
+        group.append(parameter)
     options = [{"params": others, "lr": rate}, {"params": positions, "lr": rate * arguments.position_rate}]
-    options = [group for group in options if group["params"]]
+    options = [option for option in options if option["params"]]
     muon = Muon(matrices, rate, weight_decay=arguments.weight_decay)
     return [muon, torch.optim.AdamW(options, rate, betas, weight_decay=0)]
+
+
+def learning_rate_schedules(optimizers: list[torch.optim.Optimizer], arguments: TrainingArguments) -> list:
+    """For each optimiser a linear rise over the warm-up, then half a cosine down to `min_lr_rate` of the highest."""
+    return [
+        get_scheduler(
+            "cosine_with_min_lr",
+            optimizer,
+            arguments.warmup_steps,
+            arguments.max_steps,
+            scheduler_specific_kwargs={"min_lr_rate": arguments.min_lr_rate},
+        )
+        for optimizer in optimizers
+    ]
+
+
+__all__ = ["Muon", "learning_rate_schedules", "optimizers_of", "orthogonalized"]

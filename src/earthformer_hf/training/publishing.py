@@ -1,0 +1,73 @@
+"""What a run shows of itself: a figure of forecasts at each evaluation, and a card at its end."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from .. import sharing
+from ..data import Windows
+from ..feature_extraction_earthformer import EarthformerFeatureExtractor
+from ..plotting import plot_events
+from ..sharing.cards import write_card
+from .arguments import PublishedArguments
+from .run import Run
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+MODEL_INPUTS = ("past_values", "past_covariates", "future_covariates")
+
+
+def forecast_figure(
+    forecast_of: Callable[[dict], torch.Tensor], windows: Windows, extractor: EarthformerFeatureExtractor
+) -> "Figure":
+    """Observed and forecast frames of the window that varies most among 16 of them, in stored units.
+
+    Args:
+        forecast_of: a window's inputs as a batch of one -> (T_out, H, W, C) in the model's range.
+        windows: of the validation split.
+        extractor: of the model.
+    """
+    items = [windows[n] for n in np.linspace(0, len(windows) - 1, min(16, len(windows))).astype(int)]
+    item = max(items, key=lambda item: item["future_values"].std().item())
+    forecast = forecast_of({name: item[name][None] for name in MODEL_INPUTS if name in item})
+    shown = np.unique(np.linspace(0, len(forecast) - 1, 6).astype(int))
+    observed = torch.where(item["future_observed_mask"], item["future_values"], torch.nan)
+    frames = {"observed": observed, "forecast": forecast.float().cpu()}
+    rows = {name: extractor.decode(values[shown, ..., 0]) for name, values in frames.items()}
+    label = f"{extractor.variable or 'value'}, {extractor.units or 'units not stated'}"
+    return plot_events(rows, {name: [f"frame {n + 1}" for n in shown] for name in rows}, label, "validation")
+
+
+def publish(run: Run, arguments: PublishedArguments, recipe: dict, data: str):
+    """Write the card of what a run has trained, and push both if that was asked for.
+
+    Args:
+        run: at its end.
+        recipe: as read from its file.
+        data: what the model was trained on, in words.
+    """
+    progress = run.progress
+    if not run.accelerator.is_main_process or not progress["best_step"]:
+        return
+    write_card(
+        arguments.output_dir,
+        recipe,
+        data,
+        steps=run.step,
+        batch_size=run.samples_per_step,
+        num_processes=run.accelerator.num_processes,
+        skipped_steps=progress["skipped"],
+        best_step=progress["best_step"],
+        best_loss=progress["best"],
+    )
+    if arguments.push_to_hub:
+        folder, model, extractor = sharing.load(arguments.output_dir)
+        sharing.push(model, arguments.push_to_hub, extractor, folder / "README.md")
+
+
+__all__ = ["MODEL_INPUTS", "forecast_figure", "publish"]
