@@ -10,15 +10,20 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from earthformer_hf import EarthformerForPrediction, EarthformerUNetModel, sharing
 
 
+try:
+    import onnxruntime
+except ModuleNotFoundError as reason:
+    raise SystemExit(f"error: {reason}; install it with: pip install -e '.[export]'") from None
+
+
 Network = EarthformerForPrediction | EarthformerUNetModel
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # between the two runtimes, in the model's range
 
 
 def random_inputs(network: Network, batch: int) -> dict[str, torch.Tensor]:
@@ -58,7 +63,7 @@ def export(network: Network, path: Path):
 
 @torch.no_grad()
 def difference(network: Network, path: Path, batch: int) -> float:
-    """The largest between what onnxruntime makes of the file and what torch makes of `network`, on the CPU."""
+    """The largest difference between the outputs of the file in onnxruntime and of `network` in torch, on the CPU."""
     inputs = random_inputs(network, batch)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
@@ -68,16 +73,19 @@ def difference(network: Network, path: Path, batch: int) -> float:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="model_cards/earthformer-radar-tiny", help="a model folder, or a hub id")
-    parser.add_argument("--output", type=Path, default=Path("outputs/model.onnx"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/model.onnx"), help="file to write")
     arguments = parser.parse_args()
-    _, model, _ = sharing.load(arguments.model)
-    network = getattr(model, "unet", model).float()
-    export(network, arguments.output)
-    for batch in (1, 3):
-        found = difference(network, arguments.output, batch)
-        print(f"batch of {batch}: onnxruntime and torch differ by at most {found:.1e}")
-        if found > TOLERANCE:
-            raise SystemExit(f"error: more than {TOLERANCE}")
+    try:
+        _, model, _ = sharing.load(arguments.model)
+        network = getattr(model, "unet", model).float()
+        export(network, arguments.output)
+        for batch in (1, 3):
+            found = difference(network, arguments.output, batch)
+            print(f"batch of {batch}: onnxruntime and torch differ by at most {found:.1e}")
+            if found > TOLERANCE:
+                raise ValueError(f"that is more than {TOLERANCE}")
+    except (ValueError, OSError) as reason:
+        raise SystemExit(f"error: {' '.join(str(reason).split())}") from None
     print(f"wrote {arguments.output}")
 
 

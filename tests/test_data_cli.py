@@ -146,6 +146,15 @@ def test_wrong_commands(tmp_path):
         assert "Traceback" not in result.output
 
 
+def test_a_preview_that_cannot_be_written(tmp_path, sevir_lr):
+    (tmp_path / "file").touch()
+    for output, words in {tmp_path / "a.nothing": "nothing", tmp_path / "file" / "a.png": "file"}.items():
+        result = run("preview", "sevir-lr", output, "--data-dir", sevir_lr[0])
+        assert type(result.exception) is SystemExit and result.exit_code == 1, result.exception
+        last = result.output.strip().splitlines()[-1]
+        assert last.startswith("error: ") and words in last
+
+
 def test_downsample(tmp_path):
     values = write_raster(tmp_path / "sevir/data/vil/a.h5", 1, grid=(384, 49, "uint8"))
     write_catalogue(tmp_path / "sevir", [("S0", "vil/a.h5", 0, "vil", SUMMER, 0)])

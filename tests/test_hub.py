@@ -24,6 +24,7 @@ from hub_client import CARD, GROUPS
 from local_hub import LocalHub
 from tiny import ROOT, tiny_model, tiny_pipeline
 from transformers import FeatureExtractionMixin, PreTrainedModel
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from earthformer_hf import (
@@ -439,6 +440,13 @@ def test_pictures_and_scores_travel_with_the_card(tmp_path):
     with pytest.raises(ValueError, match="map.png"):
         sharing.export(tiny_model(), tmp_path / "model", card=card)
     assert not (tmp_path / "model").exists()
+    for name in ("config.json", "modeling_earthformer.py", "README.md"):  # no picture replaces what a model is made of
+        shows = tmp_path / "other/README.md"
+        shows.parent.mkdir(exist_ok=True)
+        shows.write_text(f"{GOOD}![a map]({name})")
+        (shows.parent / name).touch()
+        with pytest.raises(ValueError, match=f"{name}', which is a file of the model"):
+            sharing.export(tiny_model(), tmp_path / "model", card=shows)
     (card.parent / "map.png").write_bytes(b"picture")
     (card.parent / "scores.json").write_text("{}")
     sharing.export(tiny_model(), tmp_path / "model", card=card)
@@ -470,6 +478,17 @@ def test_the_command_checks_a_folder_of_folders(folder):
     assert result.exit_code == 1 and "README.md: missing" in result.output and "1 of 2" in result.output
     result = CliRunner().invoke(app, ["hub", "export", str(folder), str(folder.parent / "second")])
     assert result.exit_code == 1 and "something else" in result.output
+
+
+def test_every_argument_and_option_has_help():
+    commands = {"": get_command(app)}
+    while groups := {name: group for name, group in commands.items() if hasattr(group, "commands")}:
+        for name, group in groups.items():
+            commands |= {f"{name} {key}".strip(): command for key, command in group.commands.items()}
+            del commands[name]
+    assert {"evaluate", "hub push", "data info"} <= commands.keys()
+    silent = [(name, p.name) for name, command in commands.items() for p in command.params if not p.help]
+    assert silent == [] and all(command.help for command in commands.values())
 
 
 def test_without_typer_the_command_says_what_to_install(monkeypatch):

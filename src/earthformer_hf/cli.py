@@ -2,10 +2,12 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
+from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 
@@ -23,24 +25,35 @@ data_app = typer.Typer(help="Prepare, describe, draw and push data sets.", no_ar
 app.add_typer(data_app, name="data")
 
 
-Source = Annotated[str, typer.Argument(help="a model folder, or a hub id")]
-Card = Annotated[Path | None, typer.Option(help="model card; that of SOURCE if omitted")]
-Token = Annotated[str | None, typer.Option(help="of the hub; that of `hf auth login` if omitted")]
-Revision = Annotated[str | None, typer.Option(help="of a hub id")]
-
-
-# What a broken file or a refusing hub raises.
-ERRORS = (ValueError, TypeError, KeyError, OSError, SafetensorError, HfHubHTTPError)
+# What wrong arguments, broken files, missing extras, and a hub that refuses or cannot be reached raise.
+EXPECTED_ERRORS = (
+    ValueError, TypeError, LookupError, ImportError, RuntimeError, SafetensorError, DatasetsError,
+    *HfHubHTTPError.__bases__,  # OSError, and that of the hub's client for connections that fail
+)  # fmt: skip
 
 
 def fail(reason: object):
+    """End with one line of what is wrong, and exit code 1."""
     typer.echo(f"error: {' '.join(str(reason).split())}", err=True)
     raise typer.Exit(1)
 
 
-def card_of(folder: Path, card: Path | None) -> Path | None:
-    beside = folder / "README.md"
-    return card or (beside if beside.is_file() else None)
+def fails_in_one_line(command: Callable) -> Callable:
+    """A command that ends with one line where bad input would end it with a traceback."""
+
+    @wraps(command)
+    def wrapped(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except typer.Exit:  # which is a RuntimeError
+            raise
+        except EXPECTED_ERRORS as reason:
+            fail(reason)
+
+    return wrapped
+
+
+# -- evaluate ---------------------------------------------------------------------------------------------------------
 
 
 @app.command("evaluate")
@@ -79,103 +92,118 @@ def compare_command(files: Annotated[list[Path], typer.Argument(help="scores.jso
         fail(reason)
 
 
+# -- hub --------------------------------------------------------------------------------------------------------------
+
+ModelSource = Annotated[str, typer.Argument(metavar="SOURCE", help="a model folder, or a hub id")]
+Card = Annotated[Path | None, typer.Option(help="model card, a Markdown file; that of SOURCE if omitted")]
+Token = Annotated[str | None, typer.Option(help="of the hub; that of `hf auth login` if omitted")]
+Private = Annotated[bool | None, typer.Option(help="whether a repository that is created is private")]
+RepoId = Annotated[str, typer.Argument(help="name or namespace/name")]
+
+
+def card_of(folder: Path) -> Path | None:
+    card = folder / "README.md"
+    return card if card.is_file() else None
+
+
 @hub_app.command("export")
+@fails_in_one_line
 def export_command(
-    source: Source,
+    source: ModelSource,
     folder: Annotated[Path, typer.Argument(help="where to write")],
     card: Card = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model that FOLDER holds")] = False,
-    revision: Revision = None,
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a hub id")] = None,
     token: Token = None,
 ):
     """Write a folder that loads with this package, and without it by trust_remote_code."""
     from . import sharing
 
-    try:
-        place, model, extractor = sharing.load(source, revision, token)
-        sharing.export(model, folder, extractor, card_of(place, card), overwrite)
-    except ERRORS as reason:
-        fail(reason)
+    source_folder, model, extractor = sharing.load(source, revision, token)
+    sharing.export(model, folder, extractor, card or card_of(source_folder), overwrite)
     typer.echo(f"{folder}: written")
 
 
 @hub_app.command("push")
+@fails_in_one_line
 def push_command(
-    source: Source,
-    repo_id: Annotated[str, typer.Argument(help="name or namespace/name")],
+    source: ModelSource,
+    repo_id: RepoId,
     card: Card = None,
     branch: Annotated[str | None, typer.Option(help="branch to push to, created if need be")] = None,
     tag: Annotated[str | None, typer.Option(help="name for the resulting commit")] = None,
-    private: Annotated[bool | None, typer.Option(help="of a repository that is created")] = None,
+    private: Private = None,
     token: Token = None,
 ):
     """Push a model or pipeline, the card first; a folder without weights as it is, card and configuration."""
     from . import sharing
 
     options: dict[str, Any] = {"private": private, "token": token, "revision": branch, "tag": tag}
-    try:
-        if Path(source).is_dir() and not sharing.has_weights(Path(source)):
-            commit = sharing.upload(Path(source), repo_id, "Upload the configuration", **options)
-        else:
-            place, model, extractor = sharing.load(source, token=token)
-            commit = sharing.push(model, repo_id, extractor, card_of(place, card), **options)
-    except ERRORS as reason:
-        fail(reason)
+    if Path(source).is_dir() and not sharing.has_weights(Path(source)):
+        commit = sharing.upload(Path(source), repo_id, "Upload the configuration", **options)
+    else:
+        folder, model, extractor = sharing.load(source, token=token)
+        commit = sharing.push(model, repo_id, extractor, card or card_of(folder), **options)
     typer.echo(str(commit))
 
 
 @hub_app.command("check")
+@fails_in_one_line
 def check_command(
     folders: Annotated[list[Path], typer.Argument(help="model folders, or a folder of them")],
 ):
     """Check cards and configurations: metadata, shapes, and that every score has a source."""
     from . import sharing
 
-    places = []
+    models: list[Path] = []
     for folder in folders:
         alone = (folder / "README.md").is_file() or not folder.is_dir()
-        places += [folder] if alone else sorted(place for place in folder.iterdir() if place.is_dir())
+        models += [folder] if alone else sorted(path for path in folder.iterdir() if path.is_dir())
     failed = 0
-    for place in places:
-        problems = sharing.check(place)
+    for model in models:
+        problems = sharing.check(model)
         failed += bool(problems)
-        typer.echo(f"{place}: {'fine' if not problems else ''}".rstrip())
+        typer.echo(f"{model}: {'fine' if not problems else ''}".rstrip())
         for problem in problems:
             typer.echo(f"  {problem}")
-    if failed or not places:
-        fail(f"{failed} of {len(places)} folders have problems" if places else "no folders")
+    if failed or not models:
+        fail(f"{failed} of {len(models)} folders have problems" if models else "no folders")
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
 
-Name = Annotated[str, typer.Argument(help="a source, such as open-radar; or a prepared folder, or its hub id")]
+SourceName = Annotated[str, typer.Argument(metavar="NAME", help="a source, such as open-radar")]
+DataName = Annotated[str, typer.Argument(metavar="NAME", help="a source; or a prepared folder, or its hub id")]
 DataDir = Annotated[Path | None, typer.Option(help="folder of the source's files; EARTHFORMER_HF_DATA if omitted")]
-Option = Annotated[list[str] | None, typer.Option("--option", "-o", help="NAME=VALUE of the source; may be repeated")]
+SourceOptions = Annotated[
+    list[str] | None, typer.Option("--option", "-o", help="NAME=VALUE of the source; may be repeated")
+]
 
 
-def parsed(options: list[str] | None) -> dict[str, Any]:
+def source_options(options: list[str] | None) -> dict[str, Any]:
     """NAME=VALUE -> the value as YAML reads it, lists as tuples."""
     import yaml
 
     values = {}
     for option in options or ():
-        name, equals, value = option.partition("=")
+        name, equals, text = option.partition("=")
         if not equals:
             fail(f"--option must be NAME=VALUE, got {option!r}")
         try:
-            read = yaml.safe_load(value)
+            value = yaml.safe_load(text)
         except yaml.YAMLError as reason:
             fail(f"--option {name}: {reason}")
-        values[name] = tuple(read) if isinstance(read, list) else read
+        values[name] = tuple(value) if isinstance(value, list) else value
     return values
 
 
 @data_app.command("prepare")
+@fails_in_one_line
 def prepare_command(
-    name: Annotated[str, typer.Argument(help="a source, such as open-radar")],
+    name: SourceName,
     folder: Annotated[Path, typer.Argument(help="where to write; finished shards in it are kept")],
     data_dir: DataDir = None,
-    option: Option = None,
+    option: SourceOptions = None,
     max_shard_size: Annotated[str, typer.Option(help="of a shard's frames, before compression")] = "500MB",
     num_proc: Annotated[int, typer.Option(min=1, help="processes that write shards")] = 1,
 ):
@@ -183,13 +211,10 @@ def prepare_command(
     from .data.events import load_dataset, make_builder
     from .data.hosted import prepare
 
-    options = parsed(option)
-    try:
-        tables = load_dataset(name, data_dir, keep_bad=True, **options)
-        facts = make_builder(name, data_dir, **options).facts
-        problems = prepare(tables, folder, facts, max_shard_size, num_proc)
-    except (ValueError, OSError) as reason:
-        fail(reason)
+    options = source_options(option)
+    tables = load_dataset(name, data_dir, keep_bad=True, **options)
+    facts = make_builder(name, data_dir, **options).facts
+    problems = prepare(tables, folder, facts, max_shard_size, num_proc)
     typer.echo(f"{folder}: written")
     for problem in problems:
         typer.echo(f"left out: {problem}", err=True)
@@ -198,26 +223,25 @@ def prepare_command(
 
 
 @data_app.command("push")
+@fails_in_one_line
 def push_data_command(
     folder: Annotated[Path, typer.Argument(help="as written by `prepare`")],
-    repo_id: Annotated[str, typer.Argument(help="name or namespace/name")],
-    private: Annotated[bool | None, typer.Option(help="of a repository that is created")] = None,
+    repo_id: RepoId,
+    private: Private = None,
     token: Token = None,
 ):
     """Push a prepared folder to a hub, if it agrees with its checksums."""
     from .data.hosted import push
 
-    try:
-        typer.echo(str(push(folder, repo_id, private, token)))
-    except (ValueError, OSError, HfHubHTTPError) as reason:
-        fail(reason)
+    typer.echo(str(push(folder, repo_id, private, token)))
 
 
 @data_app.command("info")
+@fails_in_one_line
 def info_command(
-    name: Name,
+    name: DataName,
     data_dir: DataDir = None,
-    option: Option = None,
+    option: SourceOptions = None,
     sample: Annotated[int, typer.Option(min=0, help="events of each split whose missing values are counted")] = 8,
 ):
     """Print what a data set is: units, coding, licence, sizes of the splits, and how much is missing."""
@@ -229,36 +253,34 @@ def info_command(
     from .data.hosted import event_in_memory, missing_values
     from .feature_extraction_earthformer import EarthformerFeatureExtractor
 
-    try:
-        if name not in SOURCES:
-            typer.echo(DatasetCard.load(Path(name) / "README.md" if Path(name).is_dir() else name).content)
-            return
-        facts = make_builder(name, data_dir, **parsed(option)).facts
-        for field in fields(facts):
-            stated = str(getattr(facts, field.name))
-            short = stated if len(stated) < 400 else f"{stated[:400]} ..."  # a table of codes
-            typer.echo(f"{field.name.replace('_', ' ') + ':':20s}{short}")
-        extractor = EarthformerFeatureExtractor(**facts.feature_extractor)
-        tables = load_dataset(name, data_dir, keep_bad=True, **parsed(option))
-        for split, table in tables.items():
-            table = table.with_format(None)
-            fine = table.filter(lambda problem: not problem, input_columns="problem")
-            read = [event_in_memory(row) for row in fine.select(range(min(sample, len(fine))))]
-            missing = sum(missing_values(event, extractor) for event in read)
-            share = missing / max(sum(event["values"].size for event in read), 1)
-            bad = f", {len(table) - len(fine)} events cannot be used" if len(fine) < len(table) else ""
-            counts = f"{len(fine)} events, {sum(fine['length'][:])} frames{bad}"
-            typer.echo(f"{split + ':':20s}{counts}; {share:.3%} missing in the first {len(read)}")
-    except (ValueError, OSError, HfHubHTTPError) as reason:
-        fail(reason)
+    if name not in SOURCES:
+        typer.echo(DatasetCard.load(Path(name) / "README.md" if Path(name).is_dir() else name).content)
+        return
+    options = source_options(option)
+    facts = make_builder(name, data_dir, **options).facts
+    for field in fields(facts):
+        text = str(getattr(facts, field.name))
+        text = text if len(text) < 400 else f"{text[:400]} ..."  # a table of codes
+        typer.echo(f"{field.name.replace('_', ' ') + ':':20s}{text}")
+    extractor = EarthformerFeatureExtractor(**facts.feature_extractor)
+    for split, table in load_dataset(name, data_dir, keep_bad=True, **options).items():
+        table = table.with_format(None)
+        usable = table.filter(lambda problem: not problem, input_columns="problem")
+        events = [event_in_memory(row) for row in usable.select(range(min(sample, len(usable))))]
+        missing = sum(missing_values(event, extractor) for event in events)
+        missing /= max(sum(event["values"].size for event in events), 1)
+        unusable = f", {len(table) - len(usable)} events cannot be used" if len(usable) < len(table) else ""
+        counts = f"{len(usable)} events, {sum(usable['length'][:])} frames{unusable}"
+        typer.echo(f"{split + ':':20s}{counts}; {missing:.3%} missing in the first {len(events)}")
 
 
 @data_app.command("preview")
+@fails_in_one_line
 def preview_command(
-    name: Name,
+    name: DataName,
     output: Annotated[Path, typer.Argument(help="a .png file")],
     data_dir: DataDir = None,
-    option: Option = None,
+    option: SourceOptions = None,
     split: Annotated[str, typer.Option(help="to draw from")] = "train",
     events: Annotated[int, typer.Option(min=1, help="rows: of a source from all over the split, else the first")] = 6,
     frames: Annotated[int, typer.Option(min=1, help="columns: from an event's first to its last")] = 6,
@@ -273,38 +295,37 @@ def preview_command(
     from .plotting import plot_events
 
     chosen: Any
+    if name in SOURCES:
+        options = source_options(option)
+        facts = make_builder(name, data_dir, **options).facts
+        extractor = EarthformerFeatureExtractor(**facts.feature_extractor)
+        label = f"{facts.variable}, {facts.units}"
+        table = load_dataset(name, data_dir, split, keep_bad=True, **options).with_format(None)
+        table = table.filter(lambda problem: not problem, input_columns="problem")
+        if not len(table):
+            raise ValueError(f"split {split!r} of {name} holds no event that can be used")
+        numbers = np.unique(np.linspace(0, len(table) - 1, events).round().astype(int))
+        chosen = table.select(numbers)
+    else:
+        extractor, label = EarthformerFeatureExtractor(), "stored values"
+        stream = datasets.load_dataset(name, split=split, streaming=True)
+        check_origin(stream)
+        chosen = stream.take(events)
+    rows: dict[str, np.ndarray] = {}
     times: dict[str, Sequence[str]] = {}
-    try:
-        if name in SOURCES:
-            facts = make_builder(name, data_dir, **parsed(option)).facts
-            extractor = EarthformerFeatureExtractor(**facts.feature_extractor)
-            label = f"{facts.variable}, {facts.units}"
-            table = load_dataset(name, data_dir, split, keep_bad=True, **parsed(option)).with_format(None)
-            table = table.filter(lambda problem: not problem, input_columns="problem")
-            if not len(table):
-                raise ValueError(f"split {split!r} of {name} holds no event that can be used")
-            numbers = np.unique(np.linspace(0, len(table) - 1, events).round().astype(int))
-            chosen = map(as_event, table.select(numbers))
-        else:
-            extractor, label = EarthformerFeatureExtractor(), "stored values"
-            stream = datasets.load_dataset(name, split=split, streaming=True)
-            check_origin(stream)
-            chosen = map(as_event, stream.take(events))
-        rows = {}
-        for event in chosen:
-            columns = np.linspace(0, len(event["time"]) - 1, frames).round().astype(int)
-            values = np.stack([event["values"][n] for n in columns.tolist()])
-            values = np.where(extractor.observed(values), values, np.nan)
-            rows[event["id"]] = values[..., channel] if values.ndim == 4 else values
-            times[event["id"]] = [str(time).replace("T", " ") for time in event["time"][columns]]
-    except (ValueError, OSError, IndexError, HfHubHTTPError) as reason:
-        fail(reason)
+    for event in map(as_event, chosen):
+        columns = np.linspace(0, len(event["time"]) - 1, frames).round().astype(int)
+        values = np.stack([event["values"][n] for n in columns.tolist()])
+        values = np.where(extractor.observed(values), values, np.nan)
+        rows[event["id"]] = values[..., channel] if values.ndim == 4 else values
+        times[event["id"]] = [str(time).replace("T", " ") for time in event["time"][columns]]
     output.parent.mkdir(parents=True, exist_ok=True)
     plot_events(rows, times, label, f"{name}, {split}").savefig(output, dpi=110)
     typer.echo(f"{output}: written")
 
 
 @data_app.command("downsample")
+@fails_in_one_line
 def downsample_command(
     sevir_dir: Annotated[Path, typer.Argument(help="folder of SEVIR's CATALOG.csv and data")],
     output_dir: Annotated[Path, typer.Argument(help="folder of SEVIR-LR; finished files in it are kept")],
@@ -312,15 +333,15 @@ def downsample_command(
     """Make SEVIR-LR from SEVIR: every second frame, and the maximum of 3 x 3 pixels."""
     from .data.sevir import downsample
 
-    try:
-        downsample(sevir_dir, output_dir)
-    except (ValueError, OSError) as reason:
-        fail(reason)
+    downsample(sevir_dir, output_dir)
     typer.echo(f"{output_dir}: written")
 
 
 def main():
     app()
+
+
+__all__ = ["app", "main"]
 
 
 if __name__ == "__main__":

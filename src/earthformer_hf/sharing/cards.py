@@ -143,19 +143,21 @@ def copy_card(card: str | Path, folder: Path):
     """Put a card into a folder, with the pictures that it shows and the `scores.json` beside it.
 
     Raises:
-        ValueError: there is no such card, or a picture is no file beside it.
+        ValueError: there is no such card, or a picture is no file beside it, or one of the model's.
     """
     card = Path(card)
     if not card.is_file():
         raise ValueError(f"`card` must be a Markdown file, got {str(card)!r}.")
     pictures = shown_pictures(card.read_text(encoding="utf-8"))
-    for name in pictures:
+    shutil.copyfile(card, folder / "README.md")
+    for name in dict.fromkeys(pictures):
         if not is_file_beside(card, name):
             raise ValueError(f"`card`: {card} shows {name!r}, which must be a file beside it.")
-    shutil.copyfile(card, folder / "README.md")
-    for name in {*pictures, "scores.json"}:
-        if is_file_beside(card, name):
-            shutil.copyfile(card.parent / name, folder / name)
+        if (folder / name).exists():
+            raise ValueError(f"`card`: {card} shows {name!r}, which is a file of the model.")
+        shutil.copyfile(card.parent / name, folder / name)
+    if (card.parent / "scores.json").is_file():
+        shutil.copyfile(card.parent / "scores.json", folder / "scores.json")
 
 
 def with_tags(text: str, tags: list[str]) -> str:

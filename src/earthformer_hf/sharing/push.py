@@ -60,8 +60,8 @@ def _download(repo_id: str, revision: str | None, token: str | bool | None) -> P
     folder = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns="README.md"))
     card = folder / "README.md"
     pictures = shown_pictures(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
-    files = ["README.md", "*.json", "*.safetensors", *map(glob.escape, pictures)]
-    commit = folder.name  # of the card, so that all files are of one
+    files = ["README.md", "*.json", "*.safetensors", *(glob.escape(name) for name in pictures if "/" not in name)]
+    commit = folder.name  # that the card is of
     return Path(snapshot_download(repo_id, revision=commit, token=token, allow_patterns=files))
 
 
