@@ -266,7 +266,7 @@ def weights_of(repo_id: str) -> list[str]:
 
 
 def variants():
-    from earthformer_hf import EarthformerForPrediction, PreDiffPipeline
+    from earthformer_hf import EarthformerForPrediction, PreDiffPipeline, sharing
 
     network, extractor, pipe = tiny_objects()
     network.push_to_hub("someone/variants")
@@ -298,6 +298,8 @@ def variants():
         "someone/variants-of-a-pipeline", variant="fp16", torch_dtype=torch.float16
     )
     assert torch.equal(ensemble(loaded), ensemble(pipe))
+    _, loaded, _ = sharing.load("someone/variants-of-a-pipeline")  # the weights of no variant
+    assert loaded.unet.dtype == torch.float32 and torch.equal(ensemble(loaded), before)
     raises(ValueError, lambda: pipe.push_to_hub("someone/pickle", safe_serialization=False), "`safe_serialization`")
     raises(ValueError, lambda: pipe.push_to_hub("someone/below", subfolder="below"), "`subfolder`")
 

@@ -394,6 +394,11 @@ def test_a_table_of_tensors_holds_no_scores(folder):
     assert sharing.check(folder) == []
 
 
+def edit_config(folder, **changes):
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stored | changes))
+
+
 def broken_weights(folder):
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:5000])
@@ -411,6 +416,8 @@ def broken_scores(folder):
         (broken_scores, "scores.json is no JSON"),
         (lambda folder: (folder / "README.md").write_bytes(b"---\nlicense: \xe9\n---\n"), "it is no UTF-8"),
         (lambda folder: (folder / "config.json").write_text("[]"), "configuration"),
+        (lambda folder: edit_config(folder, context_length="x"), "context_length"),
+        (lambda folder: edit_config(folder, num_global_vectors=3), "the weights do not fit the configuration"),
     ],
 )
 def test_broken_files_are_named(folder, spoil, problem):

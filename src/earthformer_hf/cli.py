@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from datasets.exceptions import DatasetsError
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
 
@@ -27,7 +27,8 @@ app.add_typer(data_app, name="data")
 
 # What wrong arguments, broken files, missing extras, and a hub that refuses or cannot be reached raise.
 EXPECTED_ERRORS = (
-    ValueError, TypeError, LookupError, ImportError, RuntimeError, SafetensorError, DatasetsError,
+    ValueError, TypeError, LookupError, ImportError, RuntimeError,
+    SafetensorError, DatasetsError, StrictDataclassError,
     *HfHubHTTPError.__bases__,  # OSError, and that of the hub's client for connections that fail
 )  # fmt: skip
 

@@ -179,6 +179,7 @@ def card_text(title: str, metadata: dict[str, Any], introduction: str, sections:
 
 
 def plain_title(model_class: type[Shareable]) -> str:
+    """What a model, pipeline or feature extractor is, in words."""
     if issubclass(model_class, EarthformerFeatureExtractor):
         return "A feature extractor of Earthformer"
     return "PreDiff ensemble forecasts" if issubclass(model_class, PreDiffPipeline) else "An Earthformer"

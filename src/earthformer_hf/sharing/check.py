@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoFeatureExtractor
 
@@ -48,7 +49,7 @@ def check(folder: str | Path) -> list[str]:
             problems += [f"{path.relative_to(folder)}: {problem}" for problem in _weight_problems(path, network)]
         for path in folder.rglob("preprocessor_config.json"):
             AutoFeatureExtractor.from_pretrained(path.parent)
-    except (ValueError, TypeError, OSError, KeyError) as reason:
+    except (ValueError, TypeError, OSError, KeyError, StrictDataclassError) as reason:
         problems.append(f"configuration: {' '.join(str(reason).split())}")
     return problems
 

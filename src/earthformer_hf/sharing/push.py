@@ -60,14 +60,15 @@ def _download(repo_id: str, revision: str | None, token: str | bool | None) -> P
     folder = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns="README.md"))
     card = folder / "README.md"
     pictures = shown_pictures(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
-    files = ["README.md", "*.json", "*.safetensors", *(glob.escape(name) for name in pictures if "/" not in name)]
+    files = ["README.md", "*.json", *_weight_patterns(variant=None)]
+    files += [glob.escape(name) for name in pictures if "/" not in name]
     commit = folder.name  # that the card is of
     return Path(snapshot_download(repo_id, revision=commit, token=token, allow_patterns=files))
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """The one of the first tensor in a network's folder."""
-    for path in sorted(folder.glob("*.safetensors")):
+    """The precision of the first stored tensor of a network."""
+    for path in sorted([*folder.glob("*model.safetensors"), *folder.glob("*model-*-of-*.safetensors")]):
         with safe_open(path, "pt") as file:
             for name in file.keys():
                 return file.get_tensor(name).dtype
