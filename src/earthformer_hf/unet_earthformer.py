@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
@@ -247,7 +248,7 @@ def initialize(module: nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class EarthformerNoisyModel(ModelMixin, ConfigMixin):
+class EarthformerNoisyModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """What [`EarthformerUNetModel`] and [`EarthformerAlignmentModel`] share: checks, and what the layers ask for."""
 
     _supports_gradient_checkpointing = True
