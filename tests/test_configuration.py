@@ -1,12 +1,13 @@
 """What a configuration derives, refuses, and keeps through a file."""
 
+import copy
 import json
 
 import pytest
 from tiny import tiny_config
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
-from earthformer_hf import CrossCuboid, Cuboid, EarthformerConfig
+from earthformer_hf import CrossCuboid, Cuboid, EarthformerConfig, EarthformerForPrediction
 
 
 def test_derived_sizes():
@@ -113,3 +114,80 @@ def test_names_that_the_library_looks_for():
 def test_values_that_cannot_work_are_refused(changes, named):
     with pytest.raises(ValueError, match=named):
         tiny_config(**changes)
+
+
+# -- keywords and entries that no field takes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loader", [EarthformerConfig, AutoConfig, EarthformerForPrediction, AutoModel])
+def test_a_typo_on_loading_is_refused_with_the_nearest_name(tmp_path, loader):
+    EarthformerForPrediction(tiny_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'contxt_length'; did you mean 'context_length'"):
+        loader.from_pretrained(tmp_path, contxt_length=1)
+
+
+def test_keywords_of_other_parts_of_the_library_only_warn(tmp_path, caplog):
+    """As `transformers.pipeline` hands those of the model to configuration and feature extractor."""
+    tiny_config().save_pretrained(tmp_path)
+    keywords = {"device_map": "cpu", "low_cpu_mem_usage": True, "torch_dtype": "float32", "variant": None}
+    keywords |= {"num_workers": 1, "state_dict": None, "trust_remote_code": False, "_from_pipeline": "x"}
+    assert EarthformerConfig.from_pretrained(tmp_path, **keywords).hidden_sizes == [16, 32]
+    assert "'device_map' has no effect" in caplog.text
+    config, unused = EarthformerConfig.from_pretrained(tmp_path, return_unused_kwargs=True, device_map="cpu")
+    assert config.context_length == 3 and unused["device_map"] == "cpu"
+
+
+def test_keywords_that_the_library_takes():
+    options = {"name_or_path": "somewhere", "output_attentions": True, "num_labels": 1, "attn_implementation": "eager"}
+    options |= {"use_cache": False, "pad_token_id": 0, "torch_dtype": "float16", "model_type": "earthformer"}
+    config = tiny_config(**options, return_dict=False, architectures=["EarthformerModel"])
+    assert config.name_or_path == "somewhere" and config.output_attentions and config.num_labels == 1
+    assert str(config.dtype) == "torch.float16" and config.return_dict is False
+    assert EarthformerConfig(**config.to_dict()).to_dict() == config.to_dict()
+
+
+def test_what_the_library_stores_is_no_unknown_entry(tmp_path, caplog):
+    config = tiny_config()
+    config.auto_map = {"AutoModel": "modeling_earthformer.EarthformerModel"}
+    config.quantization_config = {"quant_method": "torchao"}
+    config.custom_pipelines = {"forecast": {"impl": "forecast.Pipeline"}}
+    config.save_pretrained(tmp_path)
+    loaded = EarthformerConfig.from_pretrained(tmp_path)
+    assert loaded.auto_map == config.auto_map and loaded.quantization_config == config.quantization_config
+    assert caplog.text == ""
+
+
+# -- assignment -------------------------------------------------------------------------------------------------------
+
+
+def test_an_assigned_field_takes_its_stored_form():
+    config = tiny_config()
+    config.image_size = 64
+    assert config.image_size == [64, 64] and config.level_sizes == [(32, 32), (16, 16)]
+    config.stem_strides = ((1, 2), 2)
+    assert config.stem_strides == [[1, 2], 2] and config.level_sizes == [(32, 16), (16, 8)]
+    config.self_attention_pattern = [Cuboid((2, 4, 4))]
+    assert config.self_attention_pattern[0]["size"] == [2, 4, 4]
+    config.num_output_channels = None
+    assert config.num_output_channels == 1
+    assert copy.deepcopy(config) == config
+    assert EarthformerConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    "name, value, refused",
+    [
+        ("image_size", -1, "image_size"),
+        ("image_size", [20], "image_size"),
+        ("context_length", 0, "context_length"),
+        ("hidden_sizes", (16, 30), "hidden_sizes"),
+        ("self_attention_pattern", "axiel", "axiel"),
+        ("stem_strides", [1], "stem_strides"),
+    ],
+)
+def test_an_assignment_that_cannot_work_is_refused_and_undone(name, value, refused):
+    config = tiny_config()
+    before = config.to_dict()
+    with pytest.raises(ValueError, match=refused):
+        setattr(config, name, value)
+    assert config.to_dict() == before

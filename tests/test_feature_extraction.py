@@ -1,5 +1,7 @@
 """Raw values to the model's range and back, and what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from tiny import tiny_config
 from transformers import AutoFeatureExtractor
 
 from earthformer_hf import EarthformerFeatureExtractor
+from earthformer_hf.data.windows import Windows
 
 
 def rain_extractor(**changes):
@@ -120,3 +123,89 @@ def test_save_and_load(tmp_path):
     loaded = AutoFeatureExtractor.from_pretrained(tmp_path)
     assert type(loaded) is EarthformerFeatureExtractor
     assert loaded.to_dict() == extractor.to_dict()
+
+
+@pytest.mark.parametrize("loader", [EarthformerFeatureExtractor, AutoFeatureExtractor])
+def test_arguments_given_on_loading(tmp_path, loader, caplog):
+    EarthformerFeatureExtractor(scale=2.0).save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    del stored["valid_range"]  # as of a version that did not know it
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored | {"rotary": 1, "auto_map": {}}))
+    loaded = loader.from_pretrained(tmp_path, valid_range=[0, 1], device_map="cpu")
+    assert loaded.scale == 2.0 and loaded.valid_range == [0, 1]
+    assert "rotary" in caplog.text and "'device_map' has no effect" in caplog.text and "auto_map" not in caplog.text
+    with pytest.raises(ValueError, match="'sacle'; did you mean 'scale'"):
+        loader.from_pretrained(tmp_path, sacle=2.0)
+    with pytest.raises(ValueError, match="scale"):
+        loader.from_pretrained(tmp_path, scale=0)
+
+
+# -- what was not observed --------------------------------------------------------------------------------------------
+
+
+def masked_rain(dtype="float32") -> np.ma.MaskedArray:
+    """What netCDF4 returns: fill values below the mask. (2, 2, 3), two values masked."""
+    raw = np.ma.masked_equal(np.array([[[1, 2, -99], [4, 5, 6]], [[7, 8, 9], [-99, 11, 12]]], dtype), -99)
+    assert raw.mask.sum() == 2
+    return raw
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "int32"])
+def test_a_mask_hides_what_is_below_it(dtype):
+    raw, expected = masked_rain(dtype), ~masked_rain().mask
+    extractor = EarthformerFeatureExtractor(scale=0.5, fill_value=3)
+    values, observed = extractor.encode(raw)
+    assert type(observed) is np.ndarray and (observed == expected).all()
+    assert (extractor.observed(raw) == expected).all()
+    assert (values == np.where(expected, raw.data, 3) * 0.5).all()
+    with pytest.raises(ValueError, match=r"2 missing or non-finite values of 12.*nan at \(0, 0, 2\).*fill_value"):
+        EarthformerFeatureExtractor().encode(raw)
+    with pytest.raises(ValueError, match="2 missing"):
+        EarthformerFeatureExtractor()(raw)
+
+
+def test_every_container_keeps_what_is_missing():
+    raw, extractor = masked_rain(), EarthformerFeatureExtractor(fill_value=3)
+    holed = raw.filled(np.nan)
+    expected = np.where(np.isnan(holed), 3, holed)[None, ..., None]
+    arrays = [raw, [raw], [[raw[0], raw[1]]], holed, torch.from_numpy(holed), [torch.from_numpy(holed).bfloat16()]]
+    xarray = pytest.importorskip("xarray", reason="xarray is not installed")
+    arrays += [xarray.DataArray(raw), [xarray.DataArray(holed)]]
+    for given in arrays:
+        assert (extractor(given, return_tensors="np")["past_values"] == expected).all()
+        assert extractor.observed(given).sum() == 10
+    with pytest.raises(ValueError, match="`raw`.*one shape"):
+        extractor([raw, raw[:1]])
+
+
+def test_values_that_do_not_exist_were_not_observed():
+    extractor = rain_extractor(fill_value=3)
+    raw = np.array([[[-9999.0, 254, 254.5, 0, -0.5]]])
+    values, observed = extractor.encode(raw)
+    assert observed.tolist() == [[[False, True, False, True, False]]]
+    np.testing.assert_allclose(values[0, 0], np.array([3, 254, 3, 0, 3]) / 255, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"3 missing .*outside `valid_range` \[0, 254\].*-9999.0 at \(0, 0, 0\)"):
+        rain_extractor(fill_value=None).encode(raw)
+    # what decode returns is valid, also where the bounds are no float32
+    extractor = EarthformerFeatureExtractor(valid_range=[0.1, 0.7])
+    assert extractor.observed(extractor.decode(np.array([-1.0, 2.0])).astype("float64")).all()
+
+
+def test_missing_stays_missing_through_physical_units():
+    extractor = rain_extractor()
+    rain = np.ma.masked_equal(np.array([0.5, -9999.0, 1.0]), -9999.0)
+    assert extractor.from_physical(rain).tolist() == [5, 255, 10]
+    assert extractor.from_physical(np.array([0.5, np.nan, 1.0])).tolist() == [5, 255, 10]
+    codes = rain_extractor(missing_value=None).from_physical([rain])
+    np.testing.assert_array_equal(codes, [[5, np.nan, 10]])
+    for codes in (np.array([5.0, 255, 10]), np.ma.masked_equal([5, 0, 10], 0), np.array([5, -9999, 10])):
+        np.testing.assert_array_equal(extractor.to_physical(codes), np.float32([0.5, np.nan, 1]))
+
+
+def test_windows_honour_a_mask():
+    raw = np.ma.masked_less(np.arange(60.0).reshape(5, 3, 4), 2)
+    windows = Windows([{"id": "a", "values": raw}], EarthformerFeatureExtractor(fill_value=7).encode, 2, 3)
+    assert windows[0]["past_values"][0, 0, :, 0].tolist() == [7, 7, 2, 3]
+    raw = np.ma.masked_greater(raw, 57)
+    windows = Windows([{"id": "a", "values": raw}], EarthformerFeatureExtractor(fill_value=7).encode, 2, 3)
+    assert windows[0]["future_observed_mask"].sum() == 36 - 2

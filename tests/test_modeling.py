@@ -261,6 +261,17 @@ def test_missing_future_values_reach_neither_loss_nor_gradient():
     assert torch.equal(model.head.out_proj.weight.grad, expected)
 
 
+def test_a_batch_without_observed_values_has_no_loss_and_no_gradient():
+    """Gradients are 0, not absent: processes that train together wait for all of them."""
+    model = tiny_model().train()
+    past, future = frames(model.config), futures(model)
+    loss = model(past, torch.full_like(future, float("nan")), torch.zeros_like(future, dtype=torch.bool)).loss
+    loss.backward()
+    assert loss.item() == 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
 # -- transformers.Trainer ---------------------------------------------------------------------------------------------
 
 
@@ -297,6 +308,55 @@ def test_trainer_trains_evaluates_and_keeps_the_best_model(tmp_path):
     assert after["eval_loss"] < before["eval_loss"]
     history = [entry["eval_mae"] for entry in trainer.state.log_history if "eval_mae" in entry]
     assert after["eval_mae"] == pytest.approx(min(history[1:-1]), rel=1e-6)
+
+
+# -- keywords of forward ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "typo, meant",
+    [
+        ("future_value", "future_values"),
+        ("future_mask", "future_observed_mask"),
+        ("past_covariate", "past_covariates"),
+    ],
+)
+def test_a_typo_in_a_call_is_refused_with_the_nearest_name(typo, meant):
+    model = tiny_model()
+    past, future = frames(model.config), futures(model)
+    with pytest.raises(TypeError, match=rf"EarthformerForPrediction.forward\(\).*'{typo}'; did you mean '{meant}'"):
+        model(past_values=past, **{typo: future})
+    with pytest.raises(TypeError, match="EarthformerModel.forward.*'past_covariate'; did you mean 'past_covariates'"):
+        model.model(past, past_covariate=past)
+
+
+def test_keywords_that_the_library_passes_are_taken():
+    model = tiny_model()
+    past, future = frames(model.config), futures(model)
+    expected = model(past, future)
+    given = model(past, future, num_items_in_batch=2, output_attentions=False, return_dict=True, is_causal=False)
+    assert torch.equal(given.loss, expected.loss) and given.encoder_attentions is None
+    assert torch.equal(model.model(past, num_items_in_batch=2)[0], model.model(past)[0])
+
+
+def test_gradients_accumulated_by_the_trainer_are_those_of_the_whole_batch(tmp_path):
+    weights = []
+    for steps in (1, 2):
+        model = tiny_model()
+        model.load_state_dict(weights[0] if weights else model.state_dict())
+        start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        weights = weights or [start]
+        arguments = TrainingArguments(
+            tmp_path, max_steps=1, per_device_train_batch_size=8 // steps, gradient_accumulation_steps=steps,
+            optim="sgd", learning_rate=1.0, max_grad_norm=0.0, label_names=["future_values"], save_strategy="no",
+            report_to=[], disable_tqdm=True, use_cpu=True,
+        )  # fmt: skip
+        Trainer(model, arguments, train_dataset=Random(model.config)).train()
+        weights.append(model.state_dict())
+    start, whole, accumulated = weights
+    assert (whole["head.out_proj.weight"] - start["head.out_proj.weight"]).abs().max() > 1e-3
+    for name in whole:
+        torch.testing.assert_close(accumulated[name], whole[name], rtol=1e-3, atol=1e-4)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

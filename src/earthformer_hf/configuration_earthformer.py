@@ -1,11 +1,12 @@
 """Configuration of Earthformer. The defaults are the released SEVIR setting, with masked padding."""
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import cast
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from .cuboid import (
@@ -102,24 +103,49 @@ class EarthformerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._refuse_unknown(kwargs)
-        if isinstance(self.image_size, int):
-            self.image_size = (self.image_size, self.image_size)
-        if self.num_output_channels is None:
-            self.num_output_channels = self.num_channels
-        for name in ("image_size", "hidden_sizes", "encoder_depths", "decoder_depths", "stem_channels"):
-            setattr(self, name, list(getattr(self, name)))
-        self.stem_strides = [stride if isinstance(stride, int) else list(stride) for stride in self.stem_strides]
-        self.self_attention_pattern = _as_json(self.self_attention_pattern)
-        self.cross_attention_pattern = _as_json(self.cross_attention_pattern)
         self._check_values()
         super().__post_init__(**kwargs)
 
+    def __setattr__(self, name: str, value):
+        """A field takes its stored form (lists, a pair for `image_size`) and is checked, also after construction.
+
+        Raises:
+            ValueError: a value that cannot work with the others; the configuration is as before.
+        """
+        if name not in EarthformerConfig.__annotations__:
+            return super().__setattr__(name, value)
+        before = getattr(self, name)
+        if name == "image_size" and isinstance(value, int):
+            value = (value, value)
+        if name == "num_output_channels" and value is None:
+            value = self.num_channels
+        super().__setattr__(name, _as_json(value))
+        if self.__dict__.get("_post_init_done"):
+            try:
+                self._check_values()
+            except ValueError:
+                super().__setattr__(name, before)
+                raise
+
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As [`~transformers.PreTrainedConfig.from_dict`], but fields given as keywords are checked as well."""
+        """As [`~transformers.PreTrainedConfig.from_dict`], but fields given as keywords are checked as well.
+
+        Raises:
+            ValueError: a keyword without effect that resembles a field. One that resembles none may be meant for
+                another part of the library, as in `pipeline(model_kwargs=...)`: it only warns, or is returned if
+                `return_unused_kwargs`.
+        """
         names = {field.name for field in fields(cls)} - {"dtype"}
+        return_unused = kwargs.pop("return_unused_kwargs", False)
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
-        return super().from_dict(config_dict | given, **kwargs)
+        config, unused = super().from_dict(config_dict | given, return_unused_kwargs=True, **kwargs)
+        for name in unused:
+            if close := nearest_name(name, names):
+                raise ValueError(f"{cls.__name__}: unknown argument {name!r}; did you mean {close!r}?")
+            if not return_unused:
+                logger.warning(f"{cls.__name__}: the argument {name!r} has no effect.")
+        return (config, unused) if return_unused else config
 
     # -- what follows from the fields -----------------------------------------------------------------------------
 
@@ -174,15 +200,18 @@ class EarthformerConfig(PreTrainedConfig):
 
     def _refuse_unknown(self, kwargs: dict):
         """Typos are refused; a file written by a newer version (its `transformers_version` is set) only warns."""
-        known = {field.name for field in fields(self)} | _LIBRARY_KEYWORDS
-        unknown = [name for name in kwargs if name not in known and not name.startswith("_")]
-        if not unknown:
-            return
+        known = {field.name for field in fields(self)}
+        unknown = [name for name in kwargs if name not in known and not _is_of_the_library(type(self), name)]
         if self.transformers_version is not None:
-            logger.warning(f"EarthformerConfig: unknown entries of a stored configuration have no effect: {unknown}.")
-            return
-        close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
-        raise ValueError(f"EarthformerConfig: unknown argument {unknown[0]!r}; did you mean {close[0]!r}?")
+            # A dict is what a tool of the library stores beside the fields: auto_map, quantization_config, ...
+            unknown = [name for name in unknown if not isinstance(kwargs[name], dict)]
+            if unknown:
+                logger.warning(
+                    f"EarthformerConfig: unknown entries of a stored configuration have no effect: {unknown}."
+                )
+        elif unknown:
+            close = nearest_name(unknown[0], known, cutoff=0.0)
+            raise ValueError(f"EarthformerConfig: unknown argument {unknown[0]!r}; did you mean {close!r}?")
 
     def _check_values(self):
         levels = len(self.hidden_sizes)
@@ -267,13 +296,19 @@ class EarthformerConfig(PreTrainedConfig):
         return result
 
 
-# What `PreTrainedConfig` takes besides its fields.
-_LIBRARY_KEYWORDS = {
-    "name_or_path", "output_attentions", "attn_implementation", "experts_implementation", "num_labels", "torch_dtype",
-    "auto_map", "transformers_version", "model_type", "per_layer_config", "tie_last_hidden_states",
-    "tie_word_embeddings", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "use_return_dict",
-    "hidden_size", "num_hidden_layers", "quantization_config", "custom_pipelines", "distributed_config",
-}  # fmt: skip
+def _is_of_the_library(cls: type, name: str) -> bool:
+    """Whether `PreTrainedConfig` takes a keyword that is no field.
+
+    It keeps such a value as an attribute of the class, some behind an underscore (`attn_implementation`), or discards
+    it as a setting of text generation.
+    """
+    attribute = name.startswith("_") or hasattr(cls, name) or hasattr(cls, f"_{name}")
+    return attribute or name in GenerationConfig().to_dict()
+
+
+def nearest_name(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:
+    """The one of `names` that resembles `name` most, or None where none reaches `cutoff` (0 to 1)."""
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=cutoff)), None)
 
 
 def _as_json(pattern):
@@ -287,4 +322,4 @@ def _as_json(pattern):
     return pattern
 
 
-__all__ = ["EarthformerConfig"]
+__all__ = ["EarthformerConfig", "nearest_name"]

@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import BatchFeature, FeatureExtractionMixin
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 class EarthformerFeatureExtractor(FeatureExtractionMixin):
@@ -24,13 +28,17 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         missing_value (`float`, *optional*): raw value that stands for "not observed". NaN never needs naming.
         fill_value (`float`, *optional*): raw value put where nothing was observed. Without it, missing values are
             refused.
-        valid_range (`tuple[float, float]`, *optional*): raw values that exist; predictions are clipped to it.
+        valid_range (`tuple[float, float]`, *optional*): lowest and highest raw value that exist, compared in float32.
+            Values outside it count as not observed; predictions are clipped to it.
         thresholds (`list[float]`): raw values at which forecasts are scored.
         protocol (`str`, *optional*): name of the evaluation protocol of `earthformer_hf.evaluation.protocols`.
         physical_units (`str`, *optional*): units of `to_physical`, such as "mm/h".
         physical_table (`list[list[float]]`, *optional*): two rising rows, raw values and the physical values they
             stand for; between them, `to_physical` and `from_physical` interpolate linearly.
         physical_thresholds (`list[float]`): physical values at which forecasts are scored.
+
+    Raw and physical values are given as numpy arrays, torch tensors, xarray arrays, or lists of them. What the mask of
+    a numpy masked array hides, as netCDF4 reads missing values, was not observed.
 
     Example:
 
@@ -61,12 +69,7 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         physical_thresholds: tuple[float, ...] = (),
         **kwargs,
     ):
-        # A stored file carries `feature_extractor_type` and may come from a newer version: it is not refused.
-        unknown = [name for name in kwargs if not name.startswith("_")]
-        if unknown and "feature_extractor_type" not in kwargs:
-            known = [name for name in inspect.signature(type(self).__init__).parameters if name != "kwargs"]
-            close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{type(self).__name__}: unknown argument {unknown[0]!r}; did you mean {close!r}?")
+        self._refuse_unknown(kwargs)
         super().__init__(**kwargs)
         if valid_range is not None and not (len(valid_range) == 2 and valid_range[0] < valid_range[1]):
             raise ValueError(f"`valid_range` must be two rising numbers, got {valid_range}.")
@@ -101,18 +104,63 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             return super().push_to_hub(repo_id, **options)
         return import_module(f"{__package__}.sharing").push(self, repo_id, **options)
 
-    def observed(self, raw: np.ndarray) -> np.ndarray:
-        """True where a raw value is finite and not the missing value; same shape."""
-        observed = np.isfinite(raw)
-        return observed if self.missing_value is None else observed & (raw != self.missing_value)
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs):
+        """As [`~transformers.FeatureExtractionMixin.from_dict`], but with arguments that the file does not hold as well.
 
-    def encode(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        Raises:
+            ValueError: a keyword without effect that resembles an argument. One that resembles none may be meant for
+                another part of the library, as in `pipeline(model_kwargs=...)`: it only warns, or is returned if
+                `return_unused_kwargs`.
+        """
+        names = cls._arguments()
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+        extractor, unused = super().from_dict(feature_extractor_dict | given, return_unused_kwargs=True, **kwargs)
+        for name in unused:
+            if close := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
+                raise ValueError(f"{cls.__name__}: unknown argument {name!r}; did you mean {close[0]!r}?")
+            if not return_unused:
+                logger.warning(f"{cls.__name__}: the argument {name!r} has no effect.")
+        return (extractor, unused) if return_unused else extractor
+
+    @classmethod
+    def _arguments(cls) -> list[str]:
+        return [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "kwargs")]
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]):
+        """Typos are refused; a file written by a newer version (it has a `feature_extractor_type`) only warns."""
+        # A dict is what a tool of the library stores beside the arguments, such as auto_map.
+        of_library = {"feature_extractor_type", "processor_class"}
+        unknown = [n for n in kwargs if n[0] != "_" and n not in of_library and not isinstance(kwargs[n], dict)]
+        if unknown and "feature_extractor_type" in kwargs:
+            logger.warning(f"{type(self).__name__}: unknown entries of a stored file have no effect: {unknown}.")
+        elif unknown:
+            close = difflib.get_close_matches(unknown[0], self._arguments(), n=1, cutoff=0.0)[0]
+            raise ValueError(f"{type(self).__name__}: unknown argument {unknown[0]!r}; did you mean {close!r}?")
+
+    def observed(self, raw: Any) -> np.ndarray:
+        """True where a raw value was observed, of the same shape.
+
+        False where it is masked, not finite, the missing value, or outside `valid_range`.
+        """
+        raw = _as_array(raw)
+        observed = np.isfinite(raw)
+        if self.missing_value is not None:
+            observed &= raw != self.missing_value
+        if self.valid_range is not None:
+            low, high = np.float32(self.valid_range)
+            values = raw.astype("float32")
+            observed &= (low <= values) & (values <= high)
+        return observed
+
+    def encode(self, raw: Any) -> tuple[np.ndarray, np.ndarray]:
         """Raw values of any shape -> values in the model's range, float32, and the mask of observed ones.
 
         Raises:
             ValueError: values are missing and no `fill_value` says what to put there, or are infinite.
         """
-        raw = np.asarray(raw)
+        raw = _as_array(raw)
         if raw.dtype.kind not in "buif":
             raise ValueError(f"`raw` must hold real numbers, got dtype {raw.dtype}.")
         observed = self.observed(raw)
@@ -120,8 +168,9 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         refused = infinite if self.fill_value is not None else ~observed
         if refused.any():
             first = tuple(int(n) for n in np.argwhere(refused)[0])
+            outside = "" if self.valid_range is None else f" (or outside `valid_range` {self.valid_range})"
             raise ValueError(
-                f"`raw` holds {int(refused.sum())} missing or non-finite values of {raw.size}, the first is "
+                f"`raw` holds {int(refused.sum())} missing or non-finite values of {raw.size}{outside}, the first is "
                 f"{raw[first]} at {first}; "
                 + ("infinite values are never filled." if infinite.any() else "set `fill_value` to fill them.")
             )
@@ -129,26 +178,30 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             raw = np.where(observed, raw, np.float64(self.fill_value or 0))
         return ((raw.astype("float32") - np.float32(self.offset)) * np.float32(self.scale)), observed
 
-    def decode(self, values: np.ndarray | torch.Tensor) -> np.ndarray:
-        """Values in the model's range (any shape) -> raw values, float32, within `valid_range`."""
-        if isinstance(values, torch.Tensor):
-            values = values.detach().float().cpu().numpy()
-        raw = np.asarray(values, dtype="float32") / np.float32(self.scale) + np.float32(self.offset)
+    def decode(self, values: Any) -> np.ndarray:
+        """Values in the model's range (any shape) -> raw values, float32, within `valid_range`; NaN stays NaN."""
+        raw = _as_array(values).astype("float32") / np.float32(self.scale) + np.float32(self.offset)
         return raw if self.valid_range is None else np.clip(raw, self.valid_range[0], self.valid_range[1])
 
-    def to_physical(self, raw: np.ndarray) -> np.ndarray:
-        """Raw values -> physical values by `physical_table`, float32; NaN stays NaN.
+    def to_physical(self, raw: Any) -> np.ndarray:
+        """Raw values -> physical values by `physical_table`, float32; NaN where nothing was observed.
 
         Raises:
             ValueError: this extractor has no table.
         """
         codes, physical = self._table()
-        return np.interp(raw, codes, physical).astype("float32")
+        raw = _as_array(raw)
+        return np.where(self.observed(raw), np.interp(raw, codes, physical), np.nan).astype("float32")
 
-    def from_physical(self, physical: np.ndarray) -> np.ndarray:
-        """Physical values -> raw values, float32: the inverse of `to_physical` within the table."""
+    def from_physical(self, physical: Any) -> np.ndarray:
+        """Physical values -> raw values, float32: the inverse of `to_physical`; beyond the table, its nearer end.
+
+        NaN and masked values become `missing_value`, or NaN if there is none.
+        """
         codes, values = self._table()
-        return np.interp(physical, values, codes).astype("float32")
+        physical = _as_array(physical)
+        missing = np.nan if self.missing_value is None else self.missing_value
+        return np.where(np.isnan(physical), missing, np.interp(physical, values, codes)).astype("float32")
 
     def _table(self):
         if self.physical_table is None:
@@ -165,9 +218,7 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: another rank or an empty batch; missing values that are not to be filled.
         """
-        if isinstance(raw, (list, tuple)):
-            raw = np.stack([np.asarray(item) for item in raw]) if len(raw) else np.empty((0,))
-        raw = np.asarray(raw.detach().cpu() if isinstance(raw, torch.Tensor) else raw)
+        raw = _as_array(raw)
         shape = raw.shape
         if raw.ndim == 3:
             raw = raw[None]
@@ -180,6 +231,22 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             )
         values, _ = self.encode(raw)
         return BatchFeature({"past_values": values}, tensor_type=return_tensors)
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """Array-like values as a plain numpy array; what a mask hides becomes NaN."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    if isinstance(values, (list, tuple)) and len(values) > 0:
+        items = [_as_array(item) for item in values]
+        shapes = sorted({item.shape for item in items})
+        if len(shapes) > 1:
+            raise ValueError(f"`raw`: the items of a list must have one shape, got {shapes}.")
+        return np.stack(items)
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "buif":
+        return values.astype(np.result_type(values.dtype, np.float32)).filled(np.nan)
+    return np.asarray(values)
 
 
 __all__ = ["EarthformerFeatureExtractor"]

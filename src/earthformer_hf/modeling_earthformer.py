@@ -24,6 +24,7 @@ https://arxiv.org/abs/2207.05833, section 3 and appendix A; the decoder with cov
 experiment, as released. The attention itself is in `cuboid.py`.
 """
 
+import inspect
 import math
 import os
 import re
@@ -39,11 +40,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_earthformer import EarthformerConfig
+from .configuration_earthformer import EarthformerConfig, nearest_name
 from .cuboid import (
     LEAKY_SLOPE,
     CuboidAttentionBase,
@@ -172,6 +174,7 @@ class EarthformerPreTrainedModel(PreTrainedModel):
     main_input_name = "past_values"
     input_modalities = ("time",)
     supports_gradient_checkpointing = True
+    _input_embed_layer = "stem"  # for quantization, and for adapters behind reentrant checkpoints
     _no_split_modules = ["CuboidSelfAttentionBlock", "CuboidCrossAttentionBlock", "PositionEmbedding"]
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -425,6 +428,18 @@ class EarthformerDecoder(EarthformerPreTrainedModel):
         return hidden_states
 
 
+def _refuse_unknown(model_class: type, kwargs: dict):
+    """A keyword of `forward` is one of its arguments, or one that the library may pass to any model."""
+    for name in kwargs:
+        if name not in TransformersKwargs.__annotations__:
+            known = inspect.signature(model_class.forward).parameters
+            close = nearest_name(name, [name for name in known if name not in ("self", "kwargs")], cutoff=0.0)
+            raise TypeError(
+                f"{model_class.__name__}.forward() got an unexpected keyword argument {name!r}; "
+                f"did you mean {close!r}?"
+            )
+
+
 class EarthformerModel(EarthformerPreTrainedModel):
     """Stem, encoder and decoder: frames in, forecast tokens of level 0 out."""
 
@@ -444,7 +459,7 @@ class EarthformerModel(EarthformerPreTrainedModel):
         future_covariates: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqModelOutput:
         r"""
         Args:
@@ -458,9 +473,11 @@ class EarthformerModel(EarthformerPreTrainedModel):
             (B, T_out, h_0, w_0, hidden_sizes[0]).
 
         Raises:
+            TypeError: a keyword that neither this method nor the library knows.
             ValueError: an argument has another shape, no samples, or is not floating point; covariates are missing, or
                 given to a model that takes none.
         """
+        _refuse_unknown(EarthformerModel, kwargs)
         self._check_frames(past_values)
         self._check_covariates(past_values.shape[0], past_covariates, future_covariates)
         record = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
@@ -531,14 +548,14 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         future_observed_mask: torch.Tensor | None = None,
         past_covariates: torch.Tensor | None = None,
         future_covariates: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> EarthformerPredictionOutput:
         r"""
         Args:
             past_values (`torch.FloatTensor`): context frames (B, T_in, H, W, C) in the model's range.
             future_values (`torch.FloatTensor`, *optional*): the frames that followed, (B, T_out, H, W, C_out).
             future_observed_mask (`torch.BoolTensor`, *optional*): true where `future_values` was observed, of a shape
-                that broadcasts to it. The loss is the mean over observed values.
+                that broadcasts to it. The loss is the mean over observed values, and 0 where there are none.
             past_covariates, future_covariates (`torch.FloatTensor`): known drivers of context and forecast,
                 (B, T_in, H, W, K) and (B, T_out, H, W, K), of a model with K = `num_covariates`, and only of one.
 
@@ -546,6 +563,7 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
             [`EarthformerPredictionOutput`], with `loss` if `future_values` are given.
 
         Raises:
+            TypeError: a keyword that neither this method nor the library knows.
             ValueError: an argument has another shape or dtype than stated; covariates are missing, or given to a model
                 that takes none.
 
@@ -560,6 +578,7 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         torch.Size([1, 12, 128, 128, 1])
         ```
         """
+        _refuse_unknown(EarthformerForPrediction, kwargs)
         outputs = self.model(past_values, past_covariates, future_covariates, return_dict=True, **kwargs)
         predictions = self.head(outputs.last_hidden_state)
         loss = None
@@ -594,7 +613,7 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
                 f"got {tuple(future_observed_mask.shape)}."
             ) from reason
         # where before the square: a missing value may be stored as NaN, and must not reach the gradient either.
-        return torch.where(observed, error, 0.0).square().sum() / observed.sum()
+        return torch.where(observed, error, 0.0).square().sum() / observed.sum().clamp(min=1)
 
 
 __all__ = ["EarthformerForPrediction", "EarthformerModel", "EarthformerPreTrainedModel"]

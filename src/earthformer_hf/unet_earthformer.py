@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
@@ -297,7 +298,7 @@ def initialize(module: nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class EarthformerNoisyModel(ModelMixin, ConfigMixin):
+class EarthformerNoisyModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """What [`EarthformerUNetModel`] and [`EarthformerAlignmentModel`] share: checks."""
 
     _supports_gradient_checkpointing = True

@@ -64,7 +64,7 @@ class Cutter:
 
     def frames(self, event: dict, start: int, name: str = "values") -> np.ndarray:
         """The stored frames of a window, (T_in + T_out, H, W[, C])."""
-        return np.asarray(event[name][start : start + self.span : self.frame_stride])
+        return np.asanyarray(event[name][start : start + self.span : self.frame_stride])
 
     def item(self, event: dict, start: int) -> dict[str, torch.Tensor]:
         """A window as [`Windows`] gives it."""
