@@ -130,6 +130,14 @@ def model():
     files = HfApi().list_repo_files("someone/model", revision=commit.oid)
     assert "model.safetensors" not in files and sum(name.endswith(".safetensors") for name in files) > 1
 
+    # saving pushes as well, if it is told to; another grid is adapted from a hub id
+    network.save_pretrained(WORK / "saved", push_to_hub=True, repo_id="someone/saved")
+    saved = EarthformerForPrediction.from_pretrained("someone/saved")
+    assert torch.equal(forecast(saved, extractor), forecast(network, extractor))
+    assert {path.name for path in (WORK / "saved").iterdir()} == {"config.json", "model.safetensors"}
+    wider = EarthformerForPrediction.from_pretrained("someone/saved", image_size=[20, 32])
+    assert wider.model.encoder.position_embedding.width.weight.shape == (16, 16)
+
     # a branch of its own
     sharing.push(network, "someone/model", extractor, revision="trial")
     assert "model.safetensors" in HfApi().list_repo_files("someone/model", revision="trial")

@@ -26,18 +26,10 @@ experiment, as released. The attention itself is in `cuboid.py`.
 
 import inspect
 import math
-import os
-import re
-import tempfile
 from dataclasses import dataclass
-from functools import wraps
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
 from transformers.processing_utils import Unpack
@@ -58,6 +50,7 @@ from .cuboid import (
     SafeGroupNorm,
     Upsample,
 )
+from .loading_earthformer import CheckpointModel
 
 
 @dataclass
@@ -162,11 +155,8 @@ class EarthformerHead(nn.Module):
         return self.out_proj(hidden_states)
 
 
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-
-
-class EarthformerPreTrainedModel(PreTrainedModel):
-    """Initialisation and loading."""
+class EarthformerPreTrainedModel(CheckpointModel):
+    """Initialisation; loading, saving and pushing are those of [`CheckpointModel`]."""
 
     config: EarthformerConfig
     config_class = EarthformerConfig
@@ -179,58 +169,6 @@ class EarthformerPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """As [`~transformers.PreTrainedModel.from_pretrained`], but never with a part of the weights left random.
-
-        The head as a whole may be missing (it is then initialised, with a warning) or not wanted.
-
-        Raises:
-            ValueError: the checkpoint lacks other tensors, or holds tensors that this model does not have.
-        """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
-            head = {name for name in model.state_dict() if name.startswith("head.")}
-            missing = set(info["missing_keys"])
-            missing -= head if head <= missing else set()
-            unexpected = {name for name in info["unexpected_keys"] if head or not name.startswith("head.")}
-            if missing or unexpected:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path}: the weights do not fit {cls.__name__} as configured: "
-                    f"{len(missing)} tensors are missing {sorted(missing)[:3]}, "
-                    f"{len(unexpected)} are unknown {sorted(unexpected)[:3]}."
-                )
-        return (model, info) if output_loading_info else model
-
-    def save_pretrained(self, save_directory, *args, is_main_process: bool = True, **kwargs):
-        """As [`~transformers.PreTrainedModel.save_pretrained`]; if it fails, the folder is as it was before."""
-        if not is_main_process or kwargs.get("distributed_checkpoint"):
-            return super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
-        folder = Path(save_directory)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        kwargs.setdefault("repo_id", folder.name)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            super().save_pretrained(temporary, *args, **kwargs)
-            written = {path.name for path in Path(temporary).iterdir()}
-            folder.mkdir(exist_ok=True)
-            for name in written:
-                os.replace(Path(temporary) / name, folder / name)
-        if any(_WEIGHTS.fullmatch(name) for name in written):
-            for path in folder.iterdir():  # weights of an earlier save with other shards
-                if _WEIGHTS.fullmatch(path.name) and path.name not in written:
-                    path.unlink()
-
-    @wraps(PreTrainedModel.push_to_hub, assigned=())
-    def push_to_hub(self, repo_id: str, **options):  # type: ignore[override]
-        """As [`~transformers.PreTrainedModel.push_to_hub`], but with the code of the model, and its card first.
-
-        Args:
-            feature_extractor, card, tag, variant: as for [`earthformer_hf.sharing.push`].
-        """
-        if find_spec(f"{__package__}.sharing") is None:  # this file was downloaded with a model
-            return super().push_to_hub(repo_id, **options)
-        return import_module(f"{__package__}.sharing").push(self, repo_id, **options)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
