@@ -10,19 +10,20 @@ from pathlib import Path
 import torch
 
 
-# What lies beside the state dict in the originals' files; none of it is imported or called. OmegaConf pickles the type
-# of a tuple as getitem(Tuple, (Any, Ellipsis)).
+# Globals of a pickle beside the state dict in the originals' files, for which [`Inert`] stands. `_operator.getitem` is
+# among them since OmegaConf pickles the type of a tuple as getitem(Tuple, (Any, Ellipsis)).
 INERT = re.compile(
     r"(omegaconf|pytorch_lightning|lightning|collections|typing|pathlib)(\.\w+)*\.\w+|argparse\.Namespace"
     r"|(builtins|__builtin__)\.(dict|list|tuple|str|int|float|bool|NoneType|Ellipsis)|_operator\.getitem"
 )
-# What tensors are made of.
+# Globals that torch needs to rebuild tensors.
 TENSOR = re.compile(r"torch\.(\w+\._rebuild_\w+|.*Storage|.*Parameter|Size|device|bool|[a-z]+\d+\w*)|_codecs\.encode")
 
 
 class Inert:
-    """Stands for a global of another library: calling it makes an empty dict that takes items and attributes, or for a
-    deque an empty list.
+    """Stands for a class of another library, so that nothing of that library is imported or called.
+
+    An instance is an empty dict that takes items and attributes, or an empty list for a deque.
     """
 
     def __new__(cls, *args, **kwargs):
@@ -40,8 +41,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # a file of before 2020, no zip archive: only plain state dicts are loaded
         unknown = []
-    except Exception as reason:
-        raise ValueError(f"{path}: refused, {why(path, reason)}; nothing was executed.") from None
+    except Exception as error:
+        raise ValueError(f"{path}: refused, {reason_of_failure(path, error)}; nothing was executed.") from None
     for name in unknown:
         if not INERT.fullmatch(name):
             raise ValueError(f"{path}: refused, it asks for {name!r}; nothing was executed.")
@@ -49,8 +50,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with torch.serialization.safe_globals(placeholders):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as reason:
-        raise ValueError(f"{path}: refused, {why(path, reason)}; nothing was executed.") from None
+    except Exception as error:
+        raise ValueError(f"{path}: refused, {reason_of_failure(path, error)}; nothing was executed.") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     tensors = {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)} if isinstance(loaded, dict) else {}
@@ -62,17 +63,17 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def why(path: Path, reason: Exception) -> str:
+def reason_of_failure(path: Path, error: Exception) -> str:
     """What is wrong with a file that torch did not load; for pickle protocol 4 and later torch does not say."""
     if not Path(path).is_file():
         return "there is no such file"
-    names = re.findall(r"GLOBAL (\S+)", str(reason))
+    names = re.findall(r"GLOBAL (\S+)", str(error))
     names = names or [name for name in named_globals(path) if not (INERT.fullmatch(name) or TENSOR.fullmatch(name))]
     if names:
         return f"it asks for {names[0]!r}"
     with open(path, "rb") as file:
         broken_zip = file.read(2) == b"PK" and not zipfile.is_zipfile(file)
-    if broken_zip or isinstance(reason, EOFError) or "unexpected EOF" in str(reason):
+    if broken_zip or isinstance(error, EOFError) or "unexpected EOF" in str(error):
         return "it is cut off, as by a download that stopped"
     return "it is no checkpoint of tensors in pickle protocol 2"
 
@@ -99,3 +100,6 @@ def named_globals(path: Path) -> list[str]:
                 elif opcode.name not in ("PROTO", "FRAME"):
                     pushed.append(memo.get(argument) if "GET" in opcode.name else argument)
     return names
+
+
+__all__ = ["load_tensors", "named_globals"]

@@ -16,10 +16,13 @@ from tiny import GOLDENS, ROOT
 
 from earthformer_hf import EarthformerFeatureExtractor, EarthformerForPrediction, sharing
 from earthformer_hf.cuboid import CrossCuboid, CuboidCrossAttention, CuboidLayerConfig
+from earthformer_hf.sharing.cards import converted_card
 
 
 sys.path.insert(0, str(ROOT / "conversion"))
 import convert_earthformer as convert  # noqa: E402
+from common import LEFT_OUT, Alias, read_recipe  # noqa: E402
+from earthformer_options import OPTIONS  # noqa: E402
 
 
 FIXTURES = ROOT / "tests/fixtures/parity"
@@ -157,6 +160,15 @@ def test_every_recorded_case_is_covered_or_refused_by_name():
             convert.convert_config(recorded(GOLDENS, case)[0])
 
 
+ALIASES = {key: rule.option for key, rule in OPTIONS.items() if isinstance(rule, Alias)}
+
+
+def default_of(option):
+    """Of the original constructor; for an option with one supported value and no other default, that value."""
+    rule = OPTIONS[option]
+    return getattr(rule, "value", None) if rule.default is LEFT_OUT else rule.default
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -172,9 +184,9 @@ def run(tmp_path, options, tensors):
 
 def test_the_command_with_the_keys_of_official_files(tmp_path):
     options, groups = recorded(FIXTURES, "ef_enso")
-    for theirs, name in convert.ALIASES.items():
+    for theirs, name in ALIASES.items():
         options[theirs] = options.pop(name)[0]
-    defaults = [key for key, value in options.items() if convert.DEFAULTS.get(key) == value]
+    defaults = [key for key, value in options.items() if default_of(key) == value]
     for key in defaults:
         del options[key]
     result = run(tmp_path, options, groups["state_dict"])
@@ -322,11 +334,11 @@ def test_a_preset_instead_of_a_file(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", convert.PRESETS)
 def test_every_preset_knows_the_range_of_its_data(name):
-    extractor = EarthformerFeatureExtractor(**convert.recipe(f"earthformer_{name}")["feature_extractor"])
+    extractor = EarthformerFeatureExtractor(**read_recipe(f"earthformer_{name}")["feature_extractor"])
     archive = [-16.549121856689453, 10.198975563049316] if "enso" in name else extractor.valid_range
     assert extractor.encode(archive)[0].tolist() == pytest.approx([0, 1], abs=1e-6)
     with torch.device("meta"):
-        text = convert.card("x", EarthformerForPrediction(convert.preset_config(name)), extractor, "")
+        text = converted_card("x", EarthformerForPrediction(convert.preset_config(name)), extractor, {})
     assert f"(raw - {extractor.offset}) x {extractor.scale}" in text and extractor.variable in text
 
 
@@ -489,21 +501,29 @@ def test_an_option_given_twice_is_refused():
         convert.convert_config(options | {"self_pattern": "axial"})
 
 
+# What changes training, but not what a trained model computes.
+NO_EFFECT = {
+    "checkpoint_level", "attn_linear_init_mode", "ffn_linear_init_mode", "conv_init_mode", "down_up_linear_init_mode",
+    "norm_init_mode", "dec_self_update_global",
+}  # fmt: skip
+WITH_GLOBAL_VECTORS = {
+    "use_dec_self_global", "use_dec_cross_global", "use_global_vector_ffn", "use_global_self_attn", "global_dim_ratio",
+}  # fmt: skip
 # Of ef_enso: it names its patterns, has one convolutional stem and no global vectors.
 IRRELEVANT = {
     "enc_cuboid_size", "enc_cuboid_strategy", "enc_shift_size", "dec_self_cuboid_size", "dec_self_cuboid_strategy",
     "dec_self_shift_size", "dec_cross_cuboid_hw", "dec_cross_cuboid_strategy", "dec_cross_shift_hw",
     "dec_cross_n_temporal", "initial_downsample_stack_conv_num_layers", "initial_downsample_stack_conv_dim_list",
     "initial_downsample_stack_conv_downscale_list", "initial_downsample_stack_conv_num_conv_list",
-    *convert.BUILT_IN_WITH_GLOBAL_VECTORS,
+    *WITH_GLOBAL_VECTORS,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("option", convert.DEFAULTS)
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option not in ALIASES])
 def test_every_option_is_used_or_refused(option):
     options, _ = recorded(FIXTURES, "ef_enso")
     before = convert.convert_config(options).to_dict()
-    value = options.get(option, convert.DEFAULTS[option])
+    value = options.get(option, default_of(option))
     if isinstance(value, bool):
         changed = not value
     elif isinstance(value, (int, float)):
@@ -515,11 +535,11 @@ def test_every_option_is_used_or_refused(option):
     try:
         after = convert.convert_config(options | {option: changed}).to_dict()
     except ValueError as reason:
-        names = [option, *(key for key, name in convert.ALIASES.items() if name == option)]
-        names += convert.BUILT_IN_WITH_GLOBAL_VECTORS if option == "num_global_vectors" else []
+        names = [option, *(key for key, name in ALIASES.items() if name == option)]
+        names += WITH_GLOBAL_VECTORS if option == "num_global_vectors" else []
         assert any(name in str(reason) for name in names)
     else:
-        assert after != before or option in convert.NO_EFFECT | IRRELEVANT
+        assert after != before or option in NO_EFFECT | IRRELEVANT
 
 
 def test_pattern_names_of_the_original():

@@ -375,7 +375,7 @@ DOCUMENT = {
 def original_name(name, part):
     """The inverse of `rename`, for names that occur in the tiny networks."""
     plain = {"out_proj": "final_proj"} if part == "unet" else {}
-    rules = convert.VAE if part == "vae" else convert.NETWORK + convert.RESIDUAL
+    rules = convert.VAE_NAMES if part == "vae" else convert.MODULE_NAMES + convert.RESIDUAL_BLOCK_NAMES
     rules = [(a, b) for a, b in rules if "pool" not in b and "norm_out" not in b]
     pool = {"norm_out.": "out.0.", "pool.position_embedding": "out.2.positional_embedding"}
     pool |= {"pool.qkv.": "out.2.qkv_proj.", "pool.out_proj.": "out.2.c_proj."}
@@ -494,7 +494,7 @@ def test_the_preset_is_the_released_setting():
         }
     stored = EarthformerFeatureExtractor.from_pretrained(folder / "feature_extractor")
     assert parts["feature_extractor"].to_dict() == stored.to_dict()
-    card = convert.released_card("prediff-sevir-lr", "## Conversion\n")
+    card = convert.released_card("prediff-sevir-lr", "as follows")
     assert card.startswith((folder / "README.md").read_text()) and "it was not checked" in card
 
 
