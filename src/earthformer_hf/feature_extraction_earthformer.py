@@ -106,7 +106,7 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs):
-        """As [`~transformers.FeatureExtractionMixin.from_dict`], but with arguments that the file does not hold as well.
+        """As [`~transformers.FeatureExtractionMixin.from_dict`], but also with arguments that the file does not hold.
 
         Raises:
             ValueError: a keyword without effect that resembles an argument. One that resembles none may be meant for
@@ -116,7 +116,8 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         names = cls._arguments()
         return_unused = kwargs.pop("return_unused_kwargs", False)
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
-        extractor, unused = super().from_dict(feature_extractor_dict | given, return_unused_kwargs=True, **kwargs)
+        result: Any = super().from_dict(feature_extractor_dict | given, return_unused_kwargs=True, **kwargs)
+        extractor, unused = result
         for name in unused:
             if close := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
                 raise ValueError(f"{cls.__name__}: unknown argument {name!r}; did you mean {close[0]!r}?")
@@ -149,7 +150,7 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         if self.missing_value is not None:
             observed &= raw != self.missing_value
         if self.valid_range is not None:
-            low, high = np.float32(self.valid_range)
+            low, high = map(np.float32, self.valid_range)
             values = raw.astype("float32")
             observed &= (low <= values) & (values <= high)
         return observed
@@ -245,7 +246,7 @@ def _as_array(values: Any) -> np.ndarray:
             raise ValueError(f"`raw`: the items of a list must have one shape, got {shapes}.")
         return np.stack(items)
     if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "buif":
-        return values.astype(np.result_type(values.dtype, np.float32)).filled(np.nan)
+        return np.ma.filled(values.astype(np.result_type(values.dtype, np.float32)), np.nan)
     return np.asarray(values)
 
 

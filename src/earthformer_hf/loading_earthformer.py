@@ -107,7 +107,8 @@ class _Adaptation:
 
     def _resized(self, model: PreTrainedModel, name: str, table: torch.Tensor) -> torch.Tensor:
         path, _, _ = name.rpartition(".")
-        before, after = self.model.get_submodule(path), model.get_submodule(path)
+        stored: Any = self.model
+        before, after = stored.get_submodule(path), model.get_submodule(path)
         if isinstance(after, CuboidAttentionBase):
             delay = 0
             if isinstance(after, CuboidCrossAttention):  # offsets count from the starts of context and forecast
@@ -116,9 +117,9 @@ class _Adaptation:
                 return table
             return resize_bias(table, before.max_size, after.max_size, delay)
         path, _, axis = path.rpartition(".")
-        before, after = self.model.get_submodule(path), model.get_submodule(path)
+        before, after = stored.get_submodule(path), model.get_submodule(path)
         if axis == "time":
-            length = after.time.num_embeddings
+            length = len(after.get_submodule("time").weight)
             return table if length == len(table) else resize_frames(table, length, keep_last="encoder" in path)
         places = {"height": slice(0, 1), "width": slice(1, 2), "place": slice(0, 2)}[axis]
         old, new = before.size[places], after.size[places]

@@ -38,8 +38,8 @@ def rain_input(path: str | Path | None, extractor: EarthformerFeatureExtractor) 
         return "simulated rain (not real)", [_encoded_rain(event, extractor) for event in events]
     path = Path(path or open_data)
     if path.suffix in (".h5", ".hdf5"):
-        events = Events(load_dataset("open-radar", path.parent, "test", file=path.name))
-        return f"real radar (MRMS groups of {path.name})", events
+        table = load_dataset("open-radar", path.parent, "test", file=path.name)
+        return f"real radar (MRMS groups of {path.name})", Events(table)
     event = {"id": path.stem, "values": _rain_array(path), "geo": {"minutes": 2}}
     return f"input {path.name}", [_encoded_rain(event, extractor)]
 
