@@ -1,10 +1,12 @@
-"""Time and memory of fused attention (sdpa) against plain attention (eager), side by side.
+"""Time and memory of fused attention (sdpa) against others, side by side: plain attention (eager), and fused attention
+with the masks of a pattern repeated for each sample of the batch (repeated).
 
     python benchmarks/attention.py                       # the released SEVIR setting, one forecast at a time
     python benchmarks/attention.py --recipe examples/configs/earthformer_icar_enso.yaml --batch 8
+    python benchmarks/attention.py --pattern video_swin_2x8 --batch 4     # shifted cuboids, each with its mask
 
-Time: the two take turns in one process, the median counts. Memory: the peak above what the loaded model needs, each
-in a process of its own (on a GPU, as the allocator counts it).
+Time: they take turns in one process, the median counts. Memory: the peak above what the loaded model needs, each in a
+process of its own (on a GPU, as the allocator counts it).
 """
 
 import argparse
@@ -17,15 +19,28 @@ from pathlib import Path
 
 import torch
 import yaml
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from earthformer_hf import EarthformerConfig, EarthformerForPrediction
 
 
-KINDS = ("eager", "sdpa")
+IMPLEMENTATIONS = ("sdpa", "eager", "repeated")
 
 
-def build(recipe: Path, batch: int):
-    config = EarthformerConfig(**yaml.safe_load(recipe.read_text())["model"])
+def attend_with_repeated_masks(module, query, key, value, attention_mask, **options):
+    """Fused attention that does not let a mask per cuboid, (1, cuboids * heads, Q, K), broadcast over the batch."""
+    if attention_mask is not None and attention_mask.shape[1] > module.num_heads:
+        attention_mask = attention_mask.repeat(query.shape[0], 1, 1, 1)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+AttentionInterface.register("repeated", attend_with_repeated_masks)
+
+
+def build(recipe: Path, pattern: str | None, batch: int):
+    options = yaml.safe_load(recipe.read_text())["model"]
+    config = EarthformerConfig(**(options | ({"self_attention_pattern": pattern} if pattern else {})))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = EarthformerForPrediction(config).eval().to(device)
     shape = (batch, config.context_length, *config.image_size, config.num_channels)
@@ -43,10 +58,10 @@ def run(model, past_values, train: bool):
         torch.cuda.synchronize()
 
 
-def resident(what: str) -> float:
+def resident(field: str) -> float:
     """Resident memory of this process in MiB, now (VmRSS) or at its highest (VmHWM); Linux only."""
     status = Path("/proc/self/status").read_text()
-    return float(re.search(rf"{what}:\s+(\d+) kB", status).group(1)) / 2**10
+    return float(re.search(rf"{field}:\s+(\d+) kB", status).group(1)) / 2**10
 
 
 def peak_memory(model, past_values, train: bool) -> float:
@@ -65,35 +80,42 @@ def peak_memory(model, past_values, train: bool) -> float:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=Path("examples/configs/earthformer_sevir.yaml"))
+    parser.add_argument("--pattern", help="self-attention pattern instead of the recipe's, such as video_swin_2x8")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--train", action="store_true", help="forward and backward instead of forward only")
-    parser.add_argument("--memory", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    model, past_values = build(arguments.recipe, arguments.batch)
+    model, past_values = build(arguments.recipe, arguments.pattern, arguments.batch)
     if arguments.memory:
         model.set_attn_implementation(arguments.memory)
         print(peak_memory(model, past_values, arguments.train))
         return
 
-    what = "forward and backward" if arguments.train else "forward"
-    print(f"{arguments.recipe.stem}, batch {arguments.batch}, {what}, {past_values.device.type}", flush=True)
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    passes = "forward and backward" if arguments.train else "forward"
+    pattern = model.config.self_attention_pattern
+    print(
+        f"{arguments.recipe.stem}, {pattern}, batch {arguments.batch}, {passes}, {past_values.device.type}", flush=True
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in IMPLEMENTATIONS}
     for repeat in range(arguments.repeats + 1):
-        for kind in KINDS:
-            model.set_attn_implementation(kind)
+        for name in IMPLEMENTATIONS:
+            model.set_attn_implementation(name)
             start = time.perf_counter()
             run(model, past_values, arguments.train)
             if repeat > 0:  # the first round warms up
-                seconds[kind].append(time.perf_counter() - start)
-    memory = {}
-    for kind in KINDS:
-        command = [sys.executable, *sys.argv, "--memory", kind]
-        memory[kind] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    eager, sdpa = (statistics.median(seconds[kind]) for kind in KINDS)
-    print(f"{'':8s}{'eager':>12s}{'sdpa':>12s}{'sdpa / eager':>15s}")
-    print(f"{'time':8s}{eager:10.2f} s{sdpa:10.2f} s{sdpa / eager:15.2f}")
-    print(f"{'memory':8s}{memory['eager']:8.0f} MiB{memory['sdpa']:8.0f} MiB{memory['sdpa'] / memory['eager']:15.2f}")
+                seconds[name].append(time.perf_counter() - start)
+    print(f"{'':10s}{'time':>12s}{'sdpa / it':>12s}{'memory':>14s}{'sdpa / it':>12s}")
+    fused_time, fused_memory = statistics.median(seconds["sdpa"]), 0.0
+    for name in IMPLEMENTATIONS:
+        command = [sys.executable, *sys.argv, "--memory", name]
+        memory = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        fused_memory = memory if name == "sdpa" else fused_memory
+        median = statistics.median(seconds[name])
+        print(
+            f"{name:10s}{median:10.2f} s{fused_time / median:12.2f}{memory:10.0f} MiB{fused_memory / memory:12.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

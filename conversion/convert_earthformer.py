@@ -472,12 +472,10 @@ def convert_patterns(original: dict, levels: int) -> tuple[str | list, str | lis
                 if not STRATEGIES.keys() >= set(kinds):
                     refuse(strategy, original[strategy], f"only {list(STRATEGIES)}")
                 cuboids.append(
-                    {
-                        "size": list(cuboid) if number is None else [count, *cuboid],
-                        "strategy": [STRATEGIES[kind] for kind in kinds],
-                        "shift": list(shifts) if number is None else [0, *shifts],
-                    }
+                    {"size": list(cuboid), "strategy": [STRATEGIES[kind] for kind in kinds], "shift": list(shifts)}
                 )
+                if number is not None:
+                    cuboids[-1]["cuboids_along_time"] = count
             result.append(cuboids)
         return result
 

@@ -60,10 +60,10 @@ NETWORK = [
     (r"^down_self_blocks\.", r"down.levels."),
     (r"^downsample_layers\.", r"down.merges."),
     (r"^down_layer_global_proj\.", r"down.global_projections."),
-    (r"^up_time_embed_blocks\.", r"residuals."),
-    (r"^up_self_blocks\.", r"levels."),
-    (r"^upsample_layers\.", r"upsamples."),
-    (r"^up_layer_global_proj\.", r"global_projections."),
+    (r"^up_time_embed_blocks\.", r"up.residuals."),
+    (r"^up_self_blocks\.", r"up.levels."),
+    (r"^upsample_layers\.", r"up.upsamples."),
+    (r"^up_layer_global_proj\.", r"up.global_projections."),
     (r"^final_proj\.", r"out_proj."),
     (r"^out\.0\.", r"norm_out."),
     (r"^out\.2\.positional_embedding$", r"pool.position_embedding"),
@@ -95,7 +95,7 @@ BESIDE = re.compile(
     r"(first_stage_model|cond_stage_model|alignment_model|torch_nn_module|\w*ema|loss|logger)\b.*|logvar|betas|\w*alphas_cumprod\w*"
     r"|posterior_\w+|lvlb_weights|log_one_minus_\w+|sqrt_\w+"
 )
-DROPPED = [INDEX, (r"^levels\.0\.\d+" + UPDATES, READ_BY_NOTHING)]
+DROPPED = [INDEX, (r"^up\.levels\.0\.\d+" + UPDATES, READ_BY_NOTHING)]
 
 
 def select(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:

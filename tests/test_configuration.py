@@ -6,7 +6,7 @@ import pytest
 from tiny import tiny_config
 from transformers import AutoConfig
 
-from earthformer_hf import Cuboid, EarthformerConfig
+from earthformer_hf import CrossCuboid, Cuboid, EarthformerConfig
 
 
 def test_derived_sizes():
@@ -26,6 +26,19 @@ def test_save_and_load(tmp_path):
         assert getattr(loaded, name) == getattr(config, name) or name == "transformers_version", name
     assert loaded.self_attention_cuboids() == [cuboids, cuboids]
     assert [len(level) for level in loaded.cross_attention_cuboids()] == [2, 1]
+
+
+def test_explicit_cross_cuboids_are_kept_in_a_file(tmp_path):
+    cuboid = CrossCuboid((8, 4), ("dilated", "local", "local"), shift=(4, 0), cuboids_along_time=2)
+    tiny_config(cross_attention_pattern=[cuboid]).save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())["cross_attention_pattern"]
+    in_a_file = {"size": [8, 4], "strategy": ["dilated", "local", "local"], "shift": [4, 0], "cuboids_along_time": 2}
+    assert stored == [in_a_file]
+    assert EarthformerConfig.from_pretrained(tmp_path).cross_attention_cuboids() == [[cuboid]] * 2
+    assert (
+        tiny_config(cross_attention_pattern=[{"size": [2, 2]}]).cross_attention_cuboids()
+        == [[CrossCuboid((2, 2))]] * 2
+    )
 
 
 def test_a_typo_is_refused_with_the_nearest_name():
@@ -89,11 +102,11 @@ def test_names_that_the_library_looks_for():
         ({"self_attention_pattern": "axiel"}, "axiel"),
         ({"self_attention_pattern": ["axial"] * 3}, "self_attention_pattern"),
         ({"self_attention_pattern": [{"siz": (1, 1, 1)}]}, "self_attention_pattern"),
-        ({"self_attention_pattern": [Cuboid((2, 2, 2), shift=(2, 0, 0))]}, "self_attention_pattern"),
+        ({"self_attention_pattern": [{"size": [2, 2, 2], "shift": [2, 0, 0]}]}, "self_attention_pattern"),
         ({"cross_attention_pattern": "cross_0x0"}, "cross_0x0"),
         ({"cross_attention_pattern": "axial"}, "cross_attention_pattern"),
-        ({"cross_attention_pattern": [Cuboid((1, 2, 2), shift=(1, 0, 0))]}, "cross_attention_pattern"),
-        ({"cross_attention_pattern": [Cuboid((4, 1, 1))]}, "cross_attention_pattern"),
+        ({"cross_attention_pattern": [Cuboid((1, 2, 2))]}, "cross_attention_pattern.*height, width"),
+        ({"cross_attention_pattern": [CrossCuboid((1, 1), cuboids_along_time=4)]}, "cross_attention_pattern"),
         ({"self_attention_pattern": [{"size": 4}]}, "size"),
     ],
 )

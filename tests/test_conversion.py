@@ -15,7 +15,7 @@ from test_recipes import PUBLISHED
 from tiny import GOLDENS, ROOT
 
 from earthformer_hf import EarthformerFeatureExtractor, EarthformerForPrediction, sharing
-from earthformer_hf.cuboid import Cuboid, CuboidCrossAttention
+from earthformer_hf.cuboid import CrossCuboid, CuboidCrossAttention, CuboidLayerConfig
 
 
 sys.path.insert(0, str(ROOT / "conversion"))
@@ -101,22 +101,16 @@ def check_model(folder, case, implementation):
 
 def check_cross_layer(folder, implementation):
     options, groups = recorded(folder, "layer_cross_shift_pad")
-
-    class LayerConfig:
-        num_attention_heads, layer_norm_eps = options["num_heads"], 1e-5
-        attention_dropout = dropout = 0.0
-        mask_padding, _attn_implementation = True, implementation
-
-    shift = (0, *options["shift_hw"])
-    cuboid = Cuboid((options["n_temporal"], *options["cuboid_hw"]), shift=shift)
-    layer = CuboidCrossAttention(LayerConfig, options["dim"], cuboid, options["max_temporal_relative"])
+    cuboid = CrossCuboid(options["cuboid_hw"], shift=options["shift_hw"], cuboids_along_time=options["n_temporal"])
+    config = CuboidLayerConfig(options["num_heads"])
+    layer = CuboidCrossAttention(config, options["dim"], cuboid, options["max_temporal_relative"])
     prefix = "decoder.cross_blocks.0.0.attn_l.0."
     names = {name: convert.rename(prefix + name) for name in groups["state_dict"]}
     start = len("model.decoder.cross_blocks.0.0.attentions.0.")
     names = {name: target[start:] for name, target in names.items() if not target.endswith("position_index")}
     layer.load_state_dict({target: groups["state_dict"][name] for name, target in names.items()})
     inputs = {name: tensor.requires_grad_() for name, tensor in groups["input"].items()}
-    out, _ = layer(inputs["x"], inputs["mem"])
+    out, _ = layer(inputs["x"], inputs["mem"], implementation)
     assert relative(out, groups["output"]["out"]) < 5e-5
     out.square().mean().backward()
     for name, gradient in groups["grad_input"].items():

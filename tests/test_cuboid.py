@@ -1,21 +1,25 @@
 """Cuboids, windows and attention, against their inverses and against plain loops."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from earthformer_hf import cuboid as cuboid_module
 from earthformer_hf.cuboid import (
     CROSS_ATTENTION_PATTERNS,
     SELF_ATTENTION_PATTERNS,
+    CrossCuboid,
     Cuboid,
     CuboidCrossAttention,
+    CuboidLayerConfig,
     CuboidSelfAttention,
     PatchMerging,
     cuboid_partition,
     cuboid_regions,
     cuboid_reverse,
+    eager_attention_forward,
     pattern_cuboids,
 )
 
@@ -24,16 +28,7 @@ L, D = "local", "dilated"
 
 
 def layer_config(**changes):
-    options = dict(
-        num_attention_heads=2,
-        attention_dropout=0.0,
-        dropout=0.0,
-        layer_norm_eps=1e-5,
-        mask_padding=True,
-        separate_global_qkv=True,
-        _attn_implementation="eager",
-    )
-    return SimpleNamespace(**(options | changes))
+    return CuboidLayerConfig(**({"num_attention_heads": 2} | changes))
 
 
 def randomised(module):
@@ -77,8 +72,9 @@ def test_patterns_of_the_paper():
     sizes = [c.size for c in pattern_cuboids("axial_space_dilate_4", grid, SELF_ATTENTION_PATTERNS)]
     assert sizes == [(13, 1, 1), (1, 8, 1), (1, 8, 1), (1, 1, 4), (1, 1, 4)]
     heterogeneous = pattern_cuboids("cross_4x4_heter", grid, CROSS_ATTENTION_PATTERNS)
-    assert [(c.strategy[1], c.shift) for c in heterogeneous] == [(L, (0, 0, 0)), (D, (0, 0, 0)), (L, (0, 2, 2))]
-    assert [c.size for c in pattern_cuboids("cross_2x2_lg", grid, CROSS_ATTENTION_PATTERNS)] == [(1, 2, 2)] * 2
+    assert [(c.strategy[1], c.shift) for c in heterogeneous] == [(L, (0, 0)), (D, (0, 0)), (L, (2, 2))]
+    local_global = pattern_cuboids("cross_2x2_lg", grid, CROSS_ATTENTION_PATTERNS)
+    assert [(c.size, c.cuboids_along_time) for c in local_global] == [((2, 2), 1)] * 2
 
 
 @pytest.mark.parametrize("name", ["axiel", "video_swin", "video_swin_0x4", "spatial_lg", "spatial_lg_#", "cross_1x1"])
@@ -101,11 +97,45 @@ def test_cross_patterns_are_square():
         ({"size": (1, 1, 1), "strategy": (L, L, "far")}, "strategy"),
         ({"size": (2, 2, 2), "shift": (0, 2, 0)}, "shift"),
         ({"size": (2, 2, 2), "shift": (-1, 0, 0)}, "shift"),
+        ({"size": (2, 2, 2), "shift": (2, 0, 0)}, "shift"),
     ],
 )
 def test_impossible_cuboids_are_refused(arguments, expected):
     with pytest.raises(ValueError, match=expected):
         Cuboid(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ({"size": (1, 2, 2)}, "size"),
+        ({"size": (2, 2), "shift": (0, 2)}, "shift"),
+        ({"size": (2, 2), "strategy": (L, L)}, "strategy"),
+        ({"size": (2, 2), "cuboids_along_time": 0}, "cuboids_along_time"),
+        ({"size": (2, 2), "cuboids_along_time": 1.5}, "cuboids_along_time"),
+    ],
+)
+def test_impossible_cross_cuboids_are_refused(arguments, expected):
+    with pytest.raises(ValueError, match=f"CrossCuboid.*{expected}"):
+        CrossCuboid(**arguments)
+
+
+@pytest.mark.parametrize("time, tokens, padding", [(5, 2, 3), (8, 2, 0), (3, 1, 1), (9, 3, 3)])
+def test_cross_cuboids_have_the_same_number_along_any_time(time, tokens, padding):
+    cuboid = CrossCuboid((2, 3), (L, D, L), shift=(1, 2), cuboids_along_time=4)
+    assert cuboid.along(time) == Cuboid((tokens, 2, 3), (L, D, L), shift=(0, 0, 2))
+    assert cuboid.padding((time, 5, 3)) == (padding, 1, 0)
+    values = torch.zeros(1, time + padding, 6, 3, 1)
+    assert cuboid_partition(values, cuboid.along(time)).shape == (1, 4 * 3 * 1, tokens * 2 * 3, 1)
+
+
+@pytest.mark.parametrize("join_heads", [True, False])
+def test_merging_heads_undoes_splitting(join_heads):
+    layer = CuboidSelfAttention(layer_config(), 8, Cuboid((1, 2, 3)))
+    windows = torch.randn(3, 5, 6, 8)
+    split = layer.split_heads(windows, join_heads)
+    assert split.shape == ((3, 5 * 2, 6, 4) if join_heads else (3 * 5, 2, 6, 4))
+    assert torch.equal(layer.merge_heads(split.transpose(1, 2), 5, join_heads), windows)
 
 
 # -- attention, against a loop over pairs of tokens -------------------------------------------------------------------
@@ -180,7 +210,9 @@ def test_self_attention_equals_a_loop(grid, cuboid, mask_padding):
     layer = randomised(CuboidSelfAttention(layer_config(mask_padding=mask_padding), 8, cuboid))
     values = torch.randn(1, *grid, 8)
     with torch.no_grad():
-        torch.testing.assert_close(layer(values)[0], naive_self_attention(layer, values), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            layer(values, None, "eager")[0], naive_self_attention(layer, values), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("separate", [True, False])
@@ -191,7 +223,7 @@ def test_global_vectors_read_every_real_token_and_are_read_by_all(separate):
     layer = randomised(CuboidSelfAttention(config, 8, cuboid, use_global_vectors=True))
     values, vectors = torch.randn(1, 3, 3, 3, 8), torch.randn(1, 2, 8)
     with torch.no_grad():
-        _, weights, updated = layer(values, vectors)
+        _, weights, updated = layer(values, vectors, "eager")
         tokens, normed = layer.norm(values).reshape(27, 8), layer.global_norm(vectors)[0]
 
         def heads(x):
@@ -223,52 +255,85 @@ def test_regions_keep_the_ends_of_a_rolled_axis_apart():
     assert regions[1, 0] == regions[1, 1] != regions[1, 2]
     padded = cuboid_regions((1, 1, 5), (0, 0, 1), Cuboid((1, 1, 3)), True, torch.device("cpu"))
     assert (padded[0] >= 0).all() and padded[1].tolist()[2] == -1
-    assert cuboid_regions((1, 1, 5), (0, 0, 1), Cuboid((1, 1, 3)), False, torch.device("cpu")) is None
+    shown = cuboid_regions((1, 1, 5), (0, 0, 1), Cuboid((1, 1, 3)), False, torch.device("cpu"))
+    assert shown.tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 def test_cross_attention_sees_only_its_place():
-    layer = randomised(CuboidCrossAttention(layer_config(), 8, Cuboid((1, 2, 2), shift=(0, 1, 1)), max_time=7))
+    layer = randomised(CuboidCrossAttention(layer_config(), 8, CrossCuboid((2, 2), shift=(1, 1)), max_time=7))
     values, context = torch.randn(1, 4, 4, 4, 8), torch.randn(1, 3, 4, 4, 8, requires_grad=True)
-    out, _ = layer(values, context)
+    out, _ = layer(values, context, "eager")
     out[0, :, 0, 0].sum().backward()
     reached = context.grad[0].abs().sum((0, 3)) > 0
     assert reached.tolist() == [[i == 0 and j == 0 for j in range(4)] for i in range(4)]
 
 
 @pytest.mark.parametrize("mask_padding", [True, False])
-@pytest.mark.parametrize("cuboid", [Cuboid((2, 2, 3), shift=(0, 1, 1)), Cuboid((2, 3, 2), (L, D, L))])
-def test_eager_and_sdpa_agree(cuboid, mask_padding):
+@pytest.mark.parametrize(
+    "cuboid, cross_cuboid",
+    [
+        (Cuboid((2, 2, 3), shift=(0, 1, 1)), CrossCuboid((2, 3), shift=(1, 1), cuboids_along_time=2)),
+        (Cuboid((2, 3, 2), (L, D, L)), CrossCuboid((3, 2), (L, D, L), cuboids_along_time=2)),
+    ],
+)
+def test_eager_and_sdpa_agree(cuboid, cross_cuboid, mask_padding):
     config = layer_config(mask_padding=mask_padding)
     layer = randomised(CuboidSelfAttention(config, 8, cuboid, use_global_vectors=True))
-    cross = randomised(CuboidCrossAttention(config, 8, cuboid, max_time=9))
+    cross = randomised(CuboidCrossAttention(config, 8, cross_cuboid, max_time=9))
     values, vectors, context = torch.randn(2, 3, 5, 7, 8), torch.randn(2, 3, 8), torch.randn(2, 4, 5, 7, 8)
     results = {}
     for name in ("eager", "sdpa"):
-        config._attn_implementation = name
         with torch.no_grad():
-            tokens, _, globals_ = layer(values, vectors)
-            results[name] = tokens, globals_, cross(values, context)[0]
+            tokens, _, globals_ = layer(values, vectors, name)
+            results[name] = tokens, globals_, cross(values, context, name)[0]
     for one, other in zip(*results.values()):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_more_windows_than_a_kernel_takes(implementation):
-    config = layer_config(_attn_implementation=implementation)
-    layer = randomised(CuboidSelfAttention(config, 4, Cuboid((2, 1, 1)), use_global_vectors=True))
+    layer = randomised(CuboidSelfAttention(layer_config(), 4, Cuboid((2, 1, 1)), use_global_vectors=True))
     values, vectors = torch.randn(1, 2, 70_000, 1, 4), torch.randn(1, 1, 4)
     with torch.no_grad():
-        together = layer(values, vectors)[0]
-        parts = [layer(part, vectors)[0] for part in values.split(35_000, dim=2)]
+        together = layer(values, vectors, implementation)[0]
+        parts = [layer(part, vectors, implementation)[0] for part in values.split(35_000, dim=2)]
     torch.testing.assert_close(together, torch.cat(parts, dim=2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_mask_per_cuboid_is_stored_once_for_all_samples(implementation, monkeypatch):
+    """The kernel gets it for one sample, in calls of bounded size; the result is that of a repeated mask, exactly."""
+    layer = CuboidSelfAttention(layer_config(), 8, Cuboid((1, 2, 3)))
+    batch, cuboids, tokens = 3, 5, 6
+    states = [torch.randn(batch, cuboids, tokens, 8) for _ in range(3)]
+    mask = torch.randn(cuboids, 2, tokens, tokens)
+    kernel, shapes = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward), []
+    query, key, value = (layer.split_heads(x) for x in states)
+    repeated = mask.repeat(batch, 1, 1, 1)
+    expected, weights = kernel(layer, query, key, value, repeated, scaling=layer.scaling, is_causal=False)
+    expected = layer.merge_heads(expected, cuboids)
+
+    def recording_kernel(module, query, key, value, attention_mask, **options):
+        shapes.append(tuple(attention_mask.shape))
+        return kernel(module, query, key, value, attention_mask, **options)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, implementation, recording_kernel)
+    query, key, value = (layer.split_heads(x, join_heads=True) for x in states)
+    for largest, calls in ((65_535, [10]), (7, [7, 3])):
+        monkeypatch.setattr(cuboid_module, "MAX_WINDOWS", largest)
+        result = layer.attend(query, key, value, mask.flatten(0, 1)[None], implementation)
+        assert torch.equal(layer.merge_heads(result[0], cuboids, join_heads=True), expected)
+        assert result[1] is weights is None or torch.equal(result[1], weights)
+        assert shapes == [(1, n, tokens, tokens) for n in calls]
+        shapes.clear()
 
 
 def test_first_used_in_inference_mode_then_trained():
     layer = randomised(CuboidSelfAttention(layer_config(), 8, Cuboid((2, 2, 2), shift=(1, 1, 1)), True))
     values, vectors = torch.randn(1, 3, 5, 5, 8), torch.randn(1, 2, 8)
     with torch.inference_mode():
-        before = layer(values, vectors)[0].clone()
-    after, _, updated = layer.train()(values, vectors)
+        before = layer(values, vectors, "eager")[0].clone()
+    after, _, updated = layer.train()(values, vectors, "eager")
     torch.testing.assert_close(before.clone(), after.detach())
     (after.sum() + updated.sum()).backward()
     assert layer.relative_position_bias.grad.abs().sum() > 0
@@ -276,10 +341,10 @@ def test_first_used_in_inference_mode_then_trained():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_finite(dtype):
-    config = layer_config()
-    cross = CuboidCrossAttention(config, 8, Cuboid((3, 2, 2), shift=(0, 1, 1)), max_time=9).to(dtype)
+    cuboid = CrossCuboid((2, 2), shift=(1, 1), cuboids_along_time=3)
+    cross = CuboidCrossAttention(layer_config(), 8, cuboid, max_time=9).to(dtype)
     values = torch.randn(1, 4, 5, 5, 8, dtype=dtype, requires_grad=True)
-    out, _ = cross(values, torch.randn(1, 4, 5, 5, 8, dtype=dtype))
+    out, _ = cross(values, torch.randn(1, 4, 5, 5, 8, dtype=dtype), "eager")
     out.float().square().sum().backward()
     assert torch.isfinite(out).all() and torch.isfinite(values.grad).all()
 

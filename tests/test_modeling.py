@@ -14,7 +14,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from earthformer_hf import Cuboid, EarthformerForPrediction, EarthformerModel
+from earthformer_hf import CrossCuboid, Cuboid, EarthformerForPrediction, EarthformerModel
 
 
 def futures(model, batch=2):
@@ -52,7 +52,7 @@ def test_channels_out_may_differ_from_channels_in():
         {"self_attention_pattern": ["spatial_lg_4", "full"], "cross_attention_pattern": "cross_4x4_heter"},
         {"self_attention_pattern": "axial_space_dilate_2", "separate_global_qkv": False},
         {"self_attention_pattern": [Cuboid((2, 4, 4), shift=(1, 2, 0))], "num_global_vectors": 0},
-        {"cross_attention_pattern": [Cuboid((2, 3, 4), ("dilated", "local", "local"), (0, 1, 0))]},
+        {"cross_attention_pattern": [CrossCuboid((3, 4), ("dilated", "local", "local"), (1, 0), 2)]},
         {"hidden_sizes": [16], "encoder_depths": [2], "decoder_depths": [2], "position_embedding_type": "t+hw"},
         {"num_covariates": 3, "decoder_depths": [2, 1], "self_attention_pattern": "video_swin_2x4"},
     ],

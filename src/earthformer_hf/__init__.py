@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelF
 
 from . import sharing
 from .configuration_earthformer import EarthformerConfig
-from .cuboid import Cuboid
+from .cuboid import CrossCuboid, Cuboid
 from .data import load_dataset, windows
 from .feature_extraction_earthformer import EarthformerFeatureExtractor
 from .guidance import KnowledgeAlignmentCallback
@@ -14,6 +14,7 @@ from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
 
 
 __all__ = [
+    "CrossCuboid",
     "Cuboid",
     "EarthformerAlignmentModel",
     "EarthformerConfig",

@@ -11,8 +11,10 @@ from transformers.utils import logging
 from .cuboid import (
     CROSS_ATTENTION_PATTERNS,
     SELF_ATTENTION_PATTERNS,
+    CrossCuboid,
     Cuboid,
-    leaky_or,
+    CuboidLayerConfig,
+    build_activation,
     pattern_cuboids,
     reduced_size,
 )
@@ -47,8 +49,11 @@ class EarthformerConfig(PreTrainedConfig):
         self_attention_pattern, cross_attention_pattern (`str` or `list`): how attention cuts its grid: a pattern's
             name ("axial", "divided_st", "full", "video_swin_2x8", "spatial_lg_4", "axial_space_dilate_2"; "cross_1x1",
             "cross_2x2_lg", "cross_4x4_heter"), a name per level, or explicit cuboids: one list of
-            [`~earthformer_hf.Cuboid`] (or dicts of its fields) for all levels, or one such list per level. In an
-            explicit cross-attention cuboid the first number of `size` is the *number* of cuboids along time.
+            [`~earthformer_hf.Cuboid`] (of cross-attention [`~earthformer_hf.CrossCuboid`]), or of dicts of its fields,
+            for all levels, or one such list per level. A configuration file holds them as dicts:
+            `{"size": [2, 8, 8], "strategy": ["local", "local", "local"], "shift": [1, 4, 4]}` for self-attention, and
+            `{"size": [8, 8], "strategy": ["local", "local", "local"], "shift": [4, 4], "cuboids_along_time": 2}` for
+            cross-attention. All but `size` may be left out.
         stem_channels (`list[int]`): channels of each stage of convolutions before level 0; the last must equal
             `hidden_sizes[0]`. The head mirrors the stem.
         stem_strides (`list`): by how much each stage reduces the frame: a number, or height and width.
@@ -155,11 +160,15 @@ class EarthformerConfig(PreTrainedConfig):
 
     def self_attention_cuboids(self) -> list[list[Cuboid]]:
         """The cuboids of each level's self-attention, in the encoder and in the decoder."""
-        return self._cuboids("self_attention_pattern", SELF_ATTENTION_PATTERNS)
+        return self._cuboids("self_attention_pattern", SELF_ATTENTION_PATTERNS, Cuboid)
 
-    def cross_attention_cuboids(self) -> list[list[Cuboid]]:
+    def cross_attention_cuboids(self) -> list[list[CrossCuboid]]:
         """The cuboids of each level's cross-attention."""
-        return self._cuboids("cross_attention_pattern", CROSS_ATTENTION_PATTERNS)
+        return self._cuboids("cross_attention_pattern", CROSS_ATTENTION_PATTERNS, CrossCuboid)
+
+    def layer_config(self) -> CuboidLayerConfig:
+        """What all attention and feed-forward layers have in common."""
+        return CuboidLayerConfig(**{field.name: getattr(self, field.name) for field in fields(CuboidLayerConfig)})
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
@@ -202,16 +211,14 @@ class EarthformerConfig(PreTrainedConfig):
             self.position_embedding_type in ("t+h+w", "t+hw"), "position_embedding_type", "'t+h+w' or 't+hw'"
         )
         try:
-            leaky_or(self.hidden_act)
+            build_activation(self.hidden_act)
         except KeyError:
             self._require(False, "hidden_act", "the name of an activation in transformers")
-        for level, cuboids in enumerate(self.self_attention_cuboids()):
-            possible = all(cuboid.shift[0] < cuboid.size[0] for cuboid in cuboids)
-            self._require(possible, "self_attention_pattern", f"shifts smaller than the cuboid (level {level})")
+        self.self_attention_cuboids()
         frames = min(self.context_length, self.prediction_length)
         for level, cuboids in enumerate(self.cross_attention_cuboids()):
-            possible = all(cuboid.shift[0] == 0 and cuboid.size[0] <= frames for cuboid in cuboids)
-            wanted = f"cuboids that are not shifted in time, and at most {frames} along it (level {level})"
+            possible = all(cuboid.cuboids_along_time <= frames for cuboid in cuboids)
+            wanted = f"cuboids of which at most {frames} lie along time (level {level})"
             self._require(possible, "cross_attention_pattern", wanted)
 
     def _check_stem(self):
@@ -236,24 +243,27 @@ class EarthformerConfig(PreTrainedConfig):
         if not fulfilled:
             raise ValueError(f"EarthformerConfig: `{name}` must be {expected}, got {getattr(self, name)!r}.")
 
-    def _cuboids(self, name: str, patterns: dict) -> list[list[Cuboid]]:
+    def _cuboids(self, name: str, patterns: dict, cuboid_class: type[Cuboid] | type[CrossCuboid]) -> list[list]:
         value, levels = getattr(self, name), len(self.hidden_sizes)
         if isinstance(value, str) or all(isinstance(entry, dict) for entry in value):
             value = [value] * levels
         self._require(len(value) == levels, name, f"a name, explicit cuboids, or {levels} of either (one per level)")
+        known = [field.name for field in fields(cuboid_class)]
+        wanted = f"a pattern's name or a list of {cuboid_class.__name__} with {', '.join(known)}"
         result = []
         for entry, size in zip(value, self.level_sizes):
-            if isinstance(entry, str):
-                try:
-                    result.append(pattern_cuboids(entry, (self.context_length, *size), patterns))
-                except ValueError as reason:
-                    raise ValueError(f"EarthformerConfig: `{name}`: {reason}") from reason
-            else:
-                wanted = "a pattern's name or a list of cuboids with `size`, `strategy` and `shift`"
+            if not isinstance(entry, str):
                 good = isinstance(entry, list) and entry and all(isinstance(cuboid, dict) for cuboid in entry)
                 self._require(bool(good), name, wanted)
-                self._require(all({"size"} <= set(c) <= {"size", "strategy", "shift"} for c in entry), name, wanted)
-                result.append([Cuboid(**cuboid) for cuboid in entry])
+                self._require(all({"size"} <= set(cuboid) <= set(known) for cuboid in entry), name, wanted)
+            try:
+                if isinstance(entry, str):
+                    cuboids = pattern_cuboids(entry, (self.context_length, *size), patterns)
+                else:
+                    cuboids = [cuboid_class(**cuboid) for cuboid in entry]
+            except ValueError as reason:
+                raise ValueError(f"EarthformerConfig: `{name}`: {reason}") from reason
+            result.append(cuboids)
         return result
 
 
@@ -268,7 +278,7 @@ _LIBRARY_KEYWORDS = {
 
 def _as_json(pattern):
     """Cuboids as dicts of lists, so that a configuration file holds them."""
-    if isinstance(pattern, Cuboid):
+    if isinstance(pattern, Cuboid | CrossCuboid):
         return _as_json(asdict(pattern))
     if isinstance(pattern, dict):
         return {key: list(value) if isinstance(value, tuple) else value for key, value in pattern.items()}

@@ -8,6 +8,7 @@ Source: Gao et al., "Earthformer: Exploring Space-Time Transformers for Earth Sy
 https://arxiv.org/abs/2207.05833, section 3 (equations 1 to 6). Nothing here knows which model it serves.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -25,8 +26,8 @@ from transformers.utils import is_torchdynamo_exporting
 LEAKY_SLOPE = 0.1  # of every leaky ReLU in the originals
 MASKED = -3e4  # added to the score of a pair that must not meet: finite in half precision, nothing after a softmax
 
-# Fused attention kernels on GPUs refuse more windows in one call (pytorch issues 142228 and 146704). An exported
-# program does not split them, since that would bound its batch.
+# Fused attention kernels on GPUs refuse a longer batch, or more heads, in one call (pytorch issues 142228 and 146704).
+# An exported program makes one call whatever its size, since a loop of a fixed number of calls would bound its batch.
 MAX_WINDOWS = 65_535
 
 
@@ -37,14 +38,13 @@ MAX_WINDOWS = 65_535
 
 @dataclass(frozen=True)
 class Cuboid:
-    """How one attention layer cuts (time, height, width) into cuboids.
+    """How one layer of self-attention cuts (time, height, width) into cuboids.
 
     Args:
-        size: tokens of a cuboid along time, height and width. In cross-attention the first number is instead the
-            *number* of cuboids along time, since context and forecast differ in length.
+        size: tokens of a cuboid along time, height and width.
         strategy: per axis "local" (neighbours) or "dilated" (every n-th token).
         shift: tokens by which the grid is rolled before it is cut, as in Swin Transformer. Ignored on dilated axes
-            and, in self-attention, on axes that one cuboid covers.
+            and on axes that one cuboid covers.
 
     Raises:
         ValueError: a size below one, an unknown strategy, or a shift outside [0, size).
@@ -55,19 +55,7 @@ class Cuboid:
     shift: tuple[int, ...] = (0, 0, 0)
 
     def __post_init__(self):
-        for name in ("size", "strategy", "shift"):
-            value = getattr(self, name)
-            if not isinstance(value, (list, tuple)) or len(value) != 3:
-                raise ValueError(f"Cuboid: `{name}` needs three entries (time, height, width), got {value!r}.")
-            object.__setattr__(self, name, tuple(value))
-        if not all(isinstance(n, int) and n >= 1 for n in self.size):
-            raise ValueError(f"Cuboid: `size` must be positive integers, got {self.size}.")
-        if not set(self.strategy) <= {"local", "dilated"}:
-            raise ValueError(f"Cuboid: `strategy` must be 'local' or 'dilated' on each axis, got {self.strategy}.")
-        if not all(isinstance(n, int) and n >= 0 for n in self.shift):
-            raise ValueError(f"Cuboid: `shift` must be integers of at least 0, got {self.shift}.")
-        if any(shift >= size for shift, size in zip(self.shift[1:], self.size[1:])):
-            raise ValueError(f"Cuboid: `shift` must be smaller than `size`, got {self.shift} for {self.size}.")
+        _check_cuboid(self, axes=3)
 
     @property
     def volume(self) -> int:
@@ -77,10 +65,68 @@ class Cuboid:
         """This cuboid on a grid (T, H, W): never larger than the grid, and unshifted where a shift means nothing."""
         size = tuple(min(s, n) for s, n in zip(self.size, grid))
         shift = tuple(
-            0 if kind == "dilated" or n <= s else d
-            for d, s, n, kind in zip(self.shift, self.size, grid, self.strategy)
+            0 if strategy == "dilated" or n <= s else d
+            for d, s, n, strategy in zip(self.shift, self.size, grid, self.strategy)
         )
         return Cuboid(size, self.strategy, shift)
+
+
+@dataclass(frozen=True)
+class CrossCuboid:
+    """How one layer of cross-attention cuts the forecast and its context, which may differ in length.
+
+    Along time, both are cut into the same number of cuboids; along height and width, into cuboids of the same size.
+
+    Args:
+        size: tokens of a cuboid along height and width.
+        strategy: along time, height and width "local" (neighbours) or "dilated" (every n-th token).
+        shift: tokens along height and width by which the grid is rolled before it is cut. Ignored on dilated axes.
+        cuboids_along_time: into how many cuboids time is cut; 1 for all frames in one.
+
+    Raises:
+        ValueError: a size or number below one, an unknown strategy, or a shift outside [0, size).
+    """
+
+    size: tuple[int, ...]
+    strategy: tuple[str, ...] = ("local", "local", "local")
+    shift: tuple[int, ...] = (0, 0)
+    cuboids_along_time: int = 1
+
+    def __post_init__(self):
+        _check_cuboid(self, axes=2)
+        if not isinstance(self.cuboids_along_time, int) or self.cuboids_along_time < 1:
+            raise ValueError(
+                f"CrossCuboid: `cuboids_along_time` must be a positive integer, got {self.cuboids_along_time!r}."
+            )
+
+    def along(self, time: int) -> Cuboid:
+        """The cuboid, in tokens, of a sequence of `time` frames."""
+        shift = (0 if strategy == "dilated" else n for n, strategy in zip(self.shift, self.strategy[1:]))
+        return Cuboid((-(-time // self.cuboids_along_time), *self.size), self.strategy, (0, *shift))
+
+    def padding(self, grid: Sequence[int]) -> tuple[int, ...]:
+        """Tokens to add per axis to a grid (T, H, W), so that it holds `cuboids_along_time` whole cuboids."""
+        tokens = self.along(grid[0]).size[0] * self.cuboids_along_time
+        return (tokens - grid[0], *padding_to(grid[1:], self.size))
+
+
+def _check_cuboid(cuboid: Cuboid | CrossCuboid, axes: int):
+    """Make tuples of a cuboid's fields, with `axes` entries of size and shift; refuse what cannot work."""
+    owner = type(cuboid).__name__
+    for name, entries in (("size", axes), ("strategy", 3), ("shift", axes)):
+        value = getattr(cuboid, name)
+        if not isinstance(value, (list, tuple)) or len(value) != entries:
+            which = "time, height, width" if entries == 3 else "height, width"
+            raise ValueError(f"{owner}: `{name}` must have {entries} entries ({which}), got {value!r}.")
+        object.__setattr__(cuboid, name, tuple(value))
+    if not all(isinstance(n, int) and n >= 1 for n in cuboid.size):
+        raise ValueError(f"{owner}: `size` must be positive integers, got {cuboid.size}.")
+    if not set(cuboid.strategy) <= {"local", "dilated"}:
+        raise ValueError(f"{owner}: `strategy` must be 'local' or 'dilated' on each axis, got {cuboid.strategy}.")
+    if not all(isinstance(shift, int) and 0 <= shift < size for shift, size in zip(cuboid.shift, cuboid.size)):
+        raise ValueError(
+            f"{owner}: `shift` must be integers of at least 0 and less than `size`={cuboid.size}, got {cuboid.shift}."
+        )
 
 
 DILATED = ("dilated", "dilated", "dilated")
@@ -117,17 +163,17 @@ def _axial_space_dilate(t, h, w, k):
 
 def _cross(t, h, w, k):
     k = min(k, h, w)
-    return [Cuboid((1, k, k))]
+    return [CrossCuboid((k, k))]
 
 
 def _cross_local_global(t, h, w, k):
     k = min(k, h, w)
-    return [Cuboid((1, k, k)), Cuboid((1, k, k), DILATED)]
+    return [CrossCuboid((k, k)), CrossCuboid((k, k), DILATED)]
 
 
 def _cross_heterogeneous(t, h, w, k):
     k = min(k, h, w)
-    return [Cuboid((1, k, k)), Cuboid((1, k, k), DILATED), Cuboid((1, k, k), shift=(0, k // 2, k // 2))]
+    return [CrossCuboid((k, k)), CrossCuboid((k, k), DILATED), CrossCuboid((k, k), shift=(k // 2, k // 2))]
 
 
 # '#' stands for a number in the name, which becomes an argument: "video_swin_2x8" calls _video_swin(t, h, w, 2, 8).
@@ -146,8 +192,11 @@ CROSS_ATTENTION_PATTERNS: dict[str, Callable] = {
 }
 
 
-def pattern_cuboids(name: str, grid: Sequence[int], patterns: dict[str, Callable]) -> list[Cuboid]:
+def pattern_cuboids(name: str, grid: Sequence[int], patterns: dict[str, Callable]) -> list:
     """The cuboids of a named pattern (Earthformer, table 1 and appendix) on a grid (T, H, W).
+
+    Returns:
+        [`Cuboid`]s, or [`CrossCuboid`]s if `patterns` are those of cross-attention.
 
     Raises:
         ValueError: the name is not in `patterns`, or a number in it is zero.
@@ -221,20 +270,17 @@ def cuboid_regions(
     mask_padding: bool,
     device: torch.device,
     time_first: bool = False,
-) -> torch.Tensor | None:
+) -> torch.Tensor:
     """Which tokens of a cuboid may see each other: those of equal region.
 
     A shifted grid wraps around, so that a cuboid at its end holds tokens from both ends of an axis; they are kept
     apart. With `mask_padding`, added tokens form a region of their own.
 
     Returns:
-        An integer tensor (number of cuboids, tokens of a cuboid), or None when every token may see every other. It is
-        computed where it is used, from a few small `arange`s: nothing is cached, so that nothing created in inference
-        mode can later reach a training step.
+        An integer tensor (number of cuboids, tokens of a cuboid), -1 for an added token that is masked. It is computed
+        where it is used, from a few small `arange`s: nothing is cached, so that nothing created in inference mode can
+        later reach a training step.
     """
-    mask_padding = mask_padding and any(padding)
-    if not mask_padding and not any(cuboid.shift):
-        return None
     total = [n + p for n, p in zip(grid, padding)]
     region = torch.zeros(1, *total, 1, dtype=torch.long, device=device)
     padded = torch.zeros_like(region, dtype=torch.bool)
@@ -248,7 +294,7 @@ def cuboid_regions(
         origin = (position + shift) % n  # before rolling
         added = origin < padding[axis] if axis == 0 and time_first else origin >= grid[axis]
         padded = padded | added.view(along_axis)
-    if mask_padding:
+    if mask_padding and any(padding):
         region = region.masked_fill(padded, -1)
     return cuboid_partition(region, cuboid)[0, :, :, 0]
 
@@ -302,36 +348,85 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-def leaky_or(name: str) -> nn.Module:
-    """The activation of that name in transformers; "leaky_relu" with the originals' slope."""
-    return nn.LeakyReLU(LEAKY_SLOPE) if name == "leaky_relu" else ACT2FN[name]
+@dataclass(frozen=True)
+class CuboidLayerConfig:
+    """What all attention and feed-forward layers of a model have in common.
+
+    Args:
+        num_attention_heads: heads of every attention; they divide the channels.
+        mask_padding: whether tokens added to fill the last cuboid are hidden from attention.
+        separate_global_qkv: whether the exchange with global vectors has projections of its own.
+        hidden_act: activation of the feed-forward layers, a name that `build_activation` knows.
+        dropout, attention_dropout: probabilities, of outputs and of attention weights.
+        layer_norm_eps: epsilon of the layer norms.
+    """
+
+    num_attention_heads: int
+    mask_padding: bool = True
+    separate_global_qkv: bool = True
+    hidden_act: str = "gelu"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    layer_norm_eps: float = 1e-5
+
+
+def concatenate_keys(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    other_key: torch.Tensor,
+    other_value: torch.Tensor,
+    other_query: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Two sets of keys for one softmax: the scores are query . key, and other_query . other_key.
+
+    For that, the two queries lie side by side, and each key is filled with zeros where the query of the other set
+    lies. Without `other_query`, both sets meet the same query.
+
+    Args:
+        query, other_query: (N, heads, Q, d).
+        key, value: (N, heads, K, d).
+        other_key, other_value: (N, heads, G, d).
+
+    Returns:
+        query (N, heads, Q, d or 2 * d), key (N, heads, K + G, d or 2 * d), value (N, heads, K + G, d).
+    """
+    if other_query is not None:
+        query = torch.cat([query, other_query], dim=-1)
+        key, other_key = F.pad(key, (0, key.shape[-1])), F.pad(other_key, (other_key.shape[-1], 0))
+    return query, torch.cat([key, other_key], dim=2), torch.cat([value, other_value], dim=2)
 
 
 class CuboidAttentionBase(nn.Module):
-    """What cuboid self-attention and cross-attention share: heads, the choice of kernel and the position bias.
+    """What cuboid self-attention and cross-attention share: heads, position bias and the call of a kernel.
 
-    `config` needs `num_attention_heads`, `attention_dropout`, `dropout`, `layer_norm_eps`, `mask_padding` and
-    `_attn_implementation`, a name in transformers' attention interface.
+    A kernel takes (batch, heads, tokens, channels) and a mask that is added to the scores, (1, heads, ...). Cuboids
+    that all have the same mask join the batch, (B * N, heads, ...). Where each of the N cuboids has a mask of its own,
+    the cuboids *join the heads* instead, (B, N * heads, ...), so that one mask serves every sample.
     """
 
-    def __init__(self, config, hidden_size: int, cuboid: Cuboid, max_size: Sequence[int]):
+    def __init__(self, config: CuboidLayerConfig, hidden_size: int, max_size: Sequence[int]):
         super().__init__()
         self.config = config
-        self.cuboid = cuboid
         self.max_size = tuple(max_size)
         self.num_heads = config.num_attention_heads
         self.scaling = (hidden_size // self.num_heads) ** -0.5
-        self.is_causal = False
         self.norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         table_length = relative_position_table_length(self.max_size)
         self.relative_position_bias = nn.Parameter(torch.zeros(table_length, self.num_heads))
         self.out_proj = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(config.dropout)
 
-    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """(..., tokens, hidden) -> (product of the leading axes, heads, tokens, hidden / heads)."""
-        tokens = states.shape[-2]
-        return states.reshape(-1, tokens, self.num_heads, states.shape[-1] // self.num_heads).transpose(1, 2)
+    def split_heads(self, states: torch.Tensor, join_heads: bool = False) -> torch.Tensor:
+        """(B, N, tokens, heads * d) -> (B * N, heads, tokens, d), or (B, N * heads, tokens, d) to join the heads."""
+        states = states.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)  # (B, N, heads, tokens, d)
+        return states.flatten(1, 2) if join_heads else states.flatten(0, 1)
+
+    def merge_heads(self, states: torch.Tensor, cuboids: int, join_heads: bool = False) -> torch.Tensor:
+        """What a kernel returns, (B * N, Q, heads, d) or (B, Q, N * heads, d) -> (B, N, Q, heads * d)."""
+        if join_heads:
+            return states.unflatten(2, (cuboids, -1)).transpose(1, 2).flatten(3)
+        return states.flatten(2).unflatten(0, (-1, cuboids))
 
     def position_bias(
         self,
@@ -340,10 +435,14 @@ class CuboidAttentionBase(nn.Module):
         query_regions: torch.Tensor | None = None,
         key_regions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The additive mask of the scores: position bias, and a large negative number between regions.
+        """The mask that is added to the scores: the position bias, and a large negative number between regions.
+
+        Args:
+            query_size, key_size: of the cuboids, along time, height and width.
+            query_regions, key_regions: of `cuboid_regions`, (N, tokens); None where every token may see every other.
 
         Returns:
-            (1 or number of cuboids, heads, tokens of a query cuboid, tokens of a key cuboid).
+            (1, heads, tokens of a query cuboid, tokens of a key cuboid), or with regions (1, N * heads, ...).
         """
         table = self.relative_position_bias
         index = relative_position_index(query_size, key_size, self.max_size, table.device)
@@ -351,40 +450,42 @@ class CuboidAttentionBase(nn.Module):
         if query_regions is None or key_regions is None:
             return bias
         visible = query_regions[:, None, :, None] == key_regions[:, None, None, :]
-        return torch.where(visible, bias, MASKED)
+        return torch.where(visible, bias, MASKED).flatten(0, 1)[None]
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        attn_implementation: str,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attention of N windows, a bounded number of them per call.
+        """Attention, in several calls of the kernel where it would refuse one.
 
-        query (N, heads, Q, d), key (N, heads, K, d), value (N, heads, K, e), mask (1 or a divisor of N, heads, Q, K)
-        -> (N, Q, heads * e) and, from kernels that return them, the weights (N, heads, Q, K).
+        Args:
+            query, key, value: (B, H, Q, d), (B, H, K, d) and (B, H, K, e), as of `split_heads`.
+            mask: added to the scores, (1, H, Q, K), or None.
+            attn_implementation: a name in transformers' attention interface.
+
+        Returns:
+            (B, Q, H, e) and, from kernels that return them, the weights (windows, heads, Q, K).
         """
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        windows = query.shape[0]
-        if mask is not None and mask.shape[0] > 1:
-            mask = mask.repeat(windows // mask.shape[0], 1, 1, 1)
-        parts = [slice(None)]
-        if not is_torchdynamo_exporting() and windows > MAX_WINDOWS:
-            parts = [slice(start, start + MAX_WINDOWS) for start in range(0, windows, MAX_WINDOWS)]
-        outputs, weights = [], []
-        for part in parts:
-            output, weight = attention(
-                self,
-                query[part],
-                key[part],
-                value[part],
-                mask if mask is None or mask.shape[0] == 1 else mask[part],
-                scaling=self.scaling,
-                dropout=self.config.attention_dropout if self.training else 0.0,
-                is_causal=False,
-            )
-            outputs.append(output.flatten(2))
-            weights.append(weight)
-        if len(outputs) == 1:
-            return outputs[0], weights[0]
-        return torch.cat(outputs), None if weights[0] is None else torch.cat(weights)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(attn_implementation, eager_attention_forward)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        axis = int(query.shape[1] > MAX_WINDOWS)
+        parts = [(query, key, value, mask)]
+        if not is_torchdynamo_exporting() and query.shape[axis] > MAX_WINDOWS:
+            states = [x.split(MAX_WINDOWS, axis) for x in (query, key, value)]
+            masks = itertools.repeat(mask) if mask is None or axis == 0 else mask.split(MAX_WINDOWS, axis)
+            parts = list(zip(*states, masks))
+        outputs, weights = zip(
+            *(attention(self, *part, scaling=self.scaling, dropout=dropout, is_causal=False) for part in parts)
+        )
+        output = outputs[0] if len(parts) == 1 else torch.cat(outputs, 2 * axis)
+        if weights[0] is None:
+            return output, None
+        weight = weights[0] if len(parts) == 1 else torch.cat(weights, axis)
+        return output, weight.reshape(-1, self.num_heads, *weight.shape[2:])
 
 
 class CuboidSelfAttention(CuboidAttentionBase):
@@ -395,7 +496,7 @@ class CuboidSelfAttention(CuboidAttentionBase):
     the projections of the local attention (`config.separate_global_qkv` false) or from their own.
 
     Args:
-        config: as `CuboidAttentionBase`, and `separate_global_qkv` where global vectors are used.
+        config: of all layers.
         hidden_size: channels of tokens and of global vectors.
         cuboid: how to cut the grid.
         use_global_vectors: whether there are global vectors.
@@ -404,13 +505,14 @@ class CuboidSelfAttention(CuboidAttentionBase):
 
     def __init__(
         self,
-        config,
+        config: CuboidLayerConfig,
         hidden_size: int,
         cuboid: Cuboid,
         use_global_vectors: bool = False,
         update_global_vectors: bool = True,
     ):
-        super().__init__(config, hidden_size, cuboid, max_size=cuboid.size)
+        super().__init__(config, hidden_size, max_size=cuboid.size)
+        self.cuboid = cuboid
         self.use_global_vectors = use_global_vectors
         self.update_global_vectors = use_global_vectors and update_global_vectors
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
@@ -430,7 +532,10 @@ class CuboidSelfAttention(CuboidAttentionBase):
                 self.update_global_qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
 
     def forward(
-        self, hidden_states: torch.Tensor, global_vectors: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor,
+        global_vectors: torch.Tensor | None = None,
+        attn_implementation: str = "sdpa",
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """hidden_states (B, T, H, W, C), global_vectors (B, G, C) -> the same shapes, to be added to the inputs.
 
@@ -438,15 +543,26 @@ class CuboidSelfAttention(CuboidAttentionBase):
             New tokens (B, T, H, W, C); attention weights (B * number of cuboids, heads, tokens, tokens + G) or None;
             new global vectors (B, G, C) or None.
         """
-        batch, *grid, channels = hidden_states.shape
+        grid = hidden_states.shape[1:4]
         cuboid = self.cuboid.fit(grid)
         padding = padding_to(grid, cuboid.size)
         total = tuple(n + p for n, p in zip(grid, padding))
 
-        hidden_states = pad_grid(self.norm(hidden_states), padding)
-        windows = cuboid_partition(roll_grid(hidden_states, cuboid.shift, -1), cuboid)  # (B, N, V, C)
-        regions = cuboid_regions(grid, padding, cuboid, self.config.mask_padding, windows.device)
-        query, key, value = (self.split_heads(x) for x in self.qkv(windows).chunk(3, dim=-1))  # (B * N, heads, V, d)
+        windows = pad_grid(self.norm(hidden_states), padding)
+        windows = cuboid_partition(roll_grid(windows, cuboid.shift, -1), cuboid)  # (B, N, V, C)
+        regions = None
+        if any(cuboid.shift) or (self.config.mask_padding and any(padding)):
+            regions = cuboid_regions(grid, padding, cuboid, self.config.mask_padding, windows.device)
+        windows, weights, global_vectors = self._attend_windows(
+            windows, global_vectors, cuboid, regions, attn_implementation
+        )
+        hidden_states = roll_grid(cuboid_reverse(windows, cuboid, total), cuboid.shift, 1)
+        return hidden_states[:, : grid[0], : grid[1], : grid[2]], weights, global_vectors
+
+    def _attend_windows(self, windows, global_vectors, cuboid, regions, attn_implementation):
+        """Windows (B, N, V, C), global vectors (B, G, C) or None -> new ones, and between them the weights."""
+        cuboids, join_heads = windows.shape[1], regions is not None
+        query, key, value = (self.split_heads(x, join_heads) for x in self.qkv(windows).chunk(3, dim=-1))
         mask = self.position_bias(cuboid.size, cuboid.size, regions, regions)
 
         new_global_vectors = None
@@ -455,152 +571,104 @@ class CuboidSelfAttention(CuboidAttentionBase):
                 raise ValueError("CuboidSelfAttention was built with global vectors: `global_vectors` is missing.")
             global_vectors = self.global_norm(global_vectors)
             if self.update_global_vectors:
-                new_global_vectors = self._update(windows, query, key, value, global_vectors, regions)
-            query, key, value, mask = self._add_global_keys(windows, query, key, value, mask, global_vectors)
+                new_global_vectors = self._update(windows, key, value, global_vectors, regions, attn_implementation)
+            query, key, value = self._add_global_keys(windows, query, key, value, global_vectors, join_heads)
+            mask = F.pad(mask, (0, global_vectors.shape[1]))
 
-        windows, weights = self.attend(query, key, value, mask)
-        windows = self.dropout(self.out_proj(windows)).reshape(batch, -1, cuboid.volume, channels)
-        hidden_states = roll_grid(cuboid_reverse(windows, cuboid, total), cuboid.shift, 1)
-        hidden_states = hidden_states[:, : grid[0], : grid[1], : grid[2]]
-        return hidden_states, weights, new_global_vectors
+        output, weights = self.attend(query, key, value, mask, attn_implementation)
+        output = self.out_proj(self.merge_heads(output, cuboids, join_heads))
+        return self.dropout(output), weights, new_global_vectors
 
-    def _add_global_keys(self, windows, query, key, value, mask, global_vectors):
-        """Let every cuboid also attend to the global vectors: G more keys and values."""
-        number = windows.shape[1]
+    def _add_global_keys(self, windows, query, key, value, global_vectors, join_heads):
+        """Tokens attend to their cuboid and to the global vectors: G more keys and values for every cuboid."""
+        global_query = None
         if self.config.separate_global_qkv:
-            global_key, global_value = self.read_global_key_value(global_vectors).chunk(2, dim=-1)
-            # Two kinds of queries meet two kinds of keys in one softmax: side by side, each padded with zeros.
-            query = torch.cat([query, self.split_heads(self.read_query(windows))], dim=-1)
-            key = F.pad(key, (0, key.shape[-1]))
+            global_query = self.split_heads(self.read_query(windows), join_heads)
+            states = self.read_global_key_value(global_vectors).chunk(2, dim=-1)
         else:
-            _, global_key, global_value = self.global_qkv(global_vectors).chunk(3, dim=-1)
-        global_key, global_value = (
-            self.split_heads(x).repeat_interleave(number, dim=0) for x in (global_key, global_value)
-        )  # (B * N, heads, G, d)
-        if self.config.separate_global_qkv:
-            global_key = F.pad(global_key, (global_key.shape[-1], 0))
-        key = torch.cat([key, global_key], dim=2)
-        value = torch.cat([value, global_value], dim=2)
-        return query, key, value, F.pad(mask, (0, global_vectors.shape[1]))
+            states = self.global_qkv(global_vectors).chunk(3, dim=-1)[1:]
+        states = (x[:, None].expand(-1, windows.shape[1], -1, -1) for x in states)  # (B, N, G, C)
+        global_key, global_value = (self.split_heads(x, join_heads) for x in states)
+        return concatenate_keys(query, key, value, global_key, global_value, global_query)
 
-    def _update(self, windows, query, key, value, global_vectors, regions):
+    def _update(self, windows, key, value, global_vectors, regions, attn_implementation):
         """Global vectors attend to all tokens and to each other -> (B, G, C)."""
-        batch, _, _, channels = windows.shape
         if self.config.separate_global_qkv:
-            tokens = windows.reshape(batch, -1, channels)
-            key, value = self.split_heads(self.update_key(tokens)), self.split_heads(self.update_value(tokens))
-            global_query, global_key, global_value = (
-                self.split_heads(x) for x in self.update_global_qkv(global_vectors).chunk(3, dim=-1)
-            )
-            query = torch.cat([self.split_heads(self.update_global_query(global_vectors)), global_query], dim=-1)
-            key, global_key = F.pad(key, (0, key.shape[-1])), F.pad(global_key, (global_key.shape[-1], 0))
+            tokens = windows.flatten(1, 2)  # (B, N * V, C)
+            states = self.update_global_query(global_vectors), self.update_key(tokens), self.update_value(tokens)
+            query, key, value = (self.split_heads(x[:, None]) for x in states)
+            states = self.update_global_qkv(global_vectors).chunk(3, dim=-1)
+            global_query, global_key, global_value = (self.split_heads(x[:, None]) for x in states)
         else:
-            query, global_key, global_value = (
-                self.split_heads(x) for x in self.global_qkv(global_vectors).chunk(3, dim=-1)
-            )
-            # The cuboids' own keys and values: (B * N, heads, V, d) -> (B, heads, N * V, d)
-            key, value = (x.reshape(batch, -1, *x.shape[1:]).transpose(1, 2).flatten(2, 3) for x in (key, value))
-        key, value = torch.cat([key, global_key], dim=2), torch.cat([value, global_value], dim=2)
+            states = self.global_qkv(global_vectors).chunk(3, dim=-1)
+            query, global_key, global_value = (self.split_heads(x[:, None]) for x in states)
+            global_query = None
+            # The cuboids' own keys and values: (B * N, heads, V, d) or (B, N * heads, V, d) -> (B, heads, N * V, d)
+            shape = (windows.shape[0], -1, self.num_heads, *key.shape[2:])
+            key, value = (x.reshape(shape).transpose(1, 2).flatten(2, 3) for x in (key, value))
+        query, key, value = concatenate_keys(query, key, value, global_key, global_value, global_query)
         mask = None
         if regions is not None and self.config.mask_padding:
             mask = torch.zeros(regions.numel(), dtype=query.dtype, device=query.device)
             mask = mask.masked_fill(regions.flatten() < 0, MASKED)
             mask = F.pad(mask, (0, global_vectors.shape[1])).view(1, 1, 1, -1).expand(-1, -1, query.shape[2], -1)
-        new_global_vectors, _ = self.attend(query, key, value, mask)
-        return self.dropout(self.global_out_proj(new_global_vectors))
+        output, _ = self.attend(query, key, value, mask, attn_implementation)
+        return self.dropout(self.global_out_proj(output.flatten(2)))
 
 
 class CuboidCrossAttention(CuboidAttentionBase):
     """Forecast tokens attend to the context tokens of the same place (paper, section 3.2).
 
-    `cuboid.size` is (number of cuboids along time, height, width). Along time, context is padded at its start and the
-    forecast at its end, so that the last context frames and the first forecast frames stay in line. Relative time is
-    counted from the start of either (the originals' rule).
+    Along time, context is padded at its start and the forecast at its end, so that the last context frames and the
+    first forecast frames stay in line. Relative time is counted from the start of either (the originals' rule).
+
+    Args:
+        config: of all layers.
+        hidden_size: channels of tokens.
+        cuboid: how to cut forecast and context.
+        max_time: frames of context and forecast together: the largest distance in time that has a position bias.
     """
 
-    def __init__(self, config, hidden_size: int, cuboid: Cuboid, max_time: int):
-        super().__init__(config, hidden_size, cuboid, max_size=(max_time, *cuboid.size[1:]))
+    def __init__(self, config: CuboidLayerConfig, hidden_size: int, cuboid: CrossCuboid, max_time: int):
+        super().__init__(config, hidden_size, max_size=(max_time, *cuboid.size))
+        self.cuboid = cuboid
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.key_value = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
 
-    def forward(self, hidden_states: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, hidden_states: torch.Tensor, context: torch.Tensor, attn_implementation: str = "sdpa"
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """hidden_states (B, T_out, H, W, C), context (B, T_in, H, W, C) -> (B, T_out, H, W, C), to be added.
 
         Returns:
             New tokens; attention weights (B * number of cuboids, heads, query tokens, context tokens) or None.
         """
-        batch, *grid, channels = hidden_states.shape
-        query_cuboid, query_padding = self._cuboid_along(hidden_states.shape[1], grid)
-        key_cuboid, key_padding = self._cuboid_along(context.shape[1], grid)
-        shift = query_cuboid.shift
-        total = tuple(n + p for n, p in zip(grid, query_padding))
+        grid, context_grid = hidden_states.shape[1:4], context.shape[1:4]
+        cuboid, context_cuboid = self.cuboid.along(grid[0]), self.cuboid.along(context_grid[0])
+        padding, context_padding = self.cuboid.padding(grid), self.cuboid.padding(context_grid)
+        total = tuple(n + p for n, p in zip(grid, padding))
+        shift = cuboid.shift
 
-        hidden_states = roll_grid(pad_grid(self.norm(hidden_states), query_padding), shift, -1)
-        windows = cuboid_partition(hidden_states, query_cuboid)  # (B, N, V, C)
-        context_grid = context.shape[1:4]
-        context = roll_grid(pad_grid(context, key_padding, time_first=True), shift, -1)
-        context = cuboid_partition(context, key_cuboid)  # (B, N, V_context, C)
+        hidden_states = roll_grid(pad_grid(self.norm(hidden_states), padding), shift, -1)
+        windows = cuboid_partition(hidden_states, cuboid)  # (B, N, V, C)
+        context = roll_grid(pad_grid(context, context_padding, time_first=True), shift, -1)
+        context = cuboid_partition(context, context_cuboid)  # (B, N, V_context, C)
 
         mask_padding, device = self.config.mask_padding, windows.device
-        # One side may be padded when the other is not: ask for both, or for none.
-        both = mask_padding and (any(query_padding) or any(key_padding))
-        query_regions = key_regions = None
-        if both or any(shift):
-            query_regions = cuboid_regions(grid, query_padding, query_cuboid, mask_padding, device)
-            key_regions = cuboid_regions(context_grid, key_padding, key_cuboid, mask_padding, device, time_first=True)
-            query_regions = self._or_zeros(query_regions, windows)
-            key_regions = self._or_zeros(key_regions, context)
-
-        query = self.split_heads(self.query(windows))
-        key, value = (self.split_heads(x) for x in self.key_value(context).chunk(2, dim=-1))
-        mask = self.position_bias(query_cuboid.size, key_cuboid.size, query_regions, key_regions)
-        windows, weights = self.attend(query, key, value, mask)
-        windows = self.dropout(self.out_proj(windows)).reshape(batch, -1, query_cuboid.volume, channels)
-        hidden_states = roll_grid(cuboid_reverse(windows, query_cuboid, total), shift, 1)
+        regions = context_regions = None
+        if any(shift) or (mask_padding and any(padding + context_padding)):
+            regions = cuboid_regions(grid, padding, cuboid, mask_padding, device)
+            context_regions = cuboid_regions(
+                context_grid, context_padding, context_cuboid, mask_padding, device, time_first=True
+            )
+        join_heads = regions is not None
+        query = self.split_heads(self.query(windows), join_heads)
+        key, value = (self.split_heads(x, join_heads) for x in self.key_value(context).chunk(2, dim=-1))
+        mask = self.position_bias(cuboid.size, context_cuboid.size, regions, context_regions)
+        output, weights = self.attend(query, key, value, mask, attn_implementation)
+        windows = self.dropout(self.out_proj(self.merge_heads(output, windows.shape[1], join_heads)))
+        hidden_states = roll_grid(cuboid_reverse(windows, cuboid, total), shift, 1)
         return hidden_states[:, : grid[0], : grid[1], : grid[2]], weights
-
-    def _cuboid_along(self, time: int, grid: Sequence[int]) -> tuple[Cuboid, tuple[int, ...]]:
-        """The cuboid, in tokens, for a sequence of `time` frames, and the padding it needs."""
-        number, height, width = self.cuboid.size
-        shift = tuple(0 if kind == "dilated" else n for n, kind in zip(self.cuboid.shift, self.cuboid.strategy))
-        cuboid = Cuboid((-(-time // number), height, width), self.cuboid.strategy, (0, *shift[1:]))
-        padding = (cuboid.size[0] * number - time, *padding_to(grid[1:], cuboid.size[1:]))
-        return cuboid, padding
-
-    @staticmethod
-    def _or_zeros(regions: torch.Tensor | None, windows: torch.Tensor) -> torch.Tensor:
-        if regions is not None:
-            return regions
-        return torch.zeros(windows.shape[1:3], dtype=torch.long, device=windows.device)
-
-
-class PositionEmbedding(nn.Module):
-    """Learned embeddings of time and place, to be added to the tokens.
-
-    Args:
-        time, size, hidden_size: frames, height and width, channels.
-        kind: "t+h+w", one embedding per axis, or "t+hw", one per time and one per place.
-    """
-
-    def __init__(self, time: int, size: Sequence[int], hidden_size: int, kind: str = "t+h+w"):
-        super().__init__()
-        self.size = tuple(size)
-        self.time = nn.Embedding(time, hidden_size)
-        self.per_axis = kind == "t+h+w"
-        if self.per_axis:
-            self.height = nn.Embedding(size[0], hidden_size)
-            self.width = nn.Embedding(size[1], hidden_size)
-        else:
-            self.place = nn.Embedding(size[0] * size[1], hidden_size)
-
-    def forward(self, device: torch.device) -> torch.Tensor:
-        """-> (T, H, W, C)."""
-        height, width = self.size
-        time = self.time(torch.arange(self.time.num_embeddings, device=device))[:, None, None]
-        if self.per_axis:
-            rows = self.height(torch.arange(height, device=device))[:, None]
-            return time + rows + self.width(torch.arange(width, device=device))
-        return time + self.place(torch.arange(height * width, device=device)).unflatten(0, self.size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -608,14 +676,23 @@ class PositionEmbedding(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def build_activation(name: str) -> nn.Module:
+    """The activation of that name in transformers; "leaky_relu" with the originals' slope.
+
+    Raises:
+        KeyError: transformers has no activation of that name.
+    """
+    return nn.LeakyReLU(LEAKY_SLOPE) if name == "leaky_relu" else ACT2FN[name]
+
+
 class FeedForward(nn.Module):
     """x + linear(activation(linear(norm(x)))), four times as wide inside."""
 
-    def __init__(self, config, hidden_size: int):
+    def __init__(self, config: CuboidLayerConfig, hidden_size: int):
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.up = nn.Linear(hidden_size, 4 * hidden_size)
-        self.activation = leaky_or(config.hidden_act)
+        self.activation = build_activation(config.hidden_act)
         self.down = nn.Linear(4 * hidden_size, hidden_size)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -626,11 +703,19 @@ class FeedForward(nn.Module):
 
 
 class CuboidSelfAttentionBlock(GradientCheckpointingLayer):
-    """One attention and one feed-forward layer for each cuboid of a pattern (paper, figure 2)."""
+    """One attention and one feed-forward layer for each cuboid of a pattern (paper, figure 2).
+
+    Args:
+        config: of all layers.
+        hidden_size: channels of tokens and of global vectors.
+        cuboids: of the pattern.
+        use_global_vectors: whether there are global vectors.
+        update_last: whether the last attention updates them; false for the last block before they are dropped.
+    """
 
     def __init__(
         self,
-        config,
+        config: CuboidLayerConfig,
         hidden_size: int,
         cuboids: Sequence[Cuboid],
         use_global_vectors: bool = False,
@@ -645,11 +730,14 @@ class CuboidSelfAttentionBlock(GradientCheckpointingLayer):
         self.feed_forwards = nn.ModuleList(FeedForward(config, hidden_size) for _ in cuboids)
 
     def forward(
-        self, hidden_states: torch.Tensor, global_vectors: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor,
+        global_vectors: torch.Tensor | None = None,
+        attn_implementation: str = "sdpa",
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """hidden_states (B, T, H, W, C) and global_vectors (B, G, C) or None -> the same shapes."""
         for attention, feed_forward in zip(self.attentions, self.feed_forwards):
-            update, _, global_update = attention(hidden_states, global_vectors)
+            update, _, global_update = attention(hidden_states, global_vectors, attn_implementation)
             hidden_states = feed_forward(hidden_states + update)
             if global_vectors is not None and global_update is not None:
                 global_vectors = global_vectors + global_update
@@ -659,19 +747,55 @@ class CuboidSelfAttentionBlock(GradientCheckpointingLayer):
 class CuboidCrossAttentionBlock(GradientCheckpointingLayer):
     """One cross-attention and one feed-forward layer for each cuboid of a pattern."""
 
-    def __init__(self, config, hidden_size: int, cuboids: Sequence[Cuboid], max_time: int):
+    def __init__(self, config: CuboidLayerConfig, hidden_size: int, cuboids: Sequence[CrossCuboid], max_time: int):
         super().__init__()
         self.attentions = nn.ModuleList(
             CuboidCrossAttention(config, hidden_size, cuboid, max_time) for cuboid in cuboids
         )
         self.feed_forwards = nn.ModuleList(FeedForward(config, hidden_size) for _ in cuboids)
 
-    def forward(self, hidden_states: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, context: torch.Tensor, attn_implementation: str = "sdpa"
+    ) -> torch.Tensor:
         """hidden_states (B, T_out, H, W, C), context (B, T_in, H, W, C) -> (B, T_out, H, W, C)."""
         for attention, feed_forward in zip(self.attentions, self.feed_forwards):
-            update, _ = attention(hidden_states, context)
+            update, _ = attention(hidden_states, context, attn_implementation)
             hidden_states = feed_forward(hidden_states + update)
         return hidden_states
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Positions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class PositionEmbedding(nn.Module):
+    """Learned embeddings of time and place, to be added to the tokens.
+
+    Args:
+        time, size, hidden_size: frames, height and width, channels.
+        embedding_type: "t+h+w", one embedding per axis, or "t+hw", one per time and one per place.
+    """
+
+    def __init__(self, time: int, size: Sequence[int], hidden_size: int, embedding_type: str = "t+h+w"):
+        super().__init__()
+        self.size = tuple(size)
+        self.time = nn.Embedding(time, hidden_size)
+        self.per_axis = embedding_type == "t+h+w"
+        if self.per_axis:
+            self.height = nn.Embedding(size[0], hidden_size)
+            self.width = nn.Embedding(size[1], hidden_size)
+        else:
+            self.place = nn.Embedding(size[0] * size[1], hidden_size)
+
+    def forward(self, device: torch.device) -> torch.Tensor:
+        """-> (T, H, W, C)."""
+        height, width = self.size
+        time = self.time(torch.arange(self.time.num_embeddings, device=device))[:, None, None]
+        if self.per_axis:
+            rows = self.height(torch.arange(height, device=device))[:, None]
+            return time + rows + self.width(torch.arange(width, device=device))
+        return time + self.place(torch.arange(height * width, device=device)).unflatten(0, self.size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -715,3 +839,52 @@ class Upsample(nn.Module):
         frames = hidden_states.flatten(0, 1).permute(0, 3, 1, 2)  # (B * T, C, H, W)
         frames = self.conv(F.interpolate(frames, size=tuple(size), mode="nearest"))
         return frames.permute(0, 2, 3, 1).unflatten(0, hidden_states.shape[:2])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Normalisation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class SafeGroupNorm(nn.GroupNorm):
+    """Group norm whose backward does not crash on the CPU.
+
+    PyTorch 2.13 ends in a segmentation fault where the input has channels last and needs no gradient, as frames do,
+    and tokens behind frozen layers:
+
+        norm = torch.nn.GroupNorm(2, 4)
+        frames = torch.randn(2, 8, 8, 4).permute(0, 3, 1, 2)  # (N, C, H, W), needs no gradient
+        norm(frames).sum().backward()
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and not input.requires_grad:
+            # Not `contiguous`, which leaves the strides of axes of length 1 as they are.
+            input = input.clone(memory_format=torch.contiguous_format)
+        return super().forward(input)
+
+
+__all__ = [
+    "CROSS_ATTENTION_PATTERNS",
+    "LEAKY_SLOPE",
+    "SELF_ATTENTION_PATTERNS",
+    "CrossCuboid",
+    "Cuboid",
+    "CuboidAttentionBase",
+    "CuboidCrossAttention",
+    "CuboidCrossAttentionBlock",
+    "CuboidLayerConfig",
+    "CuboidSelfAttention",
+    "CuboidSelfAttentionBlock",
+    "FeedForward",
+    "PatchMerging",
+    "PositionEmbedding",
+    "SafeGroupNorm",
+    "Upsample",
+    "build_activation",
+    "cuboid_partition",
+    "cuboid_regions",
+    "cuboid_reverse",
+    "pattern_cuboids",
+    "reduced_size",
+]

@@ -53,6 +53,7 @@ from .cuboid import (
     CuboidSelfAttentionBlock,
     PatchMerging,
     PositionEmbedding,
+    SafeGroupNorm,
     Upsample,
 )
 
@@ -104,7 +105,7 @@ class EarthformerConvStage(nn.Module):
         for i in range(num_convs):
             layers += [
                 nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, kernel_size=3, padding=1),
-                nn.GroupNorm(groups, out_channels),
+                SafeGroupNorm(groups, out_channels),
                 nn.LeakyReLU(LEAKY_SLOPE),
             ]
         self.layers = nn.Sequential(*layers)
@@ -112,11 +113,7 @@ class EarthformerConvStage(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, H, W, C_in) -> (B, T, H, W, C_out)."""
         frames = hidden_states.flatten(0, 1).permute(0, 3, 1, 2)  # (B * T, C, H, W)
-        for layer in self.layers:
-            if isinstance(layer, nn.GroupNorm) and torch.is_grad_enabled() and not frames.requires_grad:
-                # Behind frozen convolutions: the CPU's backward of GroupNorm crashes on a permuted input there.
-                frames = frames.contiguous()
-            frames = layer(frames)
+        frames = self.layers(frames)
         return frames.permute(0, 2, 3, 1).unflatten(0, hidden_states.shape[:2])
 
 
@@ -234,10 +231,11 @@ class EarthformerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """As the originals really initialise, including what their initialisation never reaches.
+        """As the originals initialise, where their code has an effect.
 
-        Linear maps are normal with variance 1 / fan-in; the convolutions of stem and head, and the maps that carry
-        global vectors, keep PyTorch's defaults; upsampling is Kaiming-normal for a leaky ReLU.
+        Linear maps are normal with variance 1 / fan-in, and upsampling is Kaiming-normal for a leaky ReLU. The
+        convolutions of stem and head and the maps that carry global vectors keep PyTorch's defaults: the originals'
+        initialisation does not visit them.
         """
         super()._init_weights(module)  # norms
         if isinstance(module, nn.Linear):
@@ -277,7 +275,7 @@ class EarthformerEncoder(EarthformerPreTrainedModel):
         super().__init__(config)
         self.gradient_checkpointing = False
         sizes, last = config.hidden_sizes, len(config.hidden_sizes) - 1
-        use_global = config.num_global_vectors > 0
+        use_global, layer_config = config.num_global_vectors > 0, config.layer_config()
         self.position_embedding = PositionEmbedding(
             config.context_length, config.level_sizes[0], sizes[0], config.position_embedding_type
         )
@@ -286,7 +284,11 @@ class EarthformerEncoder(EarthformerPreTrainedModel):
         self.levels = nn.ModuleList(
             nn.ModuleList(
                 CuboidSelfAttentionBlock(
-                    config, sizes[i], cuboids, use_global, update_last=i < last or block < config.encoder_depths[i] - 1
+                    layer_config,
+                    sizes[i],
+                    cuboids,
+                    use_global,
+                    update_last=i < last or block < config.encoder_depths[i] - 1,
                 )
                 for block in range(config.encoder_depths[i])
             )
@@ -304,13 +306,13 @@ class EarthformerEncoder(EarthformerPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> EarthformerEncoderOutput:
         """hidden_states: (B, T_in, h_0, w_0, hidden_sizes[0]), the output of the stem."""
-        batch = hidden_states.shape[0]
+        batch, attn_implementation = hidden_states.shape[0], self.config._attn_implementation
         hidden_states = hidden_states + self.position_embedding(hidden_states.device)
         global_vectors = None if self.global_vectors is None else self.global_vectors.repeat(batch, 1, 1)
         memories = ()
         for i, blocks in enumerate(self.levels):
             for block in blocks:
-                hidden_states, global_vectors = block(hidden_states, global_vectors)
+                hidden_states, global_vectors = block(hidden_states, global_vectors, attn_implementation)
             memories += (hidden_states,)
             if i < len(self.merges):
                 hidden_states = self.merges[i](hidden_states)
@@ -338,14 +340,14 @@ class EarthformerDecoder(EarthformerPreTrainedModel):
         self.gradient_checkpointing = False
         sizes, last = config.hidden_sizes, len(config.hidden_sizes) - 1
         max_time = config.context_length + config.prediction_length
+        layer_config = config.layer_config()
         self.level_sizes = config.level_sizes
 
-        def self_blocks(without: int = 0) -> nn.ModuleList:
-            """`without`: how many blocks less the coarsest level has."""
+        def self_blocks(fewer_at_coarsest: int = 0) -> nn.ModuleList:
             return nn.ModuleList(
                 nn.ModuleList(
-                    CuboidSelfAttentionBlock(config, sizes[i], cuboids)
-                    for _ in range(config.decoder_depths[i] - (without if i == last else 0))
+                    CuboidSelfAttentionBlock(layer_config, sizes[i], cuboids)
+                    for _ in range(config.decoder_depths[i] - (fewer_at_coarsest if i == last else 0))
                 )
                 for i, cuboids in enumerate(config.self_attention_cuboids())
             )
@@ -353,7 +355,7 @@ class EarthformerDecoder(EarthformerPreTrainedModel):
         def cross_blocks() -> nn.ModuleList:
             return nn.ModuleList(
                 nn.ModuleList(
-                    CuboidCrossAttentionBlock(config, sizes[i], cuboids, max_time)
+                    CuboidCrossAttentionBlock(layer_config, sizes[i], cuboids, max_time)
                     for _ in range(config.decoder_depths[i])
                 )
                 for i, cuboids in enumerate(config.cross_attention_cuboids())
@@ -370,7 +372,7 @@ class EarthformerDecoder(EarthformerPreTrainedModel):
                 config.prediction_length, config.level_sizes[-1], sizes[-1], config.position_embedding_type
             )
             self.start_proj = nn.Linear(sizes[-1], sizes[-1])
-            self.self_blocks = self_blocks(without=1)
+            self.self_blocks = self_blocks(fewer_at_coarsest=1)
         self.cross_blocks = cross_blocks()
         self.upsamples = nn.ModuleList(Upsample(after, before) for before, after in zip(sizes, sizes[1:]))
         self.post_init()
@@ -393,27 +395,34 @@ class EarthformerDecoder(EarthformerPreTrainedModel):
             for i, memory in enumerate(memories):
                 if i > 0:
                     hidden_states = self.merges[i - 1](hidden_states)
-                hidden_states = _alternate(self.down_self_blocks[i], self.down_cross_blocks[i], hidden_states, memory)
+                hidden_states = self._run_level(
+                    self.down_self_blocks[i], self.down_cross_blocks[i], hidden_states, memory
+                )
         for i in range(last, -1, -1):
-            hidden_states = _alternate(self.self_blocks[i], self.cross_blocks[i], hidden_states, memories[i])
+            hidden_states = self._run_level(self.self_blocks[i], self.cross_blocks[i], hidden_states, memories[i])
             if i > 0:
                 hidden_states = self.upsamples[i - 1](hidden_states, self.level_sizes[i - 1])
         return BaseModelOutput(last_hidden_state=hidden_states)
 
+    def _run_level(
+        self,
+        self_blocks: nn.ModuleList,
+        cross_blocks: nn.ModuleList,
+        hidden_states: torch.Tensor,
+        memory: torch.Tensor,
+    ) -> torch.Tensor:
+        """The blocks of one level in turn: self-attention, cross-attention, self-attention, and so on.
 
-def _alternate(
-    self_blocks: nn.ModuleList, cross_blocks: nn.ModuleList, hidden_states: torch.Tensor, memory: torch.Tensor
-) -> torch.Tensor:
-    """The blocks of a level: self-attention, then cross-attention; if there are fewer of the former, they are last.
-
-    hidden_states (B, T_out, h, w, C), memory (B, T_in, h, w, C) -> (B, T_out, h, w, C).
-    """
-    without = len(cross_blocks) - len(self_blocks)  # first blocks without self-attention
-    for i, cross_block in enumerate(cross_blocks):
-        if i >= without:
-            hidden_states, _ = self_blocks[i - without](hidden_states)
-        hidden_states = cross_block(hidden_states, memory)
-    return hidden_states
+        Where there are fewer blocks of self-attention, the level begins with cross-attention.
+        hidden_states (B, T_out, h, w, C), memory (B, T_in, h, w, C) -> (B, T_out, h, w, C).
+        """
+        attn_implementation = self.config._attn_implementation
+        cross_only = len(cross_blocks) - len(self_blocks)
+        for i, cross_block in enumerate(cross_blocks):
+            if i >= cross_only:
+                hidden_states, _ = self_blocks[i - cross_only](hidden_states, attn_implementation=attn_implementation)
+            hidden_states = cross_block(hidden_states, memory, attn_implementation)
+        return hidden_states
 
 
 class EarthformerModel(EarthformerPreTrainedModel):

@@ -17,7 +17,6 @@ https://arxiv.org/abs/2307.10422, section 3 and appendix. The attention itself i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +28,14 @@ from torch import nn
 
 from .cuboid import (
     SELF_ATTENTION_PATTERNS,
+    Cuboid,
     CuboidAttentionBase,
+    CuboidLayerConfig,
     CuboidSelfAttentionBlock,
     FeedForward,
     PatchMerging,
     PositionEmbedding,
+    SafeGroupNorm,
     Upsample,
     pattern_cuboids,
     reduced_size,
@@ -69,9 +71,9 @@ class EarthformerAlignmentOutput(BaseOutput):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> SafeGroupNorm:
     """32 groups where they divide the channels, else one group per channel (which cancels an added embedding)."""
-    return nn.GroupNorm(32 if channels % 32 == 0 else channels, channels)
+    return SafeGroupNorm(32 if channels % 32 == 0 else channels, channels)
 
 
 class TimeResidualBlock(nn.Module):
@@ -106,9 +108,7 @@ class TimeResidualBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
         """hidden_states (B, T, H, W, C_in), embedding (B, E) -> (B, T, H, W, C_out)."""
-        # A copy with dense strides (B, C, T, H, W): the CPU's backward of GroupNorm crashes on a permuted input that
-        # needs no gradient, and `contiguous` leaves the strides of axes of length 1 as they are.
-        volume = hidden_states.permute(0, 4, 1, 2, 3).clone(memory_format=torch.contiguous_format)
+        volume = hidden_states.permute(0, 4, 1, 2, 3).contiguous()  # (B, C, T, H, W)
         hidden = self.conv1(F.silu(self.norm1(volume)))
         if self.time_proj is None or embedding is None:
             hidden = self.norm2(hidden)
@@ -144,39 +144,84 @@ class AttentionPooling(nn.Module):
         return self.out_proj(mean.flatten(1))
 
 
+@dataclass(frozen=True)
+class PathConfig:
+    """What the way down and the way up have in common.
+
+    Args:
+        layer_config: of all attention and feed-forward layers.
+        channels: of each level, the finest first.
+        depths: attention blocks of each level, each after the level's residual block.
+        cuboids: of each level's blocks.
+        num_global_vectors: 0 for none.
+        time_scale_shift: how the time embedding enters, see [`TimeResidualBlock`].
+    """
+
+    layer_config: CuboidLayerConfig
+    channels: Sequence[int]
+    depths: Sequence[int]
+    cuboids: Sequence[Sequence[Cuboid]]
+    num_global_vectors: int
+    time_scale_shift: bool
+
+    def residual_blocks(self) -> nn.ModuleList:
+        """One per level."""
+        time_channels = 4 * self.channels[0]
+        return nn.ModuleList(
+            TimeResidualBlock(width, width, time_channels, 0.0, self.time_scale_shift) for width in self.channels
+        )
+
+    def attention_blocks(self, last_level: int | None) -> nn.ModuleList:
+        """A list of blocks per level. The global vectors end with `last_level`: its last attention reads them only."""
+        return nn.ModuleList(
+            nn.ModuleList(
+                CuboidSelfAttentionBlock(
+                    self.layer_config,
+                    width,
+                    cuboids,
+                    use_global_vectors=self.num_global_vectors > 0,
+                    update_last=level != last_level or block < depth - 1,
+                )
+                for block in range(depth)
+            )
+            for level, (width, depth, cuboids) in enumerate(zip(self.channels, self.depths, self.cuboids))
+        )
+
+
 class DownPath(nn.Module):
     """From frames and a denoising step to the tokens of every level: what both networks begin with.
 
     Args:
-        config: `block_out_channels`, `layers_per_block`, `attention_pattern`, `num_global_vectors` and what the layers
-            of `cuboid.py` ask for.
+        config: of both paths.
         frames, size, in_channels: of the input.
-        update_last: whether the last attention updates the global vectors.
+        update_last: whether the last attention updates the global vectors, for a way up that reads them.
     """
 
-    def __init__(self, config: SimpleNamespace, frames: int, size: Sequence[int], in_channels: int, update_last: bool):
+    def __init__(self, config: PathConfig, frames: int, size: Sequence[int], in_channels: int, update_last: bool):
         super().__init__()
-        widths = config.block_out_channels
-        self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
-        self.in_block = TimeResidualBlock(in_channels, widths[0], None, config.dropout)
-        self.position_embedding = PositionEmbedding(frames, size, widths[0])
-        number = config.num_global_vectors
-        self.global_vectors = nn.Parameter(torch.zeros(number, widths[0])) if number else None
-        self.residuals = nn.ModuleList(time_residual_block(config, width) for width in widths)
-        self.levels = attention_levels(config, frames, size, {len(widths) - 1} if not update_last else set())
+        channels, num_global_vectors = config.channels, config.num_global_vectors
+        self.time_proj = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(channels[0], 4 * channels[0])
+        self.in_block = TimeResidualBlock(in_channels, channels[0], None, config.layer_config.dropout)
+        self.position_embedding = PositionEmbedding(frames, size, channels[0])
+        self.global_vectors = (
+            nn.Parameter(torch.zeros(num_global_vectors, channels[0])) if num_global_vectors else None
+        )
+        self.residuals = config.residual_blocks()
+        self.levels = config.attention_blocks(last_level=None if update_last else len(channels) - 1)
         self.merges = nn.ModuleList(
-            PatchMerging(before, after, (2, 2), config.layer_norm_eps) for before, after in zip(widths, widths[1:])
+            PatchMerging(before, after, (2, 2), config.layer_config.layer_norm_eps)
+            for before, after in zip(channels, channels[1:])
         )
         self.global_projections = nn.ModuleList(
-            nn.Linear(before, after) for before, after in zip(widths, widths[1:]) if number
+            nn.Linear(before, after) for before, after in zip(channels, channels[1:]) if num_global_vectors
         )
 
     def forward(
         self, hidden_states: torch.Tensor, timestep: torch.Tensor
     ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
         """hidden_states (B, T, h, w, C), timestep (B,) -> tokens of every level, time embedding, global vectors."""
-        embedding = self.time_embedding(self.time_proj(timestep).to(hidden_states.dtype))  # (B, 4 * widths[0])
+        embedding = self.time_embedding(self.time_proj(timestep).to(hidden_states.dtype))  # (B, 4 * channels[0])
         hidden_states = self.in_block(hidden_states)
         hidden_states = hidden_states + self.position_embedding(hidden_states.device)
         global_vectors = None
@@ -194,27 +239,32 @@ class DownPath(nn.Module):
         return states, embedding, global_vectors
 
 
-def time_residual_block(config: SimpleNamespace, width: int) -> TimeResidualBlock:
-    scale_shift = config.resnet_time_scale_shift == "scale_shift"
-    return TimeResidualBlock(width, width, 4 * config.block_out_channels[0], 0.0, scale_shift)
+class UpPath(nn.Module):
+    """From the tokens of every level of the way down to new tokens of the finest."""
 
-
-def attention_levels(config: SimpleNamespace, frames: int, size: Sequence[int], ends: set[int]) -> nn.ModuleList:
-    """The attention blocks of every level; at the levels `ends` the last attention leaves the global vectors alone."""
-    levels = nn.ModuleList()
-    for i, width in enumerate(config.block_out_channels):
-        cuboids = pattern_cuboids(config.attention_pattern[i], (frames, *size), SELF_ATTENTION_PATTERNS)
-        depth, use_global = config.layers_per_block[i], config.num_global_vectors > 0
-        levels.append(
-            nn.ModuleList(
-                CuboidSelfAttentionBlock(
-                    config, width, cuboids, use_global, update_last=i not in ends or block < depth - 1
-                )
-                for block in range(depth)
-            )
+    def __init__(self, config: PathConfig):
+        super().__init__()
+        channels = config.channels
+        self.residuals = config.residual_blocks()
+        self.levels = config.attention_blocks(last_level=0)
+        self.upsamples = nn.ModuleList(Upsample(after, before) for before, after in zip(channels, channels[1:]))
+        self.global_projections = nn.ModuleList(
+            nn.Linear(after, before) for before, after in zip(channels, channels[1:]) if config.num_global_vectors
         )
-        size = reduced_size(size, (2, 2))
-    return levels
+
+    def forward(
+        self, states: Sequence[torch.Tensor], embedding: torch.Tensor, global_vectors: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What `DownPath` returns: (B, T, h_i, w_i, channels[i]) per level, (B, E), (B, G, C) -> (B, T, h, w, C)."""
+        hidden_states, coarsest = states[-1], len(states) - 1
+        for i in range(coarsest, -1, -1):
+            if i < coarsest:
+                hidden_states = self.upsamples[i](hidden_states, states[i].shape[2:4]) + states[i]
+                if global_vectors is not None:
+                    global_vectors = self.global_projections[i](global_vectors)
+            for block in self.levels[i]:
+                hidden_states, global_vectors = block(self.residuals[i](hidden_states, embedding), global_vectors)
+        return hidden_states
 
 
 def initialize(module: nn.Module):
@@ -248,44 +298,52 @@ def initialize(module: nn.Module):
 
 
 class EarthformerNoisyModel(ModelMixin, ConfigMixin):
-    """What [`EarthformerUNetModel`] and [`EarthformerAlignmentModel`] share: checks, and what the layers ask for."""
+    """What [`EarthformerUNetModel`] and [`EarthformerAlignmentModel`] share: checks."""
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["CuboidSelfAttentionBlock", "TimeResidualBlock", "PositionEmbedding"]
     _repeated_blocks = ["CuboidSelfAttentionBlock"]
 
-    def _layer_config(self) -> SimpleNamespace:
-        """The configuration, one value per level, beside what is the same in all published settings.
+    def _path_config(self, frames: int) -> PathConfig:
+        """The configuration, checked and with one value per level.
+
+        Args:
+            frames: of the sequence that the network sees.
 
         Raises:
             ValueError: a field that cannot work.
         """
-        fields = SimpleNamespace(**{name: value for name, value in self.config.items() if name[0] != "_"})
-        levels = len(fields.block_out_channels)
-        for name in ("layers_per_block", "attention_pattern"):
-            value = getattr(fields, name)
-            setattr(fields, name, list(value) if isinstance(value, (list, tuple)) else [value] * levels)
-            if len(getattr(fields, name)) != levels:
-                raise ValueError(f"`{name}` must have one value, or one per level ({levels}), got {value}.")
-        heads = fields.num_attention_heads
-        if levels == 0 or any(width < 1 or width % heads for width in fields.block_out_channels):
-            raise ValueError(
-                f"`block_out_channels` must be multiples of num_attention_heads={heads}, got "
-                f"{fields.block_out_channels}."
-            )
-        if min(fields.layers_per_block) < 1:
-            raise ValueError(f"`layers_per_block` must be at least 1, got {self.config.layers_per_block}.")
-        if len(fields.sample_size) != 2 or min(fields.sample_size) < 1:
-            raise ValueError(f"`sample_size` must be a positive height and width, got {fields.sample_size}.")
-        if fields.prediction_length < 1 or getattr(fields, "context_length", 1) < 1 or fields.in_channels < 1:
+        config = self.config
+        channels, heads = config.block_out_channels, config.num_attention_heads
+        depths, patterns = self._per_level("layers_per_block"), self._per_level("attention_pattern")
+        if len(channels) == 0 or any(width < 1 or width % heads for width in channels):
+            raise ValueError(f"`block_out_channels` must be multiples of num_attention_heads={heads}, got {channels}.")
+        if min(depths) < 1:
+            raise ValueError(f"`layers_per_block` must be at least 1, got {config.layers_per_block}.")
+        if len(config.sample_size) != 2 or min(config.sample_size) < 1:
+            raise ValueError(f"`sample_size` must be a positive height and width, got {config.sample_size}.")
+        if config.prediction_length < 1 or config.get("context_length", 1) < 1 or config.in_channels < 1:
             raise ValueError("`context_length`, `prediction_length` and `in_channels` must be at least 1.")
-        kind = fields.resnet_time_scale_shift
-        if kind not in ("default", "scale_shift"):
-            raise ValueError(f"`resnet_time_scale_shift` must be 'default' or 'scale_shift', got {kind!r}.")
-        fields.__dict__.setdefault("num_global_vectors", 0)
-        fields.attention_dropout, fields.separate_global_qkv = fields.dropout, True
-        fields.hidden_act, fields.layer_norm_eps, fields._attn_implementation = "gelu", 1e-5, "sdpa"
-        return fields
+        scale_shift = config.resnet_time_scale_shift
+        if scale_shift not in ("default", "scale_shift"):
+            raise ValueError(f"`resnet_time_scale_shift` must be 'default' or 'scale_shift', got {scale_shift!r}.")
+        cuboids, size = [], config.sample_size
+        for pattern in patterns:
+            cuboids.append(pattern_cuboids(pattern, (frames, *size), SELF_ATTENTION_PATTERNS))
+            size = reduced_size(size, (2, 2))
+        layer_config = CuboidLayerConfig(
+            heads, config.mask_padding, dropout=config.dropout, attention_dropout=config.dropout
+        )
+        return PathConfig(
+            layer_config, channels, depths, cuboids, config.get("num_global_vectors", 0), scale_shift == "scale_shift"
+        )
+
+    def _per_level(self, name: str) -> list:
+        value, levels = self.config[name], len(self.config.block_out_channels)
+        values = list(value) if isinstance(value, (list, tuple)) else [value] * levels
+        if len(values) != levels:
+            raise ValueError(f"`{name}` must have one value, or one per level ({levels}), got {value}.")
+        return values
 
     def _check(self, name: str, frames: torch.Tensor, length: int):
         expected = (length, *self.config.sample_size, self.config.in_channels)
@@ -345,16 +403,11 @@ class EarthformerUNetModel(EarthformerNoisyModel):
     ):
         super().__init__()
         self.gradient_checkpointing = False
-        config = self._layer_config()
-        widths, frames = config.block_out_channels, context_length + prediction_length
+        frames = context_length + prediction_length
+        config = self._path_config(frames)
         self.down = DownPath(config, frames, sample_size, in_channels + 1, update_last=True)
-        self.residuals = nn.ModuleList(time_residual_block(config, width) for width in widths)
-        self.levels = attention_levels(config, frames, sample_size, ends={0})
-        self.upsamples = nn.ModuleList(Upsample(after, before) for before, after in zip(widths, widths[1:]))
-        self.global_projections = nn.ModuleList(
-            nn.Linear(after, before) for before, after in zip(widths, widths[1:]) if num_global_vectors
-        )
-        self.out_proj = nn.Linear(widths[0], in_channels)
+        self.up = UpPath(config)
+        self.out_proj = nn.Linear(config.channels[0], in_channels)
         self.apply(initialize)
         nn.init.zeros_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -380,19 +433,20 @@ class EarthformerUNetModel(EarthformerNoisyModel):
         batch = sample.shape[0]
         if context.shape[0] != batch:
             raise ValueError(f"`context` must have the batch size of `sample`, {batch}, got {context.shape[0]}.")
+
+        # 1. context and sample in one sequence, and a channel that marks the context
         hidden_states = torch.cat([context, sample], dim=1)
         observed = torch.zeros_like(hidden_states[..., :1])
         observed[:, : context.shape[1]] = 1
         hidden_states = torch.cat([hidden_states, observed], dim=-1)  # (B, T_in + T_out, h, w, c + 1)
+
+        # 2. down, with the embedding of the denoising step
         states, embedding, global_vectors = self.down(hidden_states, self._timesteps(timestep, sample))
-        hidden_states = states[-1]
-        for i in range(len(states) - 1, -1, -1):
-            if i < len(states) - 1:
-                hidden_states = self.upsamples[i](hidden_states, states[i].shape[2:4]) + states[i]
-                if global_vectors is not None:
-                    global_vectors = self.global_projections[i](global_vectors)
-            for block in self.levels[i]:
-                hidden_states, global_vectors = block(self.residuals[i](hidden_states, embedding), global_vectors)
+
+        # 3. up
+        hidden_states = self.up(states, embedding, global_vectors)  # (B, T_in + T_out, h, w, channels of level 0)
+
+        # 4. the frames of the forecast
         prediction = self.out_proj(hidden_states[:, context.shape[1] :])
         return EarthformerUNetOutput(sample=prediction) if return_dict else (prediction,)
 
@@ -433,7 +487,7 @@ class EarthformerAlignmentModel(EarthformerNoisyModel):
     ):
         super().__init__()
         self.gradient_checkpointing = False
-        config = self._layer_config()
+        config = self._path_config(prediction_length)
         self.down = DownPath(config, prediction_length, sample_size, in_channels, update_last=False)
         for _ in block_out_channels[1:]:
             sample_size = reduced_size(sample_size, (2, 2))
