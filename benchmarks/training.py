@@ -35,10 +35,10 @@ VARIANTS = {
 FRAMES = 49
 
 
-def write_events(path: Path, size: tuple[int, int], number: int = 8):
-    """uint8 (number, 49, H, W), mostly zeros."""
+def write_events(path: Path, size: tuple[int, int], num_events: int = 8):
+    """uint8 (num_events, 49, H, W), mostly zeros."""
     random = np.random.default_rng(0)
-    events = np.lib.format.open_memmap(path, "w+", "uint8", (number, FRAMES, *size))
+    events = np.lib.format.open_memmap(path, "w+", "uint8", (num_events, FRAMES, *size))
     for event in events:
         event[:] = np.where(random.random(event.shape) < 0.74, 0, random.integers(0, 255, event.shape))
 
@@ -48,15 +48,16 @@ def measure(options: dict, config: EarthformerConfig, file: str, arguments: argp
     extractor = EarthformerFeatureExtractor(scale=1 / 255)
     events = [{"id": str(n), "values": values} for n, values in enumerate(np.load(file, mmap_mode="r"))]
     windows = Windows(events, extractor.encode, config.context_length, config.prediction_length)
-    skipped, last = 2, 2 + arguments.steps
-    steps = {"max_steps": last + 4, "save_every": 10**9, "num_workers": arguments.num_workers}  # + 4: workers go on
+    untimed_steps, last_step = 2, 2 + arguments.steps
+    # 4 steps more than are measured, so that workers still read ahead at the last one
+    steps = {"max_steps": last_step + 4, "save_every": 10**9, "num_workers": arguments.num_workers}
     with TemporaryDirectory() as folder:
         run = Run(TrainingArguments(folder, batch_size=arguments.batch_size, optimizer="adamw", **steps, **options))
         model = run.prepare(EarthformerForPrediction(config))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         waited, started = 0.0, 0.0
         for micro_batches in run.steps(TrainingWindows(windows, 0)):
-            if run.step == skipped:
+            if run.step == untimed_steps:
                 waited, started = 0.0, time.perf_counter()
             asked = time.perf_counter()
             batch = next(micro_batches)
@@ -64,7 +65,7 @@ def measure(options: dict, config: EarthformerConfig, file: str, arguments: argp
             loss = model(past_values=batch["past_values"], future_values=batch["future_values"]).loss
             run.backward(loss)
             run.update([loss])
-            if run.step == last:
+            if run.step == last_step:
                 break
         seconds = time.perf_counter() - started
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -185,8 +185,8 @@ def test_the_game_moves_the_last_layer_as_much_as_the_reconstruction():
 
 def train(folder, *options, script="train_earthformer", **further):
     command = [sys.executable, str(ROOT / f"examples/{script}.py"), "--recipe", str(folder / "recipe.yaml"), *options]
-    environment = {"EARTHFORMER_HF_DATA": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
-    environment |= {"PYTHONPATH": str(ROOT / "src")} | further
+    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""} | further
+    environment |= {"EARTHFORMER_HF_DATA": str(folder), "PYTHONPATH": str(ROOT / "src")}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stderr + result.stdout
