@@ -26,7 +26,7 @@ FILE = "radar_open_3km.h5"
 
 def simulated_radar(path: Path):
     """A file in the layout of the open radar data that holds simulated rain; its codes are their own proxy codes."""
-    extractor = EarthformerFeatureExtractor.from_pretrained("model_cards/earthformer-radar-tiny")
+    extractor = EarthformerFeatureExtractor(**open_radar.OpenRadar.FACTS.feature_extractor)
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         rates = open_radar.rain_rate(np.arange(256).astype("uint8"))
@@ -66,7 +66,7 @@ def main():
         training.wait()
         print(f"\nkilled with SIGKILL after {checkpoint.read_text()}; now the same command again", flush=True)
     subprocess.run(command, env=environment, check=True)
-    score = [sys.executable, str(HERE / "evaluate.py"), "--model", str(output), "--output", str(output)]
+    score = [sys.executable, "-m", "earthformer_hf.cli", "evaluate", "--model", str(output), "--output", str(output)]
     subprocess.run(score, env=environment, check=True)
     subprocess.run(command, env=environment, check=True)  # nothing is left to train: the card, now with its scores
     problems = sharing.check(output)

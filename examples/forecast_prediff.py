@@ -11,64 +11,36 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from forecast_radar import describe, input_path, load, wettest
 
 from earthformer_hf import PreDiffPipeline
+from earthformer_hf.data.inputs import rain_input, wettest_window
 from earthformer_hf.evaluation.baselines import persistence
 from earthformer_hf.evaluation.metrics import EnsembleScores
-from earthformer_hf.plotting import plot_sequence
-
-
-MODEL = "model_cards/prediff-radar-tiny"
-
-
-def storm(path: Path | None, pipeline: PreDiffPipeline) -> tuple[dict, np.ndarray, list[str]]:
-    """The wettest event, the codes (T_in + T_out, H, W) of its first window, NaN where unknown, and column labels."""
-    extractor, config = pipeline.feature_extractor, pipeline.unet.config
-    try:
-        events = load(path, extractor)
-    except (ValueError, OSError) as reason:
-        raise SystemExit(f"--input: {reason}") from reason
-    length = config.context_length + config.prediction_length
-    number, unit = int(extractor.time_step[:-1]), extractor.time_step[-1]
-    minutes = int(np.timedelta64(number, unit) / np.timedelta64(1, "m"))
-    stride = minutes // events[0]["geo"]["minutes"]
-    event = wettest(events, extractor, stride * (length - 1) + 1)
-    codes = event["values"][::stride][:length].astype("float32")
-    size = tuple(2 ** (len(pipeline.vae.config.block_out_channels) - 1) * n for n in config.sample_size)
-    if len(codes) < config.context_length or codes.shape[1:] != size:
-        raise SystemExit(
-            f"--input: {stride * (config.context_length - 1) + 1} frames or more of {size[0]} x {size[1]} are needed, "
-            f"got {event['values'].shape}."
-        )
-    known = np.full((length, *size), np.nan, "float32")
-    known[: len(codes)] = np.where(extractor.observed(codes), codes, np.nan)
-    leads = [f"{minutes * (i - config.context_length + 1):+d} min" for i in range(length)]
-    return event, known, leads
-
-
-def shown(frames: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
-    """A row of the figure: three frames of context, or blanks, then the future."""
-    before = np.full((3, *frames.shape[1:]), np.nan) if context is None else context[[0, len(context) // 2, -1]]
-    return np.concatenate([before, frames])
+from earthformer_hf.plotting import plot_sequence, sequence_row
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path)
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--ensemble_size", type=int, default=8)
-    parser.add_argument("--threshold", type=float, default=10.0, help="mm/h")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("outputs/forecast_prediff.png"))
+    parser.add_argument("--input", type=Path, help="rain rates in mm/h (.npy, .npz), or open radar data (.h5)")
+    parser.add_argument("--model", default="model_cards/prediff-radar-tiny", help="a pipeline's folder, or a hub id")
+    parser.add_argument("--ensemble_size", type=int, default=8, help="members")
+    parser.add_argument("--threshold", type=float, default=10.0, help="of the chance, in mm/h")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--output", type=Path, default=Path("outputs/forecast_prediff.png"), help="the figure")
     arguments = parser.parse_args()
-    path = input_path(arguments.input)
-    label = describe(path)
+    try:
+        pipeline = PreDiffPipeline.from_pretrained(arguments.model)
+    except (ValueError, OSError) as reason:
+        raise SystemExit(f"--model: {' '.join(str(reason).split())}") from None
+    extractor, config = pipeline.feature_extractor, pipeline.unet.config
+    past, pixels_per_latent = config.context_length, 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    image_size = [pixels_per_latent * n for n in config.sample_size]
+    try:
+        label, events = rain_input(arguments.input, extractor)
+        event, codes, minutes = wettest_window(events, extractor, past, config.prediction_length, image_size)
+    except (ValueError, OSError) as reason:
+        raise SystemExit(f"--input: {' '.join(str(reason).split())}") from None
     print(f"rain: {label}, ensemble of {arguments.ensemble_size} by {arguments.model}", flush=True)
-    pipeline = PreDiffPipeline.from_pretrained(arguments.model)
-    extractor = pipeline.feature_extractor
-    event, codes, leads = storm(path, pipeline)
-    past = pipeline.unet.config.context_length
 
     generator = torch.Generator().manual_seed(arguments.seed)
     inputs = extractor(codes[:past])
@@ -86,17 +58,18 @@ def main():
         scores.update(members, target, observed)
         score = scores.compute()["fair_crps"]
         print(f"this storm: fair CRPS {score:.4f} of code / 255; the error of persistence {error:.4f}")
-    print(f"highest chance of {arguments.threshold:g} mm/h or more: {100 * chance.max():.0f} %, in {leads[-1][1:]}")
+    print(f"highest chance of {arguments.threshold:g} mm/h or more: {100 * chance.max():.0f} %, in {minutes[-1]} min")
 
     known = extractor.to_physical(codes)
-    rows = {"observed": shown(known[past:], known[:past]), "ensemble mean": shown(rain.mean(axis=0))}
-    rows |= {f"member {number + 1}": shown(member) for number, member in enumerate(rain[:3])}
-    chances = {f"chance of {arguments.threshold:g} mm/h": shown(chance)}
+    context = [0, past // 2, past - 1]
+    rows = {"observed": sequence_row(known[past:], known[context]), "ensemble mean": sequence_row(rain.mean(axis=0))}
+    rows |= {f"member {index + 1}": sequence_row(member) for index, member in enumerate(rain[:3])}
+    chances = {f"chance of {arguments.threshold:g} mm/h": sequence_row(chance)}
     if observed.any():
         happened = np.where(observed, known[past:] >= arguments.threshold, np.nan)
-        chances["it happened"] = shown(happened)
+        chances["it happened"] = sequence_row(happened)
     title = f"{label}: {event['id']}, PreDiff, {arguments.ensemble_size} members"
-    columns = [leads[i] for i in (0, past // 2, past - 1)] + leads[past:]
+    columns = [f"{lead:+d} min" for lead in [*minutes[context], *minutes[past:]]]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     plot_sequence(rows, columns, title, chances).savefig(arguments.output, dpi=110)
     print(f"wrote {arguments.output}")

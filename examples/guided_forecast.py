@@ -13,34 +13,41 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from forecast_prediff import MODEL, shown, storm
-from forecast_radar import describe, input_path
 
 from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
+from earthformer_hf.data.inputs import rain_input, wettest_window
 from earthformer_hf.guidance import frame_mean, intensity_change
-from earthformer_hf.plotting import plot_sequence
+from earthformer_hf.plotting import plot_sequence, sequence_row
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path)
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--guidance_scale", type=float, default=1000.0)
+    parser.add_argument("--input", type=Path, help="rain rates in mm/h (.npy, .npz), or open radar data (.h5)")
+    parser.add_argument("--model", default="model_cards/prediff-radar-tiny", help="a pipeline's folder, or a hub id")
+    parser.add_argument("--guidance_scale", type=float, default=1000.0, help="how strongly each step is pulled")
     parser.add_argument("--network", action="store_true", help="read the noisy latents, not the decoded frames")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("outputs/guided_forecast.png"))
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--output", type=Path, default=Path("outputs/guided_forecast.png"), help="the figure")
     arguments = parser.parse_args()
-    path = input_path(arguments.input)
-    label = describe(path)
-    print(f"rain: {label}, guided forecast by {arguments.model}", flush=True)
-    pipeline = PreDiffPipeline.from_pretrained(arguments.model)
+    try:
+        pipeline = PreDiffPipeline.from_pretrained(arguments.model)
+    except (ValueError, OSError) as reason:
+        raise SystemExit(f"--model: {' '.join(str(reason).split())}") from None
     extractor, usual = pipeline.feature_extractor, pipeline.alignment.config.statistics
-    event, codes, leads = storm(path, pipeline)
-    past = pipeline.unet.config.context_length
+    config = pipeline.unet.config
+    past, pixels_per_latent = config.context_length, 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    image_size = [pixels_per_latent * n for n in config.sample_size]
+    try:
+        label, events = rain_input(arguments.input, extractor)
+        event, codes, minutes = wettest_window(events, extractor, past, config.prediction_length, image_size)
+    except (ValueError, OSError) as reason:
+        raise SystemExit(f"--input: {' '.join(str(reason).split())}") from None
+    print(f"rain: {label}, guided forecast by {arguments.model}", flush=True)
     inputs = extractor(codes[:past])
 
     known = extractor.to_physical(codes)
-    rows = {"observed": shown(known[past:], known[:past])}
+    context = [0, past // 2, past - 1]
+    rows = {"observed": sequence_row(known[past:], known[context])}
     quantity = None if arguments.network else frame_mean
     for n in (-2, -1, 0, 1, 2):
         target = intensity_change(usual["change_mean"], usual["change_deviation"], n)
@@ -49,11 +56,11 @@ def main():
         member = pipeline(**inputs, ensemble_size=1, generator=generator, callback_on_step_end=guide).predictions[0, 0]
         asked, got = float(target(inputs["past_values"])[0]), float(member.mean())
         print(f"n = {n:+d}: mean intensity asked {asked:.4f}, got {got:.4f} (code / 255)", flush=True)
-        rows[f"n = {n:+d}"] = shown(extractor.to_physical(extractor.decode(member[..., 0])))
+        rows[f"n = {n:+d}"] = sequence_row(extractor.to_physical(extractor.decode(member[..., 0])))
     if np.isfinite(codes[past:]).any():
         print(f"observed: {float(np.nanmean(codes[past:])) / 255:.4f}")
     title = f"{label}: {event['id']}, PreDiff asked for a change of mean intensity of n deviations"
-    columns = [leads[i] for i in (0, past // 2, past - 1)] + leads[past:]
+    columns = [f"{lead:+d} min" for lead in [*minutes[context], *minutes[past:]]]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     plot_sequence(rows, columns, title).savefig(arguments.output, dpi=110)
     print(f"wrote {arguments.output}")

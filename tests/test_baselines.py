@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from tiny import DATA
 
-from earthformer_hf.data import open_sst, simulated
+from earthformer_hf.data import load_dataset, open_sst, simulated
 from earthformer_hf.data.open_sst import three_month_means
 from earthformer_hf.evaluation import baselines
-from earthformer_hf.evaluation.benchmark_metrics import correlation_by_lead, rmse_by_lead
+from earthformer_hf.evaluation.benchmark_metrics import Nino34Skill
 
 
 pysteps = pytest.mark.skipif(
-    not baselines.has_extrapolation(), reason="pysteps and OpenCV are not installed: the extra `optical-flow`"
+    not baselines.is_pysteps_available(), reason="pysteps and OpenCV are not installed: the extra `optical-flow`"
 )
 kaplan = pytest.mark.skipif(
     not (DATA / "sst_kaplan_1856_2014.nc").exists(), reason="ocean data: set EARTHFORMER_HF_DATA"
@@ -85,31 +85,52 @@ def test_where_cascades_cannot_be_run_the_forecast_is_the_extrapolation(wet_pixe
         np.testing.assert_array_equal(forecast, still)
 
 
+def skill_of(forecast, record) -> dict:
+    """Correlation and error of forecasts of a record's index (windows, leads)."""
+    metric = Nino34Skill(record.leads)
+    metric.update(forecast, record.targets(), record.start_month)
+    return metric.compute()
+
+
+def persisted_index(record):
+    """The index of the last context month at every lead, (windows, leads)."""
+    return np.repeat(record.index[record.last, None], record.leads, axis=1)
+
+
 @kaplan
-def test_ocean_baselines_have_their_known_scores():
-    path = DATA / "sst_kaplan_1856_2014.nc"
+def test_ocean_baselines_have_their_known_scores(tmp_path):
+    splits = load_dataset("open-sst", DATA, cache_dir=tmp_path)
     train, validation, test = (
-        baselines.OceanRecord(open_sst.load_events(path, split)[0], open_sst.nino34, 12, 14)
-        for split in ("train", "val", "test")
+        baselines.OceanRecord(splits[split][0], open_sst.nino34, 12, 14) for split in ("train", "val", "test")
     )
-    lat = open_sst.load_events(path, "test")[0]["geo"]["lat"]
-    targets = test.targets()
-    assert targets.shape == (237, 12)
+    lat = np.array(splits["test"][0]["geo"]["lat"])
+    assert test.targets().shape == (237, 12)
     expected = {
-        "persistence": (baselines.persisted_index(test), 0.277, 0.830),
+        "persistence": (persisted_index(test), 0.277, 0.830),
         "damped persistence": (baselines.damped_persistence(train, test), 0.405, 0.591),
-        "linear inverse model": (baselines.linear_inverse_model(train, test, lat, number=20, lag=3), 0.383, 0.623),
-        "seasonal ridge": (baselines.seasonal_ridge(train, test, lat, number=12, lag=3, penalty=10), 0.605, 0.541),
+        "linear inverse model": (
+            baselines.linear_inverse_model(train, test, lat, num_components=20, lag=3),
+            0.383,
+            0.623,
+        ),
+        "seasonal ridge": (
+            baselines.seasonal_ridge(train, test, lat, num_components=12, lag=3, penalty=10),
+            0.605,
+            0.541,
+        ),
     }
     for name, (forecast, skill, error) in expected.items():
-        assert correlation_by_lead(forecast, targets).mean() == pytest.approx(skill, abs=0.001), name
-        assert rmse_by_lead(forecast, targets).mean() == pytest.approx(error, abs=0.001), name
+        assert skill_of(forecast, test)["c_nino34_m"] == pytest.approx(skill, abs=0.001), name
+        assert skill_of(forecast, test)["rmse"] == pytest.approx(error, abs=0.001), name
 
-    grid = {"number": (20, 30), "lag": (3, 6)}  # chosen on the validation years, a larger map is better on both
+    grid = {
+        "num_components": (20, 30),
+        "lag": (3, 6),
+    }  # chosen on the validation years, a larger map is better on both
     chosen = baselines.best_setting(baselines.linear_inverse_model, train, validation, lat, grid)
-    assert chosen == {"number": 30, "lag": 6}
-    skill = correlation_by_lead(baselines.linear_inverse_model(train, test, lat, **chosen), targets).mean()
-    assert skill == pytest.approx(0.483, abs=0.001)
+    assert chosen == {"num_components": 30, "lag": 6}
+    forecast = baselines.linear_inverse_model(train, test, lat, **chosen)
+    assert skill_of(forecast, test)["c_nino34_m"] == pytest.approx(0.483, abs=0.001)
 
 
 def test_a_linear_ocean_is_forecast_by_the_linear_models():
@@ -119,13 +140,12 @@ def test_a_linear_ocean_is_forecast_by_the_linear_models():
         for years, seed in ((150, 1), (60, 2))
     )
     lat = simulated.sst_events(3)[0]["geo"]["lat"]
-    targets = test.targets()
-    persisted = correlation_by_lead(baselines.persisted_index(test), targets)[-1]
+    persisted = skill_of(persisted_index(test), test)["correlation_by_lead"][-1]
     for forecast in (
-        baselines.linear_inverse_model(train, test, lat, number=3, lag=1),
-        baselines.seasonal_ridge(train, test, lat, number=3, lag=3, penalty=10),
+        baselines.linear_inverse_model(train, test, lat, num_components=3, lag=1),
+        baselines.seasonal_ridge(train, test, lat, num_components=3, lag=3, penalty=10),
     ):
-        assert correlation_by_lead(forecast, targets)[-1] > persisted + 0.1
+        assert skill_of(forecast, test)["correlation_by_lead"][-1] > persisted + 0.1
 
 
 def test_a_setting_is_chosen_by_its_error_on_the_validation_record():
@@ -135,17 +155,19 @@ def test_a_setting_is_chosen_by_its_error_on_the_validation_record():
         for years, seed in ((150, 1), (60, 2))
     )
     lat = simulated.sst_events(3)[0]["geo"]["lat"]
-    grid = {"number": (1, 2), "lag": (3,), "penalty": (1.0, 1e9)}
+    grid = {"num_components": (1, 2), "lag": (3,), "penalty": (1.0, 1e9)}
     chosen = baselines.best_setting(baselines.seasonal_ridge, train, validation, lat, grid)
-    assert chosen == {"number": 2, "lag": 3, "penalty": 1.0}
+    assert chosen == {"num_components": 2, "lag": 3, "penalty": 1.0}
 
 
 def test_linear_maps_explain_a_linear_ocean():
     (event,) = simulated.sst_events(100, seed=3)
     record = baselines.OceanRecord(event, open_sst.nino34, 12, 14)
-    maps = baselines.linear_maps(record, event["geo"]["lat"], number=3, penalty=1.0)
+    maps = baselines.linear_maps(record, event["geo"]["lat"], num_components=3, penalty=1.0)
     assert maps.shape == (len(record.last), 14, 24, 48)
     assert (np.isnan(maps) == np.isnan(event["values"][0])).all()
-    skill = correlation_by_lead(three_month_means(open_sst.nino34(maps.astype("float64"))), record.targets())
-    persisted = correlation_by_lead(baselines.persisted_index(record), record.targets())
+    forecast = three_month_means(open_sst.nino34(maps.astype("float64")))
+    skill, persisted = (
+        skill_of(index, record)["correlation_by_lead"] for index in (forecast, persisted_index(record))
+    )
     assert (skill > persisted).all() and skill[-1] > persisted[-1] + 0.1

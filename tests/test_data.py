@@ -8,6 +8,8 @@ from tiny import DATA, tiny_pipeline
 
 from earthformer_hf import EarthformerFeatureExtractor, load_dataset
 from earthformer_hf.data import open_radar, open_sst, simulated
+from earthformer_hf.data.events import Events, make_builder
+from earthformer_hf.data.inputs import ocean_input, rain_input, wettest_window
 from earthformer_hf.data.latents import EncodedWindows
 from earthformer_hf.data.windows import TrainingWindows, Windows, heavy_share, windows
 
@@ -177,6 +179,16 @@ def test_impossible_windows_are_refused():
         TrainingWindows(Windows([numbered(5)], encode, 3, 2), 0, gain=0.5)
 
 
+@pytest.fixture
+def events_of(tmp_path):
+    """The events of a split of one file."""
+
+    def read(source, path, split, **options):
+        return list(Events(load_dataset(source, path.parent, split, cache_dir=tmp_path, file=path.name, **options)))
+
+    return read
+
+
 # -- open radar -------------------------------------------------------------------------------------------------------
 
 
@@ -194,9 +206,9 @@ def write_radar(path, origins):
         group.attrs.update(tile_size=8, dt_minutes=2)
 
 
-def test_radar_tiles_are_views_of_proxy_codes(tmp_path):
+def test_radar_tiles_are_views_of_proxy_codes(tmp_path, events_of):
     write_radar(tmp_path / "r.h5", [(0, 0), (4, 6)])
-    events = open_radar.load_events(tmp_path / "r.h5", "train")
+    events = events_of("open-radar", tmp_path / "r.h5", "train")
     with h5py.File(tmp_path / "r.h5") as file:
         code = file["mrms_test/code"][:]
     expected = np.where(code == 255, 255, code // 2)
@@ -205,13 +217,23 @@ def test_radar_tiles_are_views_of_proxy_codes(tmp_path):
     assert events[0]["values"].base is events[1]["values"].base
     assert events[0]["time"][1] - events[0]["time"][0] == np.timedelta64(2, "m")
     with pytest.raises(ValueError, match="val"):
-        open_radar.load_events(tmp_path / "r.h5", "val")
+        events_of("open-radar", tmp_path / "r.h5", "val")
 
 
-def test_more_tiles_only_inside_the_split(tmp_path):
+def test_only_the_file_itself_is_watched(tmp_path):
+    """A table is made anew when its file changes, not when another one of a user's folder does."""
+    write_radar(tmp_path / "r.h5", [(0, 0)])
+    first = make_builder("open-radar", tmp_path, file="r.h5").hash
+    (tmp_path / "holidays.jpg").write_bytes(b"")
+    assert make_builder("open-radar", tmp_path, file="r.h5").hash == first
+    write_radar(tmp_path / "r.h5", [(0, 0), (4, 6)])
+    assert make_builder("open-radar", tmp_path, file="r.h5").hash != first
+
+
+def test_more_tiles_only_inside_the_split(tmp_path, events_of):
     square = [(0, 0), (0, 2), (2, 0), (2, 2)]
     write_radar(tmp_path / "r.h5", [*square, (8, 8)])
-    events = open_radar.load_events(tmp_path / "r.h5", "train", every=1)
+    events = events_of("open-radar", tmp_path / "r.h5", "train", every=1)
     origins = {(event["geo"]["row"], event["geo"]["column"]) for event in events}
     assert origins == {*square, (0, 1), (1, 0), (1, 1), (8, 8)}
 
@@ -239,11 +261,11 @@ def shape_bomb(path):
 
 
 @pytest.mark.parametrize("attack", [external_link, external_storage, virtual_data, shape_bomb])
-def test_crafted_files_are_refused(tmp_path, attack):
+def test_crafted_files_are_refused(tmp_path, events_of, attack):
     write_radar(tmp_path / "r.h5", [(0, 0)])
     attack(tmp_path / "r.h5")
     with pytest.raises(ValueError, match="not read"):
-        open_radar.load_events(tmp_path / "r.h5", "train")
+        events_of("open-radar", tmp_path / "r.h5", "train")
 
 
 def test_what_open_radar_refuses(tmp_path):
@@ -270,14 +292,55 @@ def test_rain_rate_follows_marshall_palmer():
 
 
 @pytest.mark.skipif(not (DATA / "radar_open_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
-def test_the_windows_of_the_protocol():
-    events = open_radar.load_events(DATA / "radar_open_3km.h5", "test")
+def test_the_windows_of_the_protocol(events_of):
+    events, training = (events_of("open-radar", DATA / "radar_open_3km.h5", split) for split in ("test", "train"))
     windows = Windows(events, encode, 13, 12, stride=4)
     assert len(events) == 55 and len(windows) == 165
-    train = {
-        (e["geo"]["row"], e["geo"]["column"]) for e in open_radar.load_events(DATA / "radar_open_3km.h5", "train")
-    }
+    train = {(event["geo"]["row"], event["geo"]["column"]) for event in training}
     assert not train & {(event["geo"]["row"], event["geo"]["column"]) for event in events}
+
+
+def rain_extractor():
+    return EarthformerFeatureExtractor(**open_radar.OpenRadar.FACTS.feature_extractor, time_step="4m")
+
+
+def test_a_users_rain_becomes_codes_and_its_wettest_window(tmp_path):
+    rain = np.zeros((9, 4, 4), "float32")
+    rain[:, 1, 2], rain[4, 0, 0] = 5.0, np.nan
+    np.save(tmp_path / "mine.npy", rain)
+    extractor = rain_extractor()
+    label, (event,) = rain_input(tmp_path / "mine.npy", extractor)
+    assert label == "input mine.npy" and (event["values"][4, 0, 0], event["values"][4, 0, 1]) == (255, 0)
+    np.testing.assert_allclose(extractor.to_physical(event["values"])[:, 1, 2], 5, rtol=1e-3)
+    dry = event | {"id": "dry", "values": np.zeros_like(event["values"])}
+    short = event | {"id": "short", "values": event["values"][:6]}
+    chosen, window, minutes = wettest_window([dry, short, event], extractor, 3, 2, (4, 4))  # every other frame
+    assert chosen["id"] == "mine" and minutes.tolist() == [-8, -4, 0, 4, 8]
+    expected = np.where(event["values"] == 255, np.nan, event["values"])[::2]
+    np.testing.assert_array_equal(window, expected)
+    _, window, _ = wettest_window([short], extractor, 3, 2, (4, 4))  # the past alone: what follows is not known
+    np.testing.assert_array_equal(window[:3], expected[:3])
+    assert np.isnan(window[3:]).all()
+    with pytest.raises(ValueError, match="5 frames or more of 4 x 5 are needed, got .9, 4, 4."):
+        wettest_window([event], extractor, 3, 2, (4, 5))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (np.zeros((4, 4)), r"must hold rain rates in mm/h \(T, H, W\), got float64 \(4, 4\)"),
+        (np.full((2, 2, 2), -1.0), r"holds 8 negative or infinite rates, the first at \(0, 0, 0\)"),
+    ],
+)
+def test_what_is_no_rain_is_refused(tmp_path, values, message):
+    np.save(tmp_path / "mine.npy", values)
+    with pytest.raises(ValueError, match=message):
+        rain_input(tmp_path / "mine.npy", rain_extractor())
+    np.savez(tmp_path / "two.npz", a=values, b=values)
+    with pytest.raises(ValueError, match=r"must hold one array, it holds \['a', 'b'\]"):
+        rain_input(tmp_path / "two.npz", rain_extractor())
+    with pytest.raises(ValueError, match="must be .npy or .npz"):
+        rain_input(tmp_path / "mine.csv", rain_extractor())
 
 
 # -- the ocean --------------------------------------------------------------------------------------------------------
@@ -292,29 +355,31 @@ def write_sst(path, first="1970-01", months=600, signal=np.array):
     xr.Dataset({"ssta": (("time", "lat", "lon"), values)}, {"time": time, "lat": lat, "lon": lon}).to_netcdf(path)
 
 
-def test_sst_splits_and_crop(tmp_path):
+def test_sst_splits_and_crop(tmp_path, events_of):
     write_sst(tmp_path / "s.nc")
-    (event,) = open_sst.load_events(tmp_path / "s.nc", "val")
+    (event,) = events_of("open-sst", tmp_path / "s.nc", "val")
     assert event["values"].shape == (14 * 12, 24, 48)
-    assert str(event["time"][0]) == "1977-01" and str(event["time"][-1]) == "1990-12"
+    months = event["time"].astype("datetime64[M]")
+    assert str(months[0]) == "1977-01" and str(months[-1]) == "1990-12"
     assert event["geo"]["lon"][0] == 95 and event["geo"]["lon"][-1] == 330
     # the mean over latitude -5..5, longitude 190..240
     expected = np.arange(84, 84 + 168) + 0.001 * 215
     np.testing.assert_allclose(open_sst.nino34(event["values"].astype("float64")), expected, atol=1e-4)
     with pytest.raises(ValueError, match="split"):
-        open_sst.load_events(tmp_path / "s.nc", "dev")
-    assert open_sst.load_events(tmp_path / "s.nc")[0]["values"].shape == (600, 24, 48)
+        events_of("open-sst", tmp_path / "s.nc", "dev")
+    label, splits = ocean_input(tmp_path / "s.nc")
+    assert "s.nc" in label and [*splits] == ["test"] and splits["test"][0]["values"].shape == (600, 24, 48)
     with pytest.raises(ValueError, match="lat 24, lon 72"):
         import xarray as xr
 
         xr.open_dataset(tmp_path / "s.nc").isel(lat=slice(1, None)).to_netcdf(tmp_path / "other.nc")
-        open_sst.load_events(tmp_path / "other.nc")
+        ocean_input(tmp_path / "other.nc")
     with pytest.raises(ValueError, match="lat of"):
         xr.open_dataset(tmp_path / "s.nc").isel(lat=slice(None, None, -1)).to_netcdf(tmp_path / "flipped.nc")
-        open_sst.load_events(tmp_path / "flipped.nc")
+        ocean_input(tmp_path / "flipped.nc")
     write_sst(tmp_path / "late.nc", first="2015-01", months=24)
     with pytest.raises(ValueError, match="no month"):
-        open_sst.load_events(tmp_path / "late.nc", "test")
+        events_of("open-sst", tmp_path / "late.nc", "test")
 
 
 # -- simulated --------------------------------------------------------------------------------------------------------

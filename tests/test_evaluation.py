@@ -32,6 +32,7 @@ from earthformer_hf.evaluation import (
 )
 from earthformer_hf.evaluation.benchmark_metrics import earthnet_parts
 from earthformer_hf.evaluation.protocols import PROTOCOLS, Protocol
+from earthformer_hf.sharing.tables import text_table
 
 
 THRESHOLDS = (16, 74, 133, 160, 181, 219)
@@ -117,7 +118,7 @@ def test_an_ensemble_is_scored_by_its_mean_or_by_each_member():
     protocol, events = PROTOCOLS["sevir-lr-prediff"], codes(2, length=25)
 
     def forecast(window):
-        random = np.random.default_rng(window.number)
+        random = np.random.default_rng(window.index)
         return window.filled_past[-1] + random.normal(0, 20, (3, *window.future.shape))
 
     windows = cut(events, protocol)
@@ -201,7 +202,7 @@ def test_a_models_forecast_is_what_the_model_says():
         evaluate({}, cut(events, protocol), replace(protocol, context_length=4))
 
 
-def test_an_ensemble_follows_from_the_windows_number():
+def test_an_ensemble_follows_from_the_windows_index():
     pipeline = tiny_pipeline()
     pipeline.register_modules(feature_extractor=EarthformerFeatureExtractor(scale=1 / 255))
     events = codes(1, length=8, size=16)
@@ -247,6 +248,16 @@ def test_the_index_of_maps_and_of_a_series_of_labels():
     assert scores["summary"]["index_rmse"] == pytest.approx(expected)
 
 
+def test_a_table_is_aligned_markdown():
+    rows = {"model": {"csi_m": 0.38812, "pixels": 12000}, "persistence": {"csi_m": None, "range": "0..1"}}
+    assert text_table(rows, "name").splitlines() == [
+        "| name        |     csi_m | pixels | range |",
+        "|-------------|----------:|-------:|------:|",
+        "| model       |    0.3881 | 12,000 |       |",
+        "| persistence | undefined |        |  0..1 |",
+    ]
+
+
 def test_score_files_of_other_protocols_are_refused(tmp_path):
     protocol, events = PROTOCOLS["sevir-earthformer"], codes(1)
     paths = []
@@ -288,7 +299,7 @@ def test_ensembles_of_different_size_compare_by_the_fair_score(tmp_path):
         document = reports.score_file(evaluate({"x": forecast}, windows, protocol), protocol, ensemble_size=size)
         reports.write_score_file(document, path)
     for text, plain in ((reports.compare(paths[:2]), 1), (reports.compare(paths), 0)):
-        columns = text.splitlines()[1].split()
+        columns = text.splitlines()[2].split()
         assert columns.count("fair_crps") == 1 and columns.count("crps") == plain
 
 
@@ -296,7 +307,7 @@ def test_figures_show_the_scores():
     protocol, events = PROTOCOLS["sevir-lr-prediff"], codes(2, length=25)
 
     def forecast(window):
-        random = np.random.default_rng(window.number)
+        random = np.random.default_rng(window.index)
         return window.filled_past[-1] + random.normal(0, 20, (3, *window.future.shape))
 
     windows, forecasters = cut(events, protocol), {"model": forecast, "persistence": persistence(protocol)}
@@ -459,7 +470,7 @@ from accelerate import PartialState
 state, protocol = PartialState(cpu=True), PROTOCOLS["sevir-lr-prediff"]
 
 def forecast(window):
-    random = np.random.default_rng(window.number)
+    random = np.random.default_rng(window.index)
     return window.filled_past[-1] + random.normal(0, 20, (3, *window.future.shape))
 
 results = evaluate({"model": forecast, "persistence": persistence(protocol)}, cut(codes(11, 25), protocol), protocol)

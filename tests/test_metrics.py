@@ -1,5 +1,6 @@
 """Scores: known answers, naive loops, other libraries, the originals' recorded outputs, one process or two."""
 
+import doctest
 import json
 from functools import partial
 
@@ -11,15 +12,14 @@ from safetensors.torch import safe_open
 from tiny import GOLDENS
 
 from earthformer_hf.data.open_sst import nino34, three_month_means
+from earthformer_hf.evaluation import benchmark_metrics, metrics
 from earthformer_hf.evaluation.benchmark_metrics import (
     EarthNetScore,
     FrechetVideoDistance,
     Nino34Skill,
-    correlation_by_lead,
     earth_movers_distance,
     earthnet_parts,
     nino34_weights,
-    rmse_by_lead,
 )
 from earthformer_hf.evaluation.metrics import (
     ContingencyScores,
@@ -75,6 +75,14 @@ def equal(one: dict, other: dict, rtol: float = 1e-12):
     for name in one:
         exact = np.asarray(one[name]).dtype.kind == "i"
         np.testing.assert_allclose(one[name], other[name], rtol=0 if exact else rtol, err_msg=name)
+
+
+@pytest.mark.parametrize("module", [metrics, benchmark_metrics], ids=lambda module: module.__name__.split(".")[-1])
+def test_every_public_metric_has_an_example_that_runs(module):
+    examples = {test.name.removeprefix(f"{module.__name__}."): test for test in doctest.DocTestFinder().find(module)}
+    for name in module.__all__:
+        assert examples[name].examples, name
+    assert doctest.testmod(module).failed == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -480,16 +488,22 @@ def test_roc_area_by_a_loop():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def skill_of(predictions, targets) -> dict:
+    metric = Nino34Skill(targets.shape[1])
+    metric.update(predictions, targets, np.zeros(len(targets), int))
+    return metric.compute()
+
+
 def test_correlation_and_rmse():
     random = np.random.default_rng(0)
     target = random.normal(size=(50, 3))
-    skill = correlation_by_lead(target * [2, -1, 0] + [1, 0, 0.3], target)
+    skill = skill_of(target * [2, -1, 0] + [1, 0, 0.3], target)["correlation_by_lead"]
     np.testing.assert_allclose(skill[:2], [1, -1])
     assert np.isnan(skill[2])
-    np.testing.assert_allclose(rmse_by_lead(target + 2, target), [2, 2, 2])
+    np.testing.assert_allclose(skill_of(target + 2, target)["rmse_by_lead"], [2, 2, 2])
     noisy = target + random.normal(size=target.shape)
     expected = [np.corrcoef(noisy[:, i], target[:, i])[0, 1] for i in range(3)]
-    np.testing.assert_allclose(correlation_by_lead(noisy, target), expected)
+    np.testing.assert_allclose(skill_of(noisy, target)["correlation_by_lead"], expected)
 
 
 def test_three_month_means():
@@ -528,8 +542,9 @@ def test_nino34_skill_by_start_month():
     np.testing.assert_allclose(result["correlation_by_month"][2], [-1] * 4)
     np.testing.assert_allclose(result["correlation_by_month"][3], [1] * 4)
     np.testing.assert_allclose(result["rmse_by_month"][3], [0] * 4)
-    np.testing.assert_allclose(result["correlation_by_lead"], correlation_by_lead(predictions, targets))
-    np.testing.assert_allclose(result["rmse_by_lead"], rmse_by_lead(predictions, targets))
+    expected = [np.corrcoef(predictions[:, lead], targets[:, lead])[0, 1] for lead in range(4)]
+    np.testing.assert_allclose(result["correlation_by_lead"], expected)
+    np.testing.assert_allclose(result["rmse_by_lead"], np.sqrt(np.square(predictions - targets).mean(0)))
     constant = Nino34Skill(4)
     constant.update(np.full_like(targets, 0.3), targets, month)
     assert np.isnan(constant.compute()["correlation_by_lead"]).all() and np.isnan(constant.compute()["c_nino34_m"])
@@ -618,10 +633,14 @@ def toy_features(videos):
 @goldens
 def test_recorded_frechet_video_distance():
     data, _ = recorded("metric_fvd")
-    metric = FrechetVideoDistance(lambda features: features, num_features=4)
+    # the original repeats the channel three times, which the unbiased deviation notices: here side by side
+    videos = {name: data[f"input/{name}"][..., 0].repeat(1, 1, 1, 3) for name in ("real", "fake")}  # (B, T, H, 3 W)
+    for name, frames in videos.items():
+        torch.testing.assert_close(toy_features(frames), data[f"output/features_{name}"])
+    metric = FrechetVideoDistance(toy_features, num_features=4)
     for part in (slice(0, 6), slice(6, 12)):
-        metric.update(data["output/features_real"][part], real=True)
-        metric.update(data["output/features_fake"][part], real=False)
+        metric.update(videos["real"][part], real=True)
+        metric.update(videos["fake"][part], real=False)
     torch.testing.assert_close(metric.real_features_cov_sum, data["output/real_features_cov_sum"])
     result = metric.compute()
     assert result["fvd"] == pytest.approx(float(data["output/fvd"]), rel=1e-6)

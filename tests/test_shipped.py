@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 
 from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
 from earthformer_hf.data import Windows, simulated
+from earthformer_hf.data.open_radar import rain_table
 from earthformer_hf.evaluation import (
     baseline_forecaster,
     baselines,
@@ -53,11 +55,13 @@ def test_model_recipe_and_card_belong_together(name):
     for key, value in recipe["feature_extractor"].items():
         assert getattr(extractor, key) == value, key
     assert extractor.thresholds == list(PROTOCOLS[extractor.protocol].thresholds)
+    if extractor.physical_table is not None:
+        np.testing.assert_allclose(extractor.physical_table, rain_table(), rtol=1e-3)
     card = (ROOT / "model_cards" / name / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header["license"] and header["library_name"] == "transformers"
     assert f"{model.num_parameters():,}" in card
-    assert "examples/evaluate.py" in card
+    assert "earthformer-hf evaluate" in card
 
 
 def test_the_radar_model_is_small():
@@ -99,6 +103,7 @@ def test_pipeline_recipe_and_card_belong_together():
         assert getattr(pipeline.feature_extractor, key) == value, key
     extractor = pipeline.feature_extractor
     assert extractor.thresholds == list(PROTOCOLS[extractor.protocol].thresholds)
+    np.testing.assert_allclose(extractor.physical_table, rain_table(), rtol=1e-3)
     assert pipeline.scheduler.config.prediction_type == recipe["scheduler"]["prediction_type"]
     files = list(folder.rglob("*.safetensors"))
     assert sorted(file.parent.name for file in files) == ["alignment", "unet", "vae"]
@@ -109,7 +114,7 @@ def test_pipeline_recipe_and_card_belong_together():
     assert header["license"] and header["library_name"] == "diffusers"
     for network in parts.values():
         assert f"{sum(p.numel() for p in network.parameters()):,}" in card
-    assert "examples/evaluate.py" in card
+    assert "earthformer-hf evaluate" in card
 
 
 @pytest.mark.skipif(not (DATA / "radar_open_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
@@ -223,8 +228,21 @@ def test_unusable_input_is_refused(tmp_path, shape):
     assert result.returncode != 0 and "--input" in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("script", ["forecast_radar", "forecast_enso", "forecast_prediff", "guided_forecast"])
+def test_unusable_arguments_end_in_one_line(tmp_path, monkeypatch, script):
+    (tmp_path / "mine.txt").write_text("neither rain nor ocean")
+    monkeypatch.chdir(ROOT)
+    for option, value in (("--model", "no-such-folder"), ("--input", tmp_path / "mine.txt")):
+        monkeypatch.setattr(sys, "argv", [script, option, str(value)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "examples" / f"{script}.py"), run_name="__main__")
+        assert end.value.code.startswith(f"{option}: ") and "\n" not in end.value.code
+
+
 def test_evaluate_without_data_says_what_to_set(tmp_path):
-    result = run("examples/evaluate.py", "--model", "model_cards/earthformer-radar-tiny", data=tmp_path)
+    result = run(
+        "-m", "earthformer_hf.cli", "evaluate", "--model", "model_cards/earthformer-radar-tiny", data=tmp_path
+    )
     assert result.returncode != 0 and "EARTHFORMER_HF_DATA" in result.stderr.splitlines()[-1]
 
 
@@ -232,7 +250,7 @@ def test_evaluate_without_data_says_what_to_set(tmp_path):
 @pytest.mark.skipif(not (DATA / "radar_open_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
 def test_the_radar_model_has_the_scores_of_its_card(tmp_path):
     model = "model_cards/earthformer-radar-tiny"
-    result = run("examples/evaluate.py", "--model", model, "--output", tmp_path, data=DATA)
+    result = run("-m", "earthformer_hf.cli", "evaluate", "--model", model, "--output", tmp_path, data=DATA)
     assert result.returncode == 0, result.stderr
     document, stored = (json.loads((folder / "scores.json").read_text()) for folder in (tmp_path, ROOT / model))
     scores = document["scores"]
@@ -247,6 +265,6 @@ def test_the_radar_model_has_the_scores_of_its_card(tmp_path):
         assert summary[name]["csi_m"] == pytest.approx(stored["scores"][name]["summary"]["csi_m"], abs=1e-3)
     card = (ROOT / model / "README.md").read_text()
     assert f"| this model | {summary['model']['csi_m']:.3f} | {summary['model']['mse'] * 1e3:.2f}e-3 |" in card
-    if baselines.has_extrapolation():
+    if baselines.is_pysteps_available():
         assert summary["extrapolation"]["csi_m"] == pytest.approx(0.409, abs=0.002)
         assert summary["extrapolation"]["mse"] == pytest.approx(3.47e-3, abs=1e-5)

@@ -71,6 +71,12 @@ def plot_sequence(
     return figure
 
 
+def sequence_row(future: np.ndarray, context: np.ndarray | None = None, columns: int = 3) -> np.ndarray:
+    """A row of [`plot_sequence`]: frames of the context (columns, H, W), or blanks in their place, then the future."""
+    blank = np.full((columns, *future.shape[1:]), np.nan)
+    return np.concatenate([blank if context is None else context, future])
+
+
 def _map_style(values: np.ndarray, units: str) -> dict[str, Any]:
     """Arguments of `imshow`: the colours of rain rates, of values of both signs (white is 0), or of others."""
     from matplotlib import colormaps
@@ -304,4 +310,5 @@ __all__ = [
     "plot_reliability",
     "plot_sequence",
     "plot_spectrum",
+    "sequence_row",
 ]

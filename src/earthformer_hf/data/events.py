@@ -323,6 +323,11 @@ def builder_of(name: str) -> type[EventBuilder]:
     return getattr(importlib.import_module(f".{module}", __package__), class_name)
 
 
+def find_data_dir(data_dir: str | Path | None = None) -> Path:
+    """The folder of a source's files; EARTHFORMER_HF_DATA (default ../shared/data) if omitted."""
+    return Path(data_dir or os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")).expanduser().resolve()
+
+
 def make_builder(
     name: str,
     data_dir: str | Path | None = None,
@@ -332,7 +337,7 @@ def make_builder(
 ) -> EventBuilder:
     """The builder of a source with its options; arguments and errors are those of [`load_dataset`]."""
     builder_class = builder_of(name)
-    data_dir = Path(data_dir or os.environ.get("EARTHFORMER_HF_DATA", "../shared/data")).expanduser().resolve()
+    data_dir = find_data_dir(data_dir)
     if builder_class.NEEDS_FILES and not data_dir.exists():
         raise ValueError(f"`data_dir` must be the folder of the files of {name!r}, {data_dir} does not exist.")
     known = options_of(builder_class)
@@ -433,6 +438,7 @@ __all__ = [
     "as_events",
     "builder_of",
     "check_origin",
+    "find_data_dir",
     "load_dataset",
     "make_builder",
     "options_of",

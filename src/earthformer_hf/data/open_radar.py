@@ -9,7 +9,7 @@ Splits share no event and no region.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +41,8 @@ def stored_code(rain: np.ndarray) -> np.ndarray:
 def rain_table() -> list[list[float]]:
     """The proxy codes, and the rain rates in mm/h that they stand for: two rising rows.
 
+    This is the one definition of the table that feature extractors and recipes for these data carry as numbers.
+
     A stored code's liquid water, 3.44e-6 Z^(4/7) kg/m3 throughout 7 km (Greene and Clark, "Vertically integrated
     liquid water", Monthly Weather Review 100, 1972), up to 60 dBZ, coded as SEVIR codes VIL. Several stored codes may
     share a proxy code, which stands for their mean rate.
@@ -49,7 +51,7 @@ def rain_table() -> list[list[float]]:
     liquid = 7000 * 3.44e-6 * 10 ** (4 / 7 * (0.05 * code - 3.2))  # kg/m2
     proxy = np.where(liquid <= 0.18, 90.66 * liquid + 2, 38.9 * np.log(liquid) + 83.9).astype(int)
     code, proxy = code[proxy >= 5], proxy[proxy >= 5]  # less is coded as no rain
-    rates = {int(number): float(rain_rate(code[proxy == number]).mean()) for number in np.unique(proxy)}
+    rates = {int(value): float(rain_rate(code[proxy == value]).mean()) for value in np.unique(proxy)}
     return [[0, *rates], [0, *rates.values()]]
 
 
@@ -94,27 +96,18 @@ class OpenRadar(EventBuilder):
         },
     )
 
+    @classmethod
+    def watched_files(cls, data_dir: Path, options: Mapping[str, Any]) -> Iterator[str]:
+        path = data_dir / options.get("file", cls.BUILDER_CONFIG_CLASS.file)
+        yield from [str(path)] if path.exists() else []
+
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         config = self.config
         yield from tiles(Path(config.data_dir) / config.file, split, config.sources, config.every)
 
     @staticmethod
     def read(reference: dict[str, Any]) -> dict[str, Any]:
-        return {"values": _view(reference)}
-
-
-def load_events(
-    path: str | Path, split: str, sources: tuple[str, ...] = ("mrms",), every: int | None = None
-) -> list[dict]:
-    """The events of one file in memory, see [`OpenRadar`].
-
-    Raises:
-        ValueError: the file has no tiles of that split and these sources.
-    """
-    rows = tiles(Path(path), split, sources, every)
-    if not rows:
-        raise ValueError(f"`split`: {path} holds no tiles of split {split!r} from sources {sources}.")
-    return [{name: row[name] for name in ("id", "time", "geo")} | {"values": _view(row["reference"])} for row in rows]
+        return {"values": _tile(reference)}
 
 
 def tiles(path: Path, split: str, sources: tuple[str, ...], every: int | None) -> list[dict]:
@@ -130,20 +123,21 @@ def tiles(path: Path, split: str, sources: tuple[str, ...], every: int | None) -
         time = np.array([text.decode().rstrip("Z") for text in group["time"][:]], dtype="datetime64[s]")
         size, minutes = int(group.attrs["tile_size"]), int(group.attrs["dt_minutes"])
         origins = [(int(y), int(x)) for y, x in group[f"tiles_{split}"][:]]
-        for y, x in origins if every is None else _between(origins, size // 4, every):
-            place = {"row": y, "column": x}
+        for y, x in origins if every is None else _add_origins_between(origins, size // 4, every):
+            corner = {"row": y, "column": x}
             rows.append(
                 {
                     "id": f"{name}:{y}:{x}",
                     "time": time,
-                    "geo": {"source": name, **place, "minutes": minutes},
-                    "reference": {"path": str(path), "group": name, "size": size, **place},
+                    "geo": {"source": name, **corner, "minutes": minutes},
+                    "reference": {"path": str(path), "group": name, "size": size, **corner},
                 }
             )
     return rows
 
 
-def _view(reference: dict[str, Any]) -> np.ndarray:
+def _tile(reference: dict[str, Any]) -> np.ndarray:
+    """The proxy codes (T, tile, tile) of one tile, a view of its mosaic."""
     path, y, x, size = (reference[name] for name in ("path", "row", "column", "size"))
     return _mosaic(path, reference["group"], os.stat(path).st_mtime_ns)[:, y : y + size, x : x + size]
 
@@ -157,7 +151,7 @@ def _mosaic(path: str, group: str, changed: int) -> np.ndarray:
     return table[file[group]["code"][:]]
 
 
-def _between(origins: list[tuple[int, int]], grid: int, every: int) -> list[tuple[int, int]]:
+def _add_origins_between(origins: list[tuple[int, int]], grid: int, every: int) -> list[tuple[int, int]]:
     """Tile origins every so many pixels inside squares of the tile grid whose corners are all origins."""
     known = set(origins)
     result = set(origins)
@@ -165,3 +159,6 @@ def _between(origins: list[tuple[int, int]], grid: int, every: int) -> list[tupl
         if {(y + grid, x), (y, x + grid), (y + grid, x + grid)} <= known:
             result |= {(y + i, x + j) for i in range(0, grid, every) for j in range(0, grid, every)}
     return sorted(result)
+
+
+__all__ = ["OpenRadar", "OpenRadarConfig", "rain_rate", "rain_table", "stored_code", "tiles"]

@@ -6,7 +6,7 @@ data. Splits are years, with gaps longer than a window between them: training to
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -54,6 +54,11 @@ class OpenSst(EventBuilder):
         feature_extractor={"scale": 0.3, "fill_value": 0},
     )
 
+    @classmethod
+    def watched_files(cls, data_dir: Path, options: Mapping[str, Any]) -> Iterator[str]:
+        path = data_dir / options.get("file", cls.BUILDER_CONFIG_CLASS.file)
+        yield from [str(path)] if path.exists() else []
+
     @property
     def splits(self) -> tuple[str, ...]:
         return tuple(name for name in self.SPLITS if name in self.config.years)
@@ -71,20 +76,8 @@ class OpenSst(EventBuilder):
     @staticmethod
     def read(reference: dict[str, Any]) -> dict[str, Any]:
         path, first, last = (reference[name] for name in ("path", "first", "last"))
-        months = _kept_months(path, first, last, os.stat(path).st_mtime_ns)
+        months = _cached_months(path, first, last, os.stat(path).st_mtime_ns)
         return {name: months[name] for name in ("values", "series")}
-
-
-def load_events(path: str | Path, split: str | None = None) -> list[dict]:
-    """One event, the months of a split or all: `values` (T, 24, 48) anomalies in degrees Celsius, NaN where missing.
-
-    Raises:
-        ValueError: an unknown split, no month of it in the file, or a file of another grid.
-    """
-    if split is not None and split not in SPLITS:
-        raise ValueError(f"`split` must be one of {sorted(SPLITS)}, got {split!r}.")
-    first, last = SPLITS.get(split or "", (-10_000, 10_000))
-    return [{"id": f"{Path(path).stem}:{split or 'all'}"} | _months(path, first, last)]
 
 
 def _months(path: str | Path, first: int, last: int) -> dict[str, Any]:
@@ -112,7 +105,7 @@ def _months(path: str | Path, first: int, last: int) -> dict[str, Any]:
 
 
 @lru_cache(8)
-def _kept_months(path: str, first: int, last: int, changed: int) -> dict[str, Any]:
+def _cached_months(path: str, first: int, last: int, changed: int) -> dict[str, Any]:
     return _months(path, first, last)
 
 
@@ -124,3 +117,6 @@ def nino34(values: np.ndarray) -> np.ndarray:
 def three_month_means(index: np.ndarray) -> np.ndarray:
     """Moving means of months k, k+1, k+2 along the last axis: (..., T) -> (..., T - 2)."""
     return (index[..., :-2] + index[..., 1:-1] + index[..., 2:]) / 3
+
+
+__all__ = ["OpenSst", "OpenSstConfig", "nino34", "three_month_means"]

@@ -12,7 +12,7 @@ import numpy as np
 from .events import EventBuilder, EventConfig, Facts
 
 
-def rain_events(number: int, length: int = 25, size: int = 128, seed: int = 0) -> list[dict]:
+def rain_events(count: int, length: int = 25, size: int = 128, seed: int = 0) -> list[dict]:
     """Rain that drifts, grows and decays: `values` (length, size, size) in mm/h, float32, every 2 minutes.
 
     A Gaussian random field with a power spectrum falling as k^-3 drifts at a constant velocity of up to 1.5 pixels a
@@ -20,7 +20,7 @@ def rain_events(number: int, length: int = 25, size: int = 128, seed: int = 0) -
     wax or wane by a common factor.
     """
     events = []
-    for i in range(number):
+    for i in range(count):
         random = np.random.default_rng([seed, i])
         first, second = (_smooth_field(random, size) for _ in range(2))
         velocity, growth = random.uniform(-1.5, 1.5, 2), random.uniform(-0.5, 0.5)
@@ -150,3 +150,6 @@ class SimulatedLand(EventBuilder):
     def read(reference: dict[str, Any]) -> dict[str, Any]:
         event = land_event(reference["i"], size=reference["size"], seed=reference["seed"])
         return {name: event[name] for name in ("values", "observed", "covariates")}
+
+
+__all__ = ["SimulatedLand", "SimulatedLandConfig", "land_event", "rain_events", "sst_events"]

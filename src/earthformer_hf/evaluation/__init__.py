@@ -1,6 +1,6 @@
 """Evaluation: scores under named protocols, beside forecasts without a neural network."""
 
-from .evaluate import evaluate
+from .evaluate import evaluate, run_protocol
 from .forecasters import (
     Window,
     baseline_forecaster,
@@ -11,7 +11,7 @@ from .forecasters import (
     window_at,
 )
 from .protocols import PROTOCOLS, Protocol
-from .reports import compare, run_protocol
+from .reports import compare
 
 
 __all__ = [

@@ -28,37 +28,38 @@ def dressed_persistence(past: np.ndarray, errors: np.ndarray) -> np.ndarray:
     return np.maximum(past[-1] + errors, 0)
 
 
-def has_extrapolation() -> bool:
-    """Whether pysteps and OpenCV, which `extrapolation` needs, are installed (the extra `optical-flow`)."""
+def is_pysteps_available() -> bool:
+    """Whether pysteps and OpenCV, which the rain baselines need, are installed (the extra `optical-flow`)."""
     from importlib.util import find_spec
 
     return find_spec("pysteps") is not None and find_spec("cv2") is not None
 
 
-DRY, NO_RAIN = -10.0, -15.0  # decibels of 0.1 mm/h, and what stands for less
+# Rain rates in decibels, 10 log10(mm/h): the lowest that is rain, 0.1 mm/h, and the value that stands for no rain.
+LOWEST_RAIN, NO_RAIN = -10.0, -15.0
 
 
-def _last(rain: np.ndarray, frames: int) -> np.ndarray:
+def _last_frames(rain: np.ndarray, frames: int) -> np.ndarray:
     if len(rain) < frames:
         raise ValueError(f"`rain` must hold {frames} frames or more, got {len(rain)}.")
     return rain[-frames:]
 
 
-def _decibel(rain: np.ndarray) -> np.ndarray:
+def _to_decibel(rain: np.ndarray) -> np.ndarray:
     decibel = 10 * np.log10(np.maximum(rain, 1e-9))
-    return np.where(decibel < DRY, NO_RAIN, decibel)
+    return np.where(decibel < LOWEST_RAIN, NO_RAIN, decibel)
 
 
-def _rain_rate(decibel: np.ndarray) -> np.ndarray:
+def _from_decibel(decibel: np.ndarray) -> np.ndarray:
     decibel = np.nan_to_num(decibel, nan=NO_RAIN)
-    return np.where(decibel >= DRY, 10 ** (decibel / 10), 0.0)
+    return np.where(decibel >= LOWEST_RAIN, 10 ** (decibel / 10), 0.0)
 
 
 def _nowcast(
     method: str, fields: np.ndarray, decibel: np.ndarray, prediction_length: int, **options
 ) -> np.ndarray | None:
-    """A nowcast of pysteps along the motion of `decibel`; None where it cannot be run, as on fields almost dry."""
-    with _quiet():
+    """A nowcast of pysteps along the motion of `decibel`; None if pysteps cannot run it, as on an almost dry field."""
+    with _silenced():
         from pysteps import motion, nowcasts
 
         try:
@@ -69,8 +70,8 @@ def _nowcast(
 
 
 @contextlib.contextmanager
-def _quiet():
-    """pysteps greets on import, reports what it does, and divides by 0 where nothing changes."""
+def _silenced():
+    """Hide what pysteps prints, and its warnings about divisions by 0 where nothing changes."""
     with contextlib.redirect_stdout(io.StringIO()), np.errstate(divide="ignore", invalid="ignore"):
         yield
 
@@ -89,10 +90,10 @@ def extrapolation(rain: np.ndarray, prediction_length: int) -> tuple[np.ndarray,
     Raises:
         ValueError: too few frames.
     """
-    with _quiet():
+    with _silenced():
         from pysteps import motion, nowcasts
 
-        motion_field = motion.get_method("LK")(10 * np.log10(np.maximum(_last(rain, 3), 0.01)))
+        motion_field = motion.get_method("LK")(10 * np.log10(np.maximum(_last_frames(rain, 3), 0.01)))
         forecast = nowcasts.get_method("extrapolation")(rain[-1], motion_field, prediction_length)
     reachable = np.isfinite(forecast)
     return np.where(reachable, forecast, 0.0), reachable
@@ -115,9 +116,9 @@ def sprog(rain: np.ndarray, prediction_length: int) -> np.ndarray:
     Raises:
         ValueError: too few frames.
     """
-    decibel = _decibel(_last(rain, 3))
-    forecast = _nowcast("sprog", decibel, decibel, prediction_length, precip_thr=DRY)
-    return extrapolation(rain, prediction_length)[0] if forecast is None else _rain_rate(forecast)
+    decibel = _to_decibel(_last_frames(rain, 3))
+    forecast = _nowcast("sprog", decibel, decibel, prediction_length, precip_thr=LOWEST_RAIN)
+    return extrapolation(rain, prediction_length)[0] if forecast is None else _from_decibel(forecast)
 
 
 def anvil(rain: np.ndarray, prediction_length: int) -> np.ndarray:
@@ -138,7 +139,7 @@ def anvil(rain: np.ndarray, prediction_length: int) -> np.ndarray:
     Raises:
         ValueError: too few frames.
     """
-    forecast = _nowcast("anvil", _last(rain, 4).astype("float64"), _decibel(rain[-3:]), prediction_length)
+    forecast = _nowcast("anvil", _last_frames(rain, 4).astype("float64"), _to_decibel(rain[-3:]), prediction_length)
     moved = extrapolation(rain, prediction_length)[0]
     return moved if forecast is None else np.where(np.isfinite(forecast), np.maximum(forecast, 0.0), moved)
 
@@ -164,25 +165,25 @@ def steps_ensemble(
     Raises:
         ValueError: too few frames.
     """
-    decibel = _decibel(_last(rain, 3))
+    decibel = _to_decibel(_last_frames(rain, 3))
     ensemble = _nowcast(
         "steps",
         decibel,
         decibel,
         prediction_length,
         n_ens_members=ensemble_size,
-        precip_thr=DRY,
+        precip_thr=LOWEST_RAIN,
         kmperpixel=kilometers,
         timestep=minutes,
         seed=seed,
     )
     if ensemble is None:
         return np.repeat(extrapolation(rain, prediction_length)[0][None], ensemble_size, axis=0)
-    return _rain_rate(ensemble)
+    return _from_decibel(ensemble)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Indices of the ocean: each function is fitted on a record of months and forecasts three-month means of an index
+# The ocean: each function is fitted on a record of months and forecasts three-month means of an index
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -209,47 +210,44 @@ class OceanRecord:
         return three_month_means(self.index[months])
 
 
-def persisted_index(record: OceanRecord) -> np.ndarray:
-    """The index of the last context month at every lead, (windows, leads)."""
-    return np.repeat(record.index[record.last, None], record.leads, axis=1)
-
-
 def damped_persistence(train: OceanRecord, test: OceanRecord) -> np.ndarray:
     """A regression on the last month's index per start month and lead, (windows, leads)."""
     targets, forecast = train.targets(), np.empty((len(test.last), test.leads))
     for month in range(12):
-        fitted, used = train.start_month == month, test.start_month == month
-        design = np.stack([train.index[train.last[fitted]], np.ones(fitted.sum())], axis=1)
-        weights, *_ = np.linalg.lstsq(design, targets[fitted], rcond=None)
-        forecast[used] = np.stack([test.index[test.last[used]], np.ones(used.sum())], axis=1) @ weights
+        in_train, in_test = train.start_month == month, test.start_month == month
+        design = np.stack([train.index[train.last[in_train]], np.ones(in_train.sum())], axis=1)
+        weights, *_ = np.linalg.lstsq(design, targets[in_train], rcond=None)
+        forecast[in_test] = np.stack([test.index[test.last[in_test]], np.ones(in_test.sum())], axis=1) @ weights
     return forecast
 
 
 class LeadingComponents:
     """Leading principal components of the anomalies at nodes that are never missing, weighted by area."""
 
-    def __init__(self, train: OceanRecord, lat: np.ndarray, number: int):
+    def __init__(self, train: OceanRecord, lat: np.ndarray, num_components: int):
         self.nodes = np.isfinite(train.values).all(0)
         self.weight = np.broadcast_to(np.sqrt(np.cos(np.deg2rad(lat)))[:, None], self.nodes.shape)[self.nodes]
         self.mean = train.values[:, self.nodes].mean(0)
         anomalies = (train.values[:, self.nodes] - self.mean) * self.weight
-        self.patterns = np.linalg.svd(anomalies, full_matrices=False)[2][:number]
+        self.patterns = np.linalg.svd(anomalies, full_matrices=False)[2][:num_components]
 
     def __call__(self, record: OceanRecord) -> np.ndarray:
-        """(months, number)."""
+        """(months, num_components)."""
         return (record.values[:, self.nodes] - self.mean) * self.weight @ self.patterns.T
 
 
-def linear_inverse_model(train: OceanRecord, test: OceanRecord, lat: np.ndarray, number: int, lag: int) -> np.ndarray:
+def linear_inverse_model(
+    train: OceanRecord, test: OceanRecord, lat: np.ndarray, num_components: int, lag: int
+) -> np.ndarray:
     """One linear map of the leading components from month to month, applied lead by lead, (windows, leads).
 
     Penland and Sardeshmukh, "The optimal growth of tropical sea surface temperature anomalies", J. Climate 8, 1995.
 
     Args:
-        number: of leading components.
+        num_components: of leading components.
         lag: months over which the map is fitted; its root is the map of one month.
     """
-    components = LeadingComponents(train, lat, number)
+    components = LeadingComponents(train, lat, num_components)
     past, states = components(train), components(test)[test.last]
     to_index, *_ = np.linalg.lstsq(np.c_[past, np.ones(len(past))], train.index, rcond=None)
     step = past[lag:].T @ past[:-lag] @ np.linalg.inv(past[:-lag].T @ past[:-lag])
@@ -263,35 +261,36 @@ def linear_inverse_model(train: OceanRecord, test: OceanRecord, lat: np.ndarray,
 
 
 def seasonal_ridge(
-    train: OceanRecord, test: OceanRecord, lat: np.ndarray, number: int, lag: int, penalty: float
+    train: OceanRecord, test: OceanRecord, lat: np.ndarray, num_components: int, lag: int, penalty: float
 ) -> np.ndarray:
     """Ridge regression on the leading components of the last month and their recent change, (windows, leads).
 
     Each start month has its own regression, in which training windows of near start months weigh more.
 
     Args:
-        number: of leading components.
+        num_components: of leading components.
         lag: months of the change.
         penalty: on the squared weights.
     """
-    components = LeadingComponents(train, lat, number)
+    components = LeadingComponents(train, lat, num_components)
 
     def features(record):
         states, last = components(record), record.last
         return np.c_[states[last], states[last - lag] - states[last], np.ones(len(last))]
 
-    fitted, used, targets = features(train), features(test), train.targets()
+    train_features, test_features, targets = features(train), features(test), train.targets()
     forecast = np.empty((len(test.last), test.leads))
     for month in range(12):
         distance = np.minimum((train.start_month - month) % 12, (month - train.start_month) % 12)
-        weighted = fitted.T * np.exp(-0.5 * (distance / 1.5) ** 2)
-        weights = np.linalg.solve(weighted @ fitted + penalty * np.eye(fitted.shape[1]), weighted @ targets)
-        forecast[test.start_month == month] = used[test.start_month == month] @ weights
+        weighted = train_features.T * np.exp(-0.5 * (distance / 1.5) ** 2)
+        penalties = penalty * np.eye(len(weighted))
+        weights = np.linalg.solve(weighted @ train_features + penalties, weighted @ targets)
+        forecast[test.start_month == month] = test_features[test.start_month == month] @ weights
     return forecast
 
 
-LINEAR_INVERSE_GRID = {"number": (5, 10, 15, 20, 25, 30), "lag": (1, 2, 3, 4, 6)}
-SEASONAL_RIDGE_GRID = {"number": (8, 12, 16, 20), "lag": (1, 2, 3, 4, 6), "penalty": (1, 10, 100, 1000)}
+LINEAR_INVERSE_GRID = {"num_components": (5, 10, 15, 20, 25, 30), "lag": (1, 2, 3, 4, 6)}
+SEASONAL_RIDGE_GRID = {"num_components": (8, 12, 16, 20), "lag": (1, 2, 3, 4, 6), "penalty": (1, 10, 100, 1000)}
 
 
 def best_setting(
@@ -312,21 +311,42 @@ def best_setting(
     return settings[int(np.argmin(errors))]
 
 
-def linear_maps(record: OceanRecord, lat: np.ndarray, number: int = 12, penalty: float = 3000.0) -> np.ndarray:
+def linear_maps(record: OceanRecord, lat: np.ndarray, num_components: int = 12, penalty: float = 3000.0) -> np.ndarray:
     """Ridge regression of the leading components of every future month on those of the last year, as maps.
 
-    Fitted on the record's own windows, it is what a linear model can explain of them: a target without noise, from
-    which a network learns faster than from single futures (`teacher_weight` of `examples/train_earthformer.py`).
+    Fitted on the record's own windows, the maps are the part of each future that a linear model can explain. They are
+    a target without noise, from which a network learns faster than from the futures themselves: `teacher_weight` of a
+    recipe.
 
     Returns:
         (windows, prediction_length, H, W) anomalies in degrees Celsius, NaN at nodes that are ever missing.
     """
-    components, months = LeadingComponents(record, lat, number), np.arange(record.leads + 2)
+    components, months = LeadingComponents(record, lat, num_components), np.arange(record.leads + 2)
     states = components(record)
     past = np.concatenate([states[record.last - lag] for lag in (0, 1, 2, 3, 5, 7, 9, 11)], axis=1)
     future = states[record.last[:, None] + 1 + months].reshape(len(past), -1)
     weights = np.linalg.solve(past.T @ past + penalty * np.eye(past.shape[1]), past.T @ future)
     maps = np.full((len(past), len(months), *record.values.shape[1:]), np.nan, "float32")
-    forecast = (past @ weights).reshape(len(past), len(months), number)
+    forecast = (past @ weights).reshape(len(past), len(months), num_components)
     maps[:, :, components.nodes] = forecast @ components.patterns / components.weight + components.mean
     return maps
+
+
+__all__ = [
+    "LINEAR_INVERSE_GRID",
+    "SEASONAL_RIDGE_GRID",
+    "LeadingComponents",
+    "OceanRecord",
+    "anvil",
+    "best_setting",
+    "damped_persistence",
+    "dressed_persistence",
+    "extrapolation",
+    "is_pysteps_available",
+    "linear_inverse_model",
+    "linear_maps",
+    "persistence",
+    "seasonal_ridge",
+    "sprog",
+    "steps_ensemble",
+]

@@ -16,25 +16,18 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from .metrics import Values, ratio
 
 
-def correlation_by_lead(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Pearson correlation over forecasts, per lead: (N, T), (N, T) -> (T,), in -1..1; NaN where either is constant."""
-    if not len(predictions):
-        return np.full(predictions.shape[1], np.nan)
-    x, y = predictions - predictions.mean(0), targets - targets.mean(0)
-    scale = np.sqrt((x**2).sum(0) * (y**2).sum(0))
-    varies = (predictions != predictions[:1]).any(0) & (targets != targets[:1]).any(0)
-    return np.divide((x * y).sum(0), scale, out=np.full(scale.shape, np.nan), where=varies)
-
-
-def rmse_by_lead(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Root mean squared error over forecasts, per lead: (N, T), (N, T) -> (T,), in the values' unit; NaN for N = 0."""
-    return np.sqrt(ratio(np.square(predictions - targets).sum(0), len(predictions)))
-
-
 def nino34_weights(leads: int) -> np.ndarray:
     """The weights of C-Nino3.4-WM, (leads,): 1.5 (4 months), 2 (7), 3 (7), 4 (further ones), each times ln(lead).
 
     From the ICAR-ENSO competition; they do not add up to 1, and the first is 0.
+
+    Example:
+
+    ```python
+    >>> nino34_weights(leads=5).round(2).tolist()
+    [0.0, 1.04, 1.65, 2.08, 3.22]
+
+    ```
     """
     steps = np.repeat([1.5, 2.0, 3.0, 4.0], [4, 7, 7, max(0, leads - 18)])[:leads]
     return steps * np.log(np.arange(1, leads + 1))
@@ -53,6 +46,17 @@ class Nino34Skill(Metric):
     `compute` returns `c_nino34_m`, `c_nino34_wm`, `rmse` (the mean over leads, in degrees Celsius);
     `correlation_by_lead`, `rmse_by_lead` (leads,); `correlation_by_month`, `rmse_by_month` (12, leads), by the
     calendar month that is forecast first, January on top; and the counts `forecasts` and `forecasts_by_month` (12,).
+
+    Example:
+
+    ```python
+    >>> metric = Nino34Skill(leads=2)
+    >>> index = np.array([[0.5, 1.0], [-1.0, 0.0], [1.5, 2.0]])  # (forecasts, leads) in degrees Celsius
+    >>> metric.update(index + 0.5, index, start_month=np.array([0, 1, 2]))  # right but for a constant
+    >>> {name: float(metric.compute()[name].round(3)) for name in ("c_nino34_m", "rmse")}
+    {'c_nino34_m': 1.0, 'rmse': 0.5}
+
+    ```
     """
 
     full_state_update = False
@@ -147,6 +151,15 @@ def earthnet_parts(predictions: np.ndarray, targets: np.ndarray, observed: np.nd
 
     Returns:
         `mad`, `ols`, `emd`, `ssim`; NaN where no pixel, or no frame, was clear enough.
+
+    Example:
+
+    ```python
+    >>> cube = np.random.default_rng(0).uniform(size=(4, 8, 8, 4))  # (T, H, W, 4)
+    >>> earthnet_parts(cube, cube, np.ones((4, 8, 8), bool))
+    {'mad': 1.0, 'ols': 1.0, 'emd': 1.0, 'ssim': 1.0}
+
+    ```
     """
     from skimage.metrics import structural_similarity
 
@@ -174,7 +187,7 @@ def earthnet_parts(predictions: np.ndarray, targets: np.ndarray, observed: np.nd
 
     enough = observed.mean((1, 2)) > 0.7
     if enough.any():
-        frames = zip(x[enough], y[enough])  # every channel has the same size: their mean is that of all
+        frames = zip(x[enough], y[enough])  # the mean over channels, and then over frames
         similarity = np.mean([structural_similarity(*pair, data_range=2, channel_axis=-1) for pair in frames])
         parts["ssim"] = max(0.0, similarity) ** 10.31885115
     return {name: float(np.clip(value, 0, 1)) for name, value in parts.items()}
@@ -188,7 +201,17 @@ def weighted_slope(time: np.ndarray, values: np.ndarray, used: np.ndarray) -> np
 
 
 def earth_movers_distance(first: np.ndarray, second: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Wasserstein-1 distance between all values of `first` and the `used` ones of `second`, (N, T) each: (N,)."""
+    """Wasserstein-1 distance between all values of `first` and the `used` ones of `second`, (N, T) each: (N,).
+
+    Example:
+
+    ```python
+    >>> used = np.array([[True, True, False]])
+    >>> earth_movers_distance(np.array([[0.0, 0.0, 0.0]]), np.array([[1.0, 2.0, 9.0]]), used).tolist()
+    [1.5]
+
+    ```
+    """
     values = np.concatenate([first, second], axis=1)
     weights = np.concatenate([np.full(first.shape, 1 / first.shape[1]), used / -used.sum(1, keepdims=True)], axis=1)
     order = values.argsort(1)
@@ -202,6 +225,17 @@ class EarthNetScore(Metric):
     0..1, 1 is best; 0 if a part is 0, which the toolkit leaves out of the mean instead.
 
     `compute` returns `earthnet_score`, `mad`, `ols`, `emd`, `ssim`, and the counts of cubes of each, `mad_cubes` etc.
+
+    Example:
+
+    ```python
+    >>> metric = EarthNetScore()
+    >>> cubes = np.random.default_rng(0).uniform(size=(1, 4, 8, 8, 4))  # (B, T, H, W, 4)
+    >>> metric.update(0.9 * cubes, cubes, np.ones((1, 4, 8, 8), bool))  # nothing under clouds
+    >>> {name: float(metric.compute()[name].round(3)) for name in ("earthnet_score", "mad", "ols", "emd", "ssim")}
+    {'earthnet_score': 0.437, 'mad': 0.178, 'ols': 0.839, 'emd': 0.818, 'ssim': 0.893}
+
+    ```
     """
 
     full_state_update = False
@@ -264,11 +298,23 @@ class FrechetVideoDistance(FrechetInceptionDistance):
 
     `update(videos, real)` adds observed videos with `real=True` and forecasts with `real=False`. `compute` returns
     `fvd`, NaN with fewer than two videos of either kind, and the counts `observed_videos` and `forecast_videos`.
+
+    Example:
+
+    ```python
+    >>> metric = FrechetVideoDistance(lambda videos: videos.mean((2, 3)), num_features=3)  # the mean of each frame
+    >>> videos = torch.rand(50, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    >>> metric.update(videos, real=True)
+    >>> metric.update(videos + 2, real=False)
+    >>> round(float(metric.compute()["fvd"]), 3)  # the squared shift of three features
+    12.0
+
+    ```
     """
 
     def __init__(self, features: Callable[[Any], Tensor], num_features: int):
-        super().__init__(feature=_Features(features, num_features))
-        self.orig_dtype = torch.float64  # of a process that saw no video
+        super().__init__(feature=_FeatureModule(features, num_features))
+        self.orig_dtype = torch.float64  # torchmetrics sets it on the first update, which an idle process never sees
 
     def compute(self) -> dict[str, np.ndarray]:  # type: ignore[override]
         counts = self.real_features_num_samples, self.fake_features_num_samples
@@ -277,7 +323,7 @@ class FrechetVideoDistance(FrechetInceptionDistance):
         return {"fvd": distance.cpu().numpy(), "observed_videos": observed, "forecast_videos": forecast}
 
 
-class _Features(torch.nn.Module):
+class _FeatureModule(torch.nn.Module):
     """A function as a module, as torchmetrics asks for it."""
 
     def __init__(self, function: Callable[[Any], Tensor], num_features: int):
@@ -286,3 +332,13 @@ class _Features(torch.nn.Module):
 
     def forward(self, videos: Any) -> Tensor:
         return self.function(videos)
+
+
+__all__ = [
+    "EarthNetScore",
+    "FrechetVideoDistance",
+    "Nino34Skill",
+    "earth_movers_distance",
+    "earthnet_parts",
+    "nino34_weights",
+]

@@ -35,7 +35,7 @@ def ratio(numerator: Any, denominator: Any) -> np.ndarray:
 
 
 class ForecastMetric(Metric):
-    """What the scores share: sums over windows as states, and the check of what `update` is given."""
+    """The base class of the scores: sums over windows as states, and one check of the arguments of `update`."""
 
     full_state_update = False
 
@@ -49,14 +49,14 @@ class ForecastMetric(Metric):
             self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
 
     @property
-    def lead(self) -> Tensor:
+    def lead_index(self) -> Tensor:
         """Lead times 0..T-1, (T, 1, 1) int32."""
         return torch.arange(self.prediction_length, dtype=torch.int32, device=self.device).view(-1, 1, 1)
 
-    def windows_of(
+    def prepare_inputs(
         self, predictions: Values, targets: Values, observed: Values | None, members: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The arguments of `update` as tensors (B, T, H, W), predictions (B, E, T, H, W) with `members`.
+        """The arguments of `update` as tensors (B, T, H, W); of an ensemble, predictions (B, E, T, H, W).
 
         Raises:
             ValueError: shapes that do not belong together, a mask that is not bool, or, where it was observed,
@@ -76,9 +76,9 @@ class ForecastMetric(Metric):
                 f"got {tuple(targets.shape)}."
             )
         if one_member.shape != targets.shape or observed.shape != targets.shape:
-            what = "(B, E, T, H, W), `targets`" if members else "`targets`"
+            expected = "(B, E, T, H, W), `targets`" if members else "`targets`"
             raise ValueError(
-                f"`predictions` must be {what} and `observed` (B, T, H, W), got {tuple(predictions.shape)}, "
+                f"`predictions` must be {expected} and `observed` (B, T, H, W), got {tuple(predictions.shape)}, "
                 f"{tuple(targets.shape)} and {tuple(observed.shape)}."
             )
         if observed.dtype != torch.bool:
@@ -90,7 +90,7 @@ class ForecastMetric(Metric):
         return predictions, targets, observed
 
 
-def ascending(thresholds: Sequence[float]) -> list[float]:
+def check_thresholds(thresholds: Sequence[float]) -> list[float]:
     """The thresholds as floats; ValueError unless each is larger than the one before."""
     values = [float(threshold) for threshold in thresholds]
     if not values or any(b <= a for a, b in zip(values, values[1:])):
@@ -98,7 +98,7 @@ def ascending(thresholds: Sequence[float]) -> list[float]:
     return values
 
 
-def how_many(conditions: Iterable[Tensor]) -> Tensor:
+def count_true(conditions: Iterable[Tensor]) -> Tensor:
     """How many of the bool tensors are true, element by element, int32."""
     return sum(conditions, torch.zeros((), dtype=torch.int32))
 
@@ -136,6 +136,16 @@ def contingency_scores(
 
     Returns:
         name -> float64 of that shape, NaN where the denominator is 0.
+
+    Example:
+
+    ```python
+    >>> scores = contingency_scores(hits=np.array([30]), misses=np.array([10]), false_alarms=np.array([20]),
+    ...                             correct_negatives=np.array([40]))
+    >>> [float(scores[name][0].round(3)) for name in ("csi", "pod", "far", "hss")]
+    [0.5, 0.75, 0.4, 0.4]
+
+    ```
     """
     a, c, b, d = (np.asarray(x, dtype="float64") for x in (hits, misses, false_alarms, correct_negatives))
     return {
@@ -160,6 +170,16 @@ class ContingencyScores(ForecastMetric):
 
     `compute` returns `thresholds`; `hits`, `misses`, `false_alarms`, `correct_negatives` (thresholds, T); and every
     score of [`contingency_scores`], pooled (thresholds,) and `_by_lead` (thresholds, T).
+
+    Example:
+
+    ```python
+    >>> metric = ContingencyScores(thresholds=[10], prediction_length=1)
+    >>> metric.update(np.array([[[12, 12], [0, 0]]]), np.array([[[15, 0], [0, 11]]]))  # (T, H, W) each
+    >>> {name: metric.compute()[name].tolist() for name in ("hits", "misses", "false_alarms", "csi")}
+    {'hits': [[1]], 'misses': [[1]], 'false_alarms': [[1]], 'csi': [0.3333333333333333]}
+
+    ```
     """
 
     joint: Tensor
@@ -168,14 +188,14 @@ class ContingencyScores(ForecastMetric):
         super().__init__(prediction_length)
         if pool < 1:
             raise ValueError(f"`pool` must be at least 1, got {pool}.")
-        self.thresholds, self.pool = ascending(thresholds), pool
+        self.thresholds, self.pool = check_thresholds(thresholds), pool
         classes = len(self.thresholds) + 1
         # Pixels by lead time, thresholds that the observation reaches, and thresholds that the forecast reaches.
         self.add_sums(torch.int64, joint=(prediction_length, classes, classes))
 
     def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
         """Add forecasts, see the top of the file."""
-        predictions, targets, observed = self.windows_of(predictions, targets, observed)
+        predictions, targets, observed = self.prepare_inputs(predictions, targets, observed)
         if self.pool > 1:
             predictions, targets = (
                 F.max_pool2d(values.double().masked_fill(~observed, -math.inf), self.pool)
@@ -183,21 +203,21 @@ class ContingencyScores(ForecastMetric):
             )
             observed = F.max_pool2d(observed.float(), self.pool) > 0
         classes = len(self.thresholds) + 1
-        cell = self.lead
+        cell = self.lead_index
         for values in (targets, predictions):
-            cell = cell * classes + how_many(values >= threshold for threshold in self.thresholds)
+            cell = cell * classes + count_true(values >= threshold for threshold in self.thresholds)
         self.joint += count_cells(cell, observed, self.joint.shape)
 
     def compute(self) -> dict[str, np.ndarray]:
         # [t, i, j]: pixels whose observation reaches threshold i or a higher one, and their forecast threshold j
         reached = self.joint.flip(1, 2).cumsum(1).cumsum(2).flip(1, 2).cpu().numpy()
-        pixels, happened, said = reached[:, 0, :1].T, reached[:, 1:, 0].T, reached[:, 0, 1:].T
+        pixels, observed, forecast = reached[:, 0, :1].T, reached[:, 1:, 0].T, reached[:, 0, 1:].T
         hits = reached.diagonal(axis1=1, axis2=2)[:, 1:].T
         counts = {
             "hits": hits,
-            "misses": happened - hits,
-            "false_alarms": said - hits,
-            "correct_negatives": pixels - happened - said + hits,
+            "misses": observed - hits,
+            "false_alarms": forecast - hits,
+            "correct_negatives": pixels - observed - forecast + hits,
         }
         pooled = contingency_scores(**{name: values.sum(1) for name, values in counts.items()})
         by_lead = {f"{name}_by_lead": values for name, values in contingency_scores(**counts).items()}
@@ -212,6 +232,16 @@ class ErrorScores(ForecastMetric):
         value_range: errors are divided by it (255 gives the errors of a code scaled to 0..1).
 
     `compute` returns `mse`, `mae`, `mse_by_lead`, `mae_by_lead`, and the counts `pixels` (T,) and `windows`.
+
+    Example:
+
+    ```python
+    >>> metric = ErrorScores(prediction_length=2)
+    >>> metric.update(np.array([[[1.0]], [[2.0]]]), np.array([[[1.0]], [[4.0]]]))  # (T, H, W) each
+    >>> float(metric.compute()["mse"]), metric.compute()["mae_by_lead"].tolist()
+    (2.0, [0.0, 2.0])
+
+    ```
     """
 
     squared: Tensor
@@ -227,7 +257,7 @@ class ErrorScores(ForecastMetric):
 
     def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
         """Add forecasts, see the top of the file."""
-        predictions, targets, observed = self.windows_of(predictions, targets, observed)
+        predictions, targets, observed = self.prepare_inputs(predictions, targets, observed)
         error = ((predictions.double() - targets.double()) / self.value_range).masked_fill(~observed, 0)
         self.squared += error.square().sum((0, 2, 3))
         self.absolute += error.abs().sum((0, 2, 3))
@@ -255,6 +285,17 @@ class StructuralSimilarity(ForecastMetric):
         value_range: R, the range of the values; never guessed from them.
 
     `compute` returns `ssim`, `ssim_by_lead`, and the count `pixels` (T,) of such pixels.
+
+    Example:
+
+    ```python
+    >>> metric = StructuralSimilarity(prediction_length=1, value_range=1.0)
+    >>> frame = np.linspace(0, 1, 256).reshape(1, 16, 16)  # (T, H, W)
+    >>> metric.update(frame, frame)
+    >>> round(float(metric.compute()["ssim"]), 3)
+    1.0
+
+    ```
     """
 
     similarity: Tensor
@@ -268,7 +309,7 @@ class StructuralSimilarity(ForecastMetric):
 
     def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
         """Add forecasts, see the top of the file."""
-        predictions, targets, observed = self.windows_of(predictions, targets, observed)
+        predictions, targets, observed = self.prepare_inputs(predictions, targets, observed)
         # Time as channels; an unobserved pixel stands in no window that counts. (Convolutions are slow in float64.)
         predictions, targets = (values.float().masked_fill(~observed, 0) for values in (predictions, targets))
         similarity = structural_similarity_index_measure(
@@ -283,7 +324,7 @@ class StructuralSimilarity(ForecastMetric):
         return {"ssim": ratio(total.sum(), pixels.sum()), "ssim_by_lead": ratio(total, pixels), "pixels": pixels}
 
 
-def window_counts(events: Tensor, width: int) -> Tensor:
+def neighbourhood_counts(events: Tensor, width: int) -> Tensor:
     """Events (..., H, W) in the `width` x `width` pixels around each pixel; outside there are none."""
     half = width // 2
     total = F.pad(events.int(), (half + 1, half, half + 1, half)).cumsum(-2).cumsum(-1)  # up to and with each pixel
@@ -308,6 +349,18 @@ class FractionsSkillScore(ForecastMetric):
 
     Raises:
         ValueError: a width that is not odd.
+
+    Example:
+
+    ```python
+    >>> metric = FractionsSkillScore(thresholds=[1], widths=[1, 3], prediction_length=1)
+    >>> forecast, observation = np.zeros((2, 1, 8, 8))  # (T, H, W) each
+    >>> forecast[0, 3, 3] = observation[0, 3, 4] = 1  # one pixel beside the right one
+    >>> metric.update(forecast, observation)
+    >>> metric.compute()["fss"].round(3).tolist()
+    [[0.0, 0.667]]
+
+    ```
     """
 
     difference: Tensor
@@ -318,7 +371,7 @@ class FractionsSkillScore(ForecastMetric):
 
     def __init__(self, thresholds: Sequence[float], widths: Sequence[int], prediction_length: int):
         super().__init__(prediction_length)
-        self.thresholds, self.widths = ascending(thresholds), list(widths)
+        self.thresholds, self.widths = check_thresholds(thresholds), list(widths)
         if not self.widths or any(width < 1 or width % 2 == 0 for width in self.widths):
             raise ValueError(f"`widths` must be odd numbers of pixels, got {self.widths}.")
         shape = (len(self.thresholds), len(self.widths), prediction_length)
@@ -327,14 +380,14 @@ class FractionsSkillScore(ForecastMetric):
 
     def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
         """Add forecasts, see the top of the file."""
-        predictions, targets, observed = self.windows_of(predictions, targets, observed)
+        predictions, targets, observed = self.prepare_inputs(predictions, targets, observed)
         self.pixels += observed.sum((0, 2, 3))
         for i, threshold in enumerate(self.thresholds):
-            said, happened = (predictions >= threshold) & observed, (targets >= threshold) & observed
-            self.forecast_events[i] += said.sum((0, 2, 3))
-            self.observed_events[i] += happened.sum((0, 2, 3))
+            forecast, target = (predictions >= threshold) & observed, (targets >= threshold) & observed
+            self.forecast_events[i] += forecast.sum((0, 2, 3))
+            self.observed_events[i] += target.sum((0, 2, 3))
             for j, width in enumerate(self.widths):
-                f, o = (window_counts(events, width).double() / width**2 for events in (said, happened))
+                f, o = (neighbourhood_counts(events, width).double() / width**2 for events in (forecast, target))
                 self.difference[i, j] += (f - o).square().sum((0, 2, 3))
                 self.reference[i, j] += (f.square() + o.square()).sum((0, 2, 3))
 
@@ -357,6 +410,15 @@ def radial_power(frames: Tensor) -> Tensor:
     The mean of |FFT|^2 / (H W) over the wave vectors whose length, in waves per frame, rounds to k = 0..K-1. Ruzanski
     and Chandrasekar, "Scale filtering for improved nowcasting performance in a high-resolution X-band radar network",
     IEEE Trans. Geoscience and Remote Sensing 49, 2011; equal to pysteps' `rapsd` on square frames.
+
+    Example:
+
+    ```python
+    >>> wave = torch.cos(2 * torch.pi * 3 * torch.arange(16) / 16).expand(16, 16)  # three waves per frame
+    >>> int(radial_power(wave).argmax())
+    3
+
+    ```
     """
     height, width = frames.shape[-2:]
     power = torch.fft.fft2(frames.double()).abs().square().flatten(-2) / (height * width)
@@ -378,6 +440,18 @@ class PowerSpectrum(ForecastMetric):
 
     `compute` returns `wavenumber` (K,) in waves per frame, `forecast_power` and `observed_power` (T, K) in the unit of
     the values squared, and the count `frames` (T,).
+
+    Example:
+
+    ```python
+    >>> metric = PowerSpectrum(image_size=(16, 16), prediction_length=1)
+    >>> observation = np.random.default_rng(0).normal(size=(1, 16, 16))  # (T, H, W)
+    >>> metric.update(np.full((1, 16, 16), observation.mean()), observation)  # a forecast without any structure
+    >>> power = metric.compute()["forecast_power"][0] / metric.compute()["observed_power"][0]
+    >>> power.round(3).tolist()
+    [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+    ```
     """
 
     forecast: Tensor
@@ -393,7 +467,7 @@ class PowerSpectrum(ForecastMetric):
 
     def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
         """Add forecasts, see the top of the file."""
-        predictions, targets, observed = self.windows_of(predictions, targets, observed)
+        predictions, targets, observed = self.prepare_inputs(predictions, targets, observed)
         whole = observed.flatten(2).all(2)
         for state, frames in ((self.forecast, predictions), (self.observation, targets)):
             state += torch.where(whole[..., None], radial_power(frames), 0).sum(0)
@@ -431,6 +505,15 @@ def ensemble_crps(ensemble: Values, targets: Values) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: fewer than two members, or shapes that do not belong together.
+
+    Example:
+
+    ```python
+    >>> plain, fair = ensemble_crps(np.array([[1.0], [3.0]]), np.array([2.0]))  # members (E, ...), observation (...)
+    >>> plain.tolist(), fair.tolist()
+    ([0.5], [0.0])
+
+    ```
     """
     members, y = torch.as_tensor(ensemble).double(), torch.as_tensor(targets).double()
     size = len(members)
@@ -458,6 +541,16 @@ class EnsembleScores(ForecastMetric):
 
     `compute` returns `crps`, `fair_crps`, `spread` (with the factor), `rmse`, `spread_skill_ratio`, each also
     `_by_lead`, and the counts `pixels` (T,) and `windows`.
+
+    Example:
+
+    ```python
+    >>> metric = EnsembleScores(prediction_length=1)
+    >>> metric.update(np.array([1.0, 3.0]).reshape(2, 1, 1, 1), np.array([[[2.5]]]))  # (E, T, H, W), (T, H, W)
+    >>> {name: float(metric.compute()[name].round(3)) for name in ("crps", "fair_crps", "spread", "rmse")}
+    {'crps': 0.5, 'fair_crps': 0.0, 'spread': 1.732, 'rmse': 0.5}
+
+    ```
     """
 
     crps: Tensor
@@ -476,7 +569,7 @@ class EnsembleScores(ForecastMetric):
 
     def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
         """Add ensembles, see the top of the file."""
-        predictions, targets, observed = self.windows_of(predictions, targets, observed, members=True)
+        predictions, targets, observed = self.prepare_inputs(predictions, targets, observed, members=True)
         members = predictions.shape[1]
         for lead in range(self.prediction_length):  # one at a time, for memory
             ensemble = predictions[:, :, lead].double().movedim(1, 0) / self.value_range
@@ -519,18 +612,29 @@ def wet_pixels(ensemble: Tensor, targets: Tensor, threshold: float) -> Tensor:
 class RankHistogram(ForecastMetric):
     """How often the observation has each rank among the members: flat if they are alike.
 
-    Rank r: the observation is larger than r members. Among members equal to it, as where it does not rain, the rank is
-    drawn; the draw of a window follows from `seed` and its observation, so that it depends neither on the order of
-    windows nor on the number of processes. Hamill, "Interpretation of rank histograms for verifying ensemble
-    forecasts", Monthly Weather Review 129, 2001.
+    Rank r: the observation is larger than r members. Where members equal the observation, as where it does not rain,
+    the rank is drawn at random among them. The random numbers of a window follow from `seed` and its observation, so
+    that they depend neither on the order of windows nor on the number of processes. Hamill, "Interpretation of rank
+    histograms for verifying ensemble forecasts", Monthly Weather Review 129, 2001.
 
     Args:
         ensemble_size: E.
         prediction_length: T.
         wet_threshold: counts also the wet pixels alone, those where the observation or a member reaches it.
-        seed: of the draws, at least 0.
+        seed: of the random numbers, at least 0.
 
     `compute` returns the counts `ranks`, and `ranks_wet` with a `wet_threshold`, (T, E + 1).
+
+    Example:
+
+    ```python
+    >>> metric = RankHistogram(ensemble_size=2, prediction_length=1)
+    >>> members = np.array([1.0, 3.0]).reshape(2, 1, 1, 1) * np.ones((2, 1, 1, 3))  # (E, T, H, W)
+    >>> metric.update(members, np.array([[[0.0, 2.0, 2.5]]]))  # one observation below both, two between them
+    >>> metric.compute()["ranks"].tolist()
+    [[1, 2, 0]]
+
+    ```
     """
 
     ranks: Tensor
@@ -544,20 +648,20 @@ class RankHistogram(ForecastMetric):
 
     def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
         """Add ensembles, see the top of the file."""
-        ensemble, targets, observed = self.windows_of(predictions, targets, observed, members=True)
-        check_size(ensemble, self.ensemble_size)
-        below = how_many(member < targets for member in ensemble.unbind(1))
-        equal = how_many(member == targets for member in ensemble.unbind(1))
-        draws = torch.stack([self._draw(window) for window in targets.masked_fill(~observed, 0)])
-        rank = below + (draws * (equal + 1)).long()
-        cell = self.lead * (self.ensemble_size + 1) + rank
+        ensemble, targets, observed = self.prepare_inputs(predictions, targets, observed, members=True)
+        check_ensemble_size(ensemble, self.ensemble_size)
+        below = count_true(member < targets for member in ensemble.unbind(1))
+        equal = count_true(member == targets for member in ensemble.unbind(1))
+        tie_breaker = torch.stack([self._tie_breaker(window) for window in targets.masked_fill(~observed, 0)])
+        rank = below + (tie_breaker * (equal + 1)).long()
+        cell = self.lead_index * (self.ensemble_size + 1) + rank
         self.ranks += count_cells(cell, observed, self.ranks.shape)
         if self.wet_threshold is not None:
             wet = observed & wet_pixels(ensemble, targets, self.wet_threshold)
             self.ranks_wet += count_cells(cell, wet, self.ranks.shape)
 
-    def _draw(self, window: Tensor) -> Tensor:
-        """Uniform in [0, 1), the window's shape (T, H, W)."""
+    def _tie_breaker(self, window: Tensor) -> Tensor:
+        """Random numbers, uniform in [0, 1), of the shape of the window (T, H, W)."""
         seed = zlib.crc32(window.cpu().numpy().tobytes(), self.seed)
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(window.shape, generator=generator, dtype=torch.float64).to(window.device)
@@ -567,7 +671,7 @@ class RankHistogram(ForecastMetric):
         return counts | ({"ranks_wet": self.ranks_wet.cpu().numpy()} if self.wet_threshold is not None else {})
 
 
-def check_size(ensemble: Tensor, ensemble_size: int) -> None:
+def check_ensemble_size(ensemble: Tensor, ensemble_size: int) -> None:
     """ValueError unless the ensemble (B, E, ...) has that many members."""
     if ensemble.shape[1] != ensemble_size:
         raise ValueError(f"`predictions` must hold {ensemble_size} members, got {ensemble.shape[1]}.")
@@ -586,11 +690,20 @@ def roc_area(forecasts: np.ndarray, events: np.ndarray) -> np.ndarray:
 
     Returns:
         (...), NaN without events or without non-events.
+
+    Example:
+
+    ```python
+    >>> forecasts, events = np.array([6, 4]), np.array([1, 3])  # of the chances 0 and 1
+    >>> float(roc_area(forecasts, events).round(3))
+    0.792
+
+    ```
     """
-    events, others = events.astype("float64"), (forecasts - events).astype("float64")
-    lower = np.cumsum(others, axis=-1) - others  # non-events of a lower probability
-    won = (events * (lower + others / 2)).sum(-1)
-    return ratio(won, events.sum(-1) * others.sum(-1))
+    events, non_events = events.astype("float64"), (forecasts - events).astype("float64")
+    lower = np.cumsum(non_events, axis=-1) - non_events  # non-events of a lower probability
+    ranked_higher = (events * (lower + non_events / 2)).sum(-1)
+    return ratio(ranked_higher, events.sum(-1) * non_events.sum(-1))
 
 
 class ProbabilityScores(ForecastMetric):
@@ -609,6 +722,17 @@ class ProbabilityScores(ForecastMetric):
     `compute` returns `thresholds`, `probability` (E + 1,) the chances, `reliability` (thresholds, E + 1) the observed
     frequency of each, `roc_area` (thresholds,), `roc_area_by_lead` (thresholds, T), and the counts `forecasts` and
     `events` (thresholds, T, E + 1); with a `wet_threshold` also all of them but the first two with `_wet` appended.
+
+    Example:
+
+    ```python
+    >>> metric = ProbabilityScores(thresholds=[1], ensemble_size=2, prediction_length=1)
+    >>> members = np.array([[0.0, 2.0, 2.0], [0.0, 0.0, 2.0]]).reshape(2, 1, 1, 3)  # (E, T, H, W): chances 0, 1/2, 1
+    >>> metric.update(members, np.array([[[0.0, 2.0, 2.0]]]))
+    >>> metric.compute()["probability"].tolist(), metric.compute()["reliability"].tolist()
+    ([0.0, 0.5, 1.0], [[0.0, 1.0, 1.0]])
+
+    ```
     """
 
     forecasts: Tensor
@@ -624,25 +748,29 @@ class ProbabilityScores(ForecastMetric):
         wet_threshold: float | None = None,
     ):
         super().__init__(prediction_length)
-        self.thresholds, self.ensemble_size, self.wet_threshold = ascending(thresholds), ensemble_size, wet_threshold
+        self.thresholds, self.ensemble_size, self.wet_threshold = (
+            check_thresholds(thresholds),
+            ensemble_size,
+            wet_threshold,
+        )
         shape = (len(self.thresholds), prediction_length, ensemble_size + 1)
         self.add_sums(torch.int64, forecasts=shape, events=shape, forecasts_wet=shape, events_wet=shape)
 
     def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
         """Add ensembles, see the top of the file."""
-        ensemble, targets, observed = self.windows_of(predictions, targets, observed, members=True)
-        check_size(ensemble, self.ensemble_size)
+        ensemble, targets, observed = self.prepare_inputs(predictions, targets, observed, members=True)
+        check_ensemble_size(ensemble, self.ensemble_size)
         masks = [(observed, self.forecasts, self.events)]
         if self.wet_threshold is not None:
             wet = observed & wet_pixels(ensemble, targets, self.wet_threshold)
             masks.append((wet, self.forecasts_wet, self.events_wet))
         for i, threshold in enumerate(self.thresholds):
-            members = how_many(member >= threshold for member in ensemble.unbind(1))
-            cell = (self.lead * (self.ensemble_size + 1) + members) * 2 + (targets >= threshold)
+            members = count_true(member >= threshold for member in ensemble.unbind(1))
+            cell = (self.lead_index * (self.ensemble_size + 1) + members) * 2 + (targets >= threshold)
             for mask, forecasts, events in masks:
-                others, happened = count_cells(cell, mask, (*forecasts[i].shape, 2)).unbind(-1)
-                forecasts[i] += others + happened
-                events[i] += happened
+                non_events, hits = count_cells(cell, mask, (*forecasts[i].shape, 2)).unbind(-1)
+                forecasts[i] += non_events + hits
+                events[i] += hits
 
     def compute(self) -> dict[str, np.ndarray]:
         scores = {
@@ -662,3 +790,19 @@ class ProbabilityScores(ForecastMetric):
                 f"events{suffix}": events,
             }
         return scores
+
+
+__all__ = [
+    "ContingencyScores",
+    "EnsembleScores",
+    "ErrorScores",
+    "FractionsSkillScore",
+    "PowerSpectrum",
+    "ProbabilityScores",
+    "RankHistogram",
+    "StructuralSimilarity",
+    "contingency_scores",
+    "ensemble_crps",
+    "radial_power",
+    "roc_area",
+]

@@ -1,4 +1,4 @@
-"""Evaluation protocols: what exactly a score means. A protocol is data; `evaluation.py` runs it.
+"""Evaluation protocols: what exactly a score means. A protocol is data; `evaluate.py` runs it.
 
 Two scores compare if their protocols are the same in every field, which is what `Protocol.hash` stands for.
 """
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
-# Families of scores, see `evaluation.metrics_of`.
+# Families of scores, see `metrics_of` in `evaluate.py`.
 FAMILIES = (
     "contingency", "errors", "ssim", "fss", "spectrum", "ensemble", "ranks", "probabilities", "nino34", "earthnet",
 )  # fmt: skip
@@ -231,11 +231,14 @@ PROTOCOLS: dict[str, Protocol] = {
 PROTOCOLS["earthnet2021-ood"] = replace(
     PROTOCOLS["earthnet2021"], name="earthnet2021-ood", split="ood", published="EarthNetScore: Earthformer 0.3252"
 )
-for drawn, options in (("nbody-mnist", {}), ("moving-mnist", {"digits": "mnist_10k.npz"})):
-    PROTOCOLS[f"{drawn}-drawn"] = replace(
-        PROTOCOLS[drawn],
-        name=f"{drawn}-drawn",
-        source=f"this project: {drawn} on sequences drawn anew, so that no published score compares",
+for dataset, options in (("nbody-mnist", {}), ("moving-mnist", {"digits": "mnist_10k.npz"})):
+    PROTOCOLS[f"{dataset}-drawn"] = replace(
+        PROTOCOLS[dataset],
+        name=f"{dataset}-drawn",
+        source=f"this project: {dataset} on sequences drawn anew, so that no published score compares",
         published="",
         options=options,
     )
+
+
+__all__ = ["FAMILIES", "PROTOCOLS", "Protocol"]

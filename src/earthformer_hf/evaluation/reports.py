@@ -10,32 +10,18 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from accelerate import PartialState
 
 from .. import plotting
 from ..data.events import builder_of
 from ..data.windows import Windows
-from ..pipeline_prediff import PreDiffPipeline
-from ..sharing.push import load as load_model
-from .evaluate import evaluate
-from .forecasters import (
-    Forecaster,
-    OceanForecaster,
-    baseline_forecaster,
-    data_extractor,
-    model_forecaster,
-    pipeline_forecaster,
-    protocol_windows,
-    window_at,
-)
-from .protocols import PROTOCOLS, Protocol
+from ..sharing.tables import format_number, text_table
+from .forecasters import Forecaster, data_extractor, window_at
+from .protocols import Protocol
 
 
 if TYPE_CHECKING:
@@ -58,25 +44,25 @@ def score_file(results: dict[str, Any], protocol: Protocol, **made_by: Any) -> d
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    stated = {"protocol": asdict(protocol), "protocol_hash": protocol.hash, **made_by, "versions": versions}
-    return _plain(stated | results)
+    header = {"protocol": asdict(protocol), "protocol_hash": protocol.hash, **made_by, "versions": versions}
+    return _json_value(header | results)
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it: lists for arrays, null for what is undefined; six significant digits."""
+def _json_value(value: Any) -> Any:
+    """A value as JSON can hold it: lists for arrays, null for what is undefined; six significant digits."""
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): _json_value(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_json_value(entry) for entry in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
 
 
 def write_score_file(document: dict[str, Any], path: Path) -> None:
-    """One line for each list of numbers."""
+    """Write JSON in which each list of numbers is one line."""
     text = json.dumps(document, indent=1, allow_nan=False)
     text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text)
     path.write_text(text + "\n", encoding="utf-8")
@@ -120,35 +106,15 @@ def compare(paths: Sequence[Path]) -> str:
         for path, document in zip(paths, documents)
         for system, scores in document["scores"].items()
     }
-    if len({document.get("ensemble_size") for document in documents}) > 1:  # of these only the fair score compares
+    if len({document.get("ensemble_size") for document in documents}) > 1:
+        # the plain CRPS depends on the ensemble size, the fair one does not
         rows = {label: {name: x for name, x in row.items() if name != "crps"} for label, row in rows.items()}
-    return "\n".join([f"protocol {first['protocol']['name']}, {first['windows']} windows", *_table(rows)])
+    return f"protocol {first['protocol']['name']}, {first['windows']} windows\n\n{text_table(rows)}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Text
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _table(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """Rows of numbers under the names of their columns; a number that a row has not is left blank."""
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    lines = [["", *names], *([label, *(_number(row.get(name, "")) for name in names)] for label, row in rows.items())]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
-        ).rstrip()
-        for line in lines
-    ]
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    if value is None or value != value:
-        return "undefined"
-    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def score_text(document: dict[str, Any], protocol: Protocol) -> str:
@@ -161,33 +127,33 @@ def score_text(document: dict[str, Any], protocol: Protocol) -> str:
     rows = {system: dict(scores["summary"]) for system, scores in systems.items()}
     for system, scores in systems.items():
         rows[system] |= {"pixels": sum(scores["errors"]["pixels"])} if "errors" in scores else {}
-    lines += _table(rows)
+    lines += ["", text_table(rows)]
     for title, name in (("95 % intervals", "interval"), ("regions that share no pixel", "regions")):
         rows = {}
         for system, scores in systems.items():
             if name == "interval" and name in scores:
                 ends = {n: interval or [None, None] for n, interval in scores[name].items()}
-                rows[system] = {n: f"{_number(low)}..{_number(high)}" for n, (low, high) in ends.items()}
+                rows[system] = {n: f"{format_number(low)}..{format_number(high)}" for n, (low, high) in ends.items()}
             elif name in scores:
                 rows |= {f"{system}, {region}": row for region, row in scores[name].items()}
-        lines += ["", title, *_table(rows)] if rows else []
+        lines += ["", title, "", text_table(rows)] if rows else []
     for family, names in threshold_names(protocol).items():
         tables = {system: scores[family] for system, scores in systems.items() if family in scores}
         if tables:
-            lines += ["", "CSI, pooled", *_table({s: dict(zip(names, table["csi"])) for s, table in tables.items()})]
-            lines += ["", "hits / misses / false alarms"]
+            csi = {system: dict(zip(names, table["csi"])) for system, table in tables.items()}
+            lines += ["", "CSI, pooled", "", text_table(csi), "", "hits / misses / false alarms", ""]
             rows = {}
             for system, table in tables.items():
                 counts = zip(*([f"{sum(row):,}" for row in table[count]] for count in COUNTS))
                 rows[system] = dict(zip(names, map(" / ".join, counts)))
-            lines += _table(rows)
+            lines += [text_table(rows)]
     leads, unit = lead_times(protocol)
     for title, curves in curves_by_lead(document, protocol).items():
         names = [f"{lead:g}" for lead in leads]
-        lines += ["", f"{title}, by lead time in {unit}"]
-        lines += _table({system: dict(zip(names, values.tolist())) for system, values in curves.items()})
+        lines += ["", f"{title}, by lead time in {unit}", ""]
+        lines += [text_table({system: dict(zip(names, values.tolist())) for system, values in curves.items()})]
     if any("undefined" in line for line in lines):
-        lines += ["", "undefined: nothing of the kind was observed or forecast"]
+        lines += ["", "undefined: there was no event, or no pixel, to score"]
     return "\n".join(lines)
 
 
@@ -276,14 +242,28 @@ def figures(
     return drawn
 
 
+def write_report(
+    folder: Path,
+    document: dict[str, Any],
+    forecasters: dict[str, Forecaster],
+    windows: Windows,
+    protocol: Protocol,
+) -> None:
+    """Write `scores.json` and the figures into a folder, which is created if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_score_file(document, folder / "scores.json")
+    for name, figure in figures(document, forecasters, windows, protocol).items():
+        figure.savefig(folder / f"{name}.png", dpi=110)
+
+
 def _plot_cases(cases: dict[str, int], forecasters, windows: Windows, protocol: Protocol, title: str) -> "Figure":
-    """Observation and forecast of the first system, of three windows by its mean squared error."""
+    """Observation and forecast of the first system, for the windows of its lowest, median and highest error."""
     extractor, (system, forecaster) = data_extractor(protocol), next(iter(forecasters.items()))
     leads, unit = lead_times(protocol)
     columns = np.unique(np.linspace(0, len(leads) - 1, 6).round().astype(int))
     rows = {}
-    for case, number in cases.items():
-        window = window_at(windows, number, extractor)
+    for case, index in cases.items():
+        window = window_at(windows, index, extractor)
         forecast = np.ma.getdata(forecaster(window))
         forecast = forecast.mean(0) if forecast.ndim > window.future.ndim else forecast
         for label, frames in (("observed", window.future), (system, forecast)):
@@ -298,84 +278,15 @@ def _plot_cases(cases: dict[str, int], forecasters, windows: Windows, protocol: 
     return plotting.plot_sequence(rows, names, f"{title}: windows of lowest, median and highest error", units=units)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def run_protocol(
-    model: str | Path | None = None,
-    protocol: str | None = None,
-    data_dir: str | Path | None = None,
-    ensemble_size: int = 8,
-    num_inference_steps: int = 20,
-    max_windows: int | None = None,
-    output: str | Path | None = None,
-    command: str = "",
-) -> str | None:
-    """Score a model beside the protocol's baselines, on as many processes as there are.
-
-    Args:
-        model: a folder or a hub id; baselines only if omitted.
-        protocol: a name of `PROTOCOLS`; the one that the model's feature extractor names if omitted.
-        data_dir: the folder of the data; EARTHFORMER_HF_DATA (default ../shared/data) if omitted.
-        ensemble_size: members, of a pipeline and of baselines that are ensembles.
-        num_inference_steps: of a pipeline.
-        max_windows: see [`Protocol`].
-        output: a folder for `scores.json` and the figures.
-        command: what was typed, for the score file.
-
-    Returns:
-        The scores as text; None on all processes but the main one.
-
-    Raises:
-        ValueError: no such protocol, a model that does not fit it, or data that are missing or crafted.
-    """
-    state = PartialState()
-    forecasters: dict[str, Forecaster] = {}
-    left_out: dict[str, str] = {}
-    made_by: dict[str, Any] = {"command": command}
-    loaded: Any = None
-    extractor: Any = None
-    if model is not None:
-        folder, loaded, extractor = load_model(model)
-        extractor = extractor or getattr(loaded, "feature_extractor", None)
-        if extractor is None:
-            raise ValueError(f"`model`: {model} has no feature extractor.")
-        made_by |= {"model": str(model), "weights": digests(folder)}
-        protocol = protocol or extractor.protocol
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"`protocol` must be one of {sorted(PROTOCOLS)}, got {protocol!r}.")
-    chosen = replace(PROTOCOLS[protocol], max_windows=max_windows)
-    try:
-        windows = protocol_windows(chosen, data_dir)
-    except ValueError as reason:
-        if data_dir is None:
-            raise ValueError(f"{reason} Set EARTHFORMER_HF_DATA, or give `data_dir`.") from reason
-        raise
-    if isinstance(loaded, PreDiffPipeline):
-        made_by |= {"num_inference_steps": num_inference_steps, "scheduler": type(loaded.scheduler).__name__}
-        loaded.to(state.device, torch.float32)
-        forecasters["model"] = pipeline_forecaster(loaded, ensemble_size, num_inference_steps)
-    elif loaded is not None:
-        forecasters["model"] = model_forecaster(loaded.eval().to(state.device), extractor)
-    for name in chosen.baselines:
-        try:
-            load = partial(protocol_windows, chosen, data_dir)
-            forecasters[name] = baseline_forecaster(name, chosen, load, ensemble_size)
-        except ImportError as reason:
-            left_out[name] = str(reason)
-    settings = {name: f.setting for name, f in forecasters.items() if isinstance(f, OceanForecaster) and f.setting}
-    made_by |= {"ensemble_size": ensemble_size, "chosen_on_validation": settings, "left_out": left_out}
-    document = score_file(evaluate(forecasters, windows, chosen), chosen, **made_by)
-    if not state.is_main_process:
-        return None
-    if output is not None:
-        output = Path(output)
-        output.mkdir(parents=True, exist_ok=True)
-        write_score_file(document, output / "scores.json")
-        for name, figure in figures(document, forecasters, windows, chosen).items():
-            figure.savefig(output / f"{name}.png", dpi=110)
-    notes = [f"{name}: left out, {reason}" for name, reason in left_out.items()]
-    notes += [f"{name}: chosen on the validation split {setting}" for name, setting in settings.items()]
-    return "\n".join([score_text(document, chosen), *notes])
+__all__ = [
+    "compare",
+    "curves_by_lead",
+    "digests",
+    "figures",
+    "lead_times",
+    "score_file",
+    "score_text",
+    "threshold_names",
+    "write_report",
+    "write_score_file",
+]

@@ -110,7 +110,7 @@ def write_card(
     """Write the card of a training run: data, scores, code, recipe.
 
     Args:
-        folder: holds the model, and `scores.json` once it was evaluated (`examples/evaluate.py --output`).
+        folder: holds the model, and `scores.json` once it was evaluated (`earthformer-hf evaluate --output`).
         recipe: as read from its file.
         data: what the model was trained on, in words.
         steps: training steps that were taken.
@@ -252,7 +252,7 @@ def score_section(stored: dict[str, Any]) -> str:
     table = text_table({system: entries["summary"] for system, entries in stored["scores"].items()})
     return (
         f"Protocol `{stored['protocol']['name']}`, {stored['windows']} windows, measured with\n\n"
-        f"```\npython examples/evaluate.py --model FOLDER --output FOLDER\n```\n\n{table}"
+        f"```\nearthformer-hf evaluate --model FOLDER --output FOLDER\n```\n\n{table}"
     )
 
 

@@ -4,9 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 
-__all__ = ["format_number", "text_table"]
-
-
 def text_table(rows: Mapping[str, Mapping[str, Any]], header: str = "system") -> str:
     """Rows of numbers under the names of their columns.
 
@@ -49,3 +46,6 @@ def format_number(value: Any) -> str:
     if value is None or value != value:
         return "undefined"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+__all__ = ["format_number", "text_table"]

@@ -1,0 +1,140 @@
+"""What the examples forecast: a file of yours, else open data where they are at hand, else simulated weather.
+
+label, events = rain_input("mine.npy", extractor)
+event, frames, minutes = wettest_window(events, extractor, 13, 12, image_size=(128, 128))
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..feature_extraction_earthformer import EarthformerFeatureExtractor
+from .events import Events, find_data_dir, load_dataset
+from .guards import load_npz, open_npy
+from .open_radar import OpenRadarConfig
+from .open_sst import OpenSstConfig
+from .simulated import rain_events, sst_events
+
+
+def rain_input(path: str | Path | None, extractor: EarthformerFeatureExtractor) -> tuple[str, Sequence[dict]]:
+    """Rain to forecast.
+
+    Args:
+        path: a `.npy` or `.npz` file of one array (T, H, W), rain rates in mm/h every 2 minutes, NaN where missing; or
+            a file in the layout of the open radar data (`.h5`), whose test split is taken. If omitted, the open radar
+            data where they are at hand, else simulated rain.
+        extractor: of the model, with a table of rain rates.
+
+    Returns:
+        What it is, in words; and its events, `values` in the extractor's raw values.
+
+    Raises:
+        ValueError: a file of another kind, or one that holds anything else.
+    """
+    open_data = find_data_dir() / OpenRadarConfig.file
+    if path is None and not open_data.exists():
+        return "simulated rain (not real)", [_encoded_rain(event, extractor) for event in rain_events(8)]
+    path = Path(path or open_data)
+    if path.suffix in (".h5", ".hdf5"):
+        events = Events(load_dataset("open-radar", path.parent, "test", file=path.name))
+        return f"real radar (MRMS groups of {path.name})", events
+    event = {"id": path.stem, "values": _rain_array(path), "geo": {"minutes": 2}}
+    return f"input {path.name}", [_encoded_rain(event, extractor)]
+
+
+def _rain_array(path: Path) -> np.ndarray:
+    """Rain rates in mm/h (T, H, W) of a user's file."""
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(f"{path} must be .npy or .npz (mm/h) or .h5 (open radar layout).")
+    arrays = load_npz(path) if path.suffix == ".npz" else {"": open_npy(path)}
+    if len(arrays) != 1:
+        raise ValueError(f"{path} must hold one array, it holds {sorted(arrays)}.")
+    (rain,) = arrays.values()
+    if rain.ndim != 3 or rain.dtype.kind not in "iuf":
+        raise ValueError(f"{path} must hold rain rates in mm/h (T, H, W), got {rain.dtype} {rain.shape}.")
+    wrong = np.isinf(rain) | (rain < 0)
+    if wrong.any():
+        first = tuple(int(n) for n in np.argwhere(wrong)[0])
+        raise ValueError(f"{path} holds {wrong.sum()} negative or infinite rates, the first at {first}.")
+    return rain
+
+
+def _encoded_rain(event: dict, extractor: EarthformerFeatureExtractor) -> dict:
+    """The event with rain rates in mm/h as the extractor's raw values, NaN as its missing value."""
+    rain = event["values"].astype("float32")
+    codes = extractor.from_physical(np.nan_to_num(rain))
+    missing = np.nan if extractor.missing_value is None else extractor.missing_value
+    return event | {"values": np.where(np.isfinite(rain), codes, missing).astype("float32")}
+
+
+def wettest_window(
+    events: Sequence[dict],
+    extractor: EarthformerFeatureExtractor,
+    context_length: int,
+    prediction_length: int,
+    image_size: Sequence[int],
+) -> tuple[dict, np.ndarray, np.ndarray]:
+    """The first window of the event with most rain, among those that also hold the future if there are any.
+
+    Args:
+        events: of one time step, which `geo` states in `minutes`.
+        extractor: of the model. Where its time step is a multiple of that, frames between are left out.
+        context_length, prediction_length: frames of past and future.
+        image_size: height and width that the model takes.
+
+    Returns:
+        The event; its raw values (T_in + T_out, H, W) float32, NaN where not observed and after the event's end; and
+        the minutes (T_in + T_out,) of the frames, 0 for the last of the past.
+
+    Raises:
+        ValueError: no event holds the past, frames of another size, or an extractor that states no minutes.
+    """
+    length = context_length + prediction_length
+    number, unit = extractor.time_step[:-1], extractor.time_step[-1:]
+    if unit != "m" or not number.isdecimal():
+        raise ValueError(f"`extractor` must state a time step in minutes, such as '2m', got {extractor.time_step!r}.")
+    minutes = int(number)
+    frame_stride = max(1, minutes // events[0]["geo"]["minutes"])
+    past_span, span = (frame_stride * (frames - 1) + 1 for frames in (context_length, length))
+
+    def rank(event: dict) -> tuple[bool, bool, float]:
+        frames = len(event["values"])
+        return frames >= span, frames >= past_span, float(extractor.encode(event["values"])[0].mean())
+
+    event = max(events, key=rank)
+    codes = np.asarray(event["values"])[::frame_stride][:length]
+    height, width = image_size
+    if len(codes) < context_length or codes.shape[1:] != (height, width):
+        raise ValueError(f"{past_span} frames or more of {height} x {width} are needed, got {event['values'].shape}.")
+    window = np.full((length, height, width), np.nan, "float32")
+    window[: len(codes)] = np.where(extractor.observed(codes), codes, np.nan)
+    return event, window, minutes * (np.arange(length) - context_length + 1)
+
+
+def ocean_input(path: str | Path | None) -> tuple[str, dict[str, Sequence[dict]]]:
+    """Sea-surface temperature to forecast.
+
+    Args:
+        path: a NetCDF file in the layout of the open record, see `open_sst.py`, of which all months are taken. If
+            omitted, the open record where it is at hand, else a simulated ocean.
+
+    Returns:
+        What it is, in words; and the events of each split: "test" alone of a user's file.
+
+    Raises:
+        ValueError: a file that holds anything else.
+    """
+    if path is not None:
+        path, all_years = Path(path), {"test": (-10_000, 10_000)}
+        table = load_dataset("open-sst", path.parent, "test", file=path.name, years=all_years)
+        return f"input {path.name}", {"test": Events(table)}
+    if (find_data_dir() / OpenSstConfig.file).exists():
+        splits = load_dataset("open-sst")
+        label = f"real ocean (Kaplan SST, {OpenSstConfig.file}, 1993-2014)"
+        return label, {split: Events(table) for split, table in splits.items()}
+    years_and_seed = {"train": (60, 1), "val": (20, 2), "test": (20, 0)}
+    return "simulated ocean (not real)", {split: sst_events(*numbers) for split, numbers in years_and_seed.items()}
+
+
+__all__ = ["ocean_input", "rain_input", "wettest_window"]
