@@ -29,7 +29,8 @@ files --load_dataset(name)--> table of events --prepare--> parquet, pushed to a 
 
 `events.py`: what all sources share; `frames.py`: frames that wait in their files; `guards.py`: files from outside,
 checked before they are opened, in a child process that runs `file_checks.py`; `gridded_file.py`: one file of a user;
-`hosted.py`: tables that hold their frames, to share or to train from; `windows.py`: what a model is given.
+`hosted.py`: tables that hold their frames, to share or to train from; `windows.py`: what a model is given;
+`inputs.py`: what the examples forecast.
 """
 
 from .events import load_dataset

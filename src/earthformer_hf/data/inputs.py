@@ -34,12 +34,11 @@ def rain_input(path: str | Path | None, extractor: EarthformerFeatureExtractor) 
     """
     open_data = find_data_dir() / OpenRadarConfig.file
     if path is None and not open_data.exists():
-        events = rain_events(8)
-        return "simulated rain (not real)", [_encoded_rain(event, extractor) for event in events]
+        return "simulated rain (not real)", [_encoded_rain(event, extractor) for event in rain_events(8)]
     path = Path(path or open_data)
     if path.suffix in (".h5", ".hdf5"):
-        table = load_dataset("open-radar", path.parent, "test", file=path.name)
-        return f"real radar (MRMS groups of {path.name})", Events(table)
+        events = Events(load_dataset("open-radar", path.parent, "test", file=path.name))
+        return f"real radar (MRMS groups of {path.name})", events
     event = {"id": path.stem, "values": _rain_array(path), "geo": {"minutes": 2}}
     return f"input {path.name}", [_encoded_rain(event, extractor)]
 
