@@ -183,3 +183,17 @@ def test_a_contact_sheet():
 def test_a_preview_of_real_radar(tmp_path):
     result = run("preview", "open-radar", tmp_path / "a.png", "--data-dir", DATA, "--split", "test", "--events", 2)
     assert result.exit_code == 0 and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG"), result.output
+
+
+def test_own_files_by_plain_text_options_and_the_reasons_of_bad_ones(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for hour in range(3):
+        np.save(folder / f"r_2020010100{hour:02d}.npy", np.full((1, 4, 4), hour, "float32"))
+    (folder / "r_202001010003.npy").write_bytes(b"no array")
+    options = ["-o", "name_time=r_%Y%m%d%H%M.npy", "-o", "pattern=*.npy", "-o", "time_step=1m"]
+    result = run("info", "folder", "--data-dir", folder, *options)
+    assert result.exit_code == 0 and "1 events, 2 frames, 1 events cannot be used" in result.output
+    assert f"  r_202001010003.npy: {folder / 'r_202001010003.npy'}: is not npy" in result.output
+    result = run("info", "folder", "--data-dir", folder, "-o", "pattern=*3.npy", *options[:2])
+    assert result.exit_code == 1 and "is not npy" in result.output and "no event can be used" in result.output

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import xarray as xr
+from typer.testing import CliRunner
 
+from earthformer_hf.cli import app
 from earthformer_hf.data.sst_anomalies import LATITUDES, LONGITUDES, sst_anomalies
 
 
@@ -95,3 +97,14 @@ def test_what_is_refused(tmp_path):
             converted(tmp_path, bad)
     with pytest.raises(ValueError, match="`base`: .* holds 0 of the months 1 of 1951..1970, 10 are needed"):
         converted(tmp_path, good, (1951, 1970))
+
+
+def test_the_command(tmp_path):
+    temperatures(LAT[::5], LON[::5]).to_netcdf(tmp_path / "in.nc")
+    arguments = ["data", "sst-anomalies", str(tmp_path / "in.nc"), str(tmp_path / "out.nc")]
+    result = CliRunner().invoke(app, [*arguments, "--base", "1981-1984"])
+    assert result.exit_code == 0 and result.output == f"{tmp_path / 'out.nc'}: written\n"
+    result = CliRunner().invoke(app, [*arguments, "--base", "1981"])
+    assert result.exit_code == 1 and "--base must be two years such as 1981-2010" in result.output
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and "`base`: " in result.output and "Traceback" not in result.output

@@ -182,7 +182,7 @@ SourceOptions = Annotated[
 
 
 def source_options(options: list[str] | None) -> dict[str, Any]:
-    """NAME=VALUE -> the value as YAML reads it, lists as tuples."""
+    """NAME=VALUE -> the value as YAML reads it, lists as tuples; what is no YAML is plain text."""
     import yaml
 
     values = {}
@@ -193,7 +193,9 @@ def source_options(options: list[str] | None) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as reason:
-            fail(f"--option {name}: {reason}")
+            if text[:1] in ("[", "{", "'", '"'):
+                fail(f"--option {name}: {reason}")
+            value = text  # such as *.nc or %Y%m%d.nc
         values[name] = tuple(value) if isinstance(value, list) else value
     return values
 
@@ -245,7 +247,7 @@ def info_command(
     option: SourceOptions = None,
     sample: Annotated[int, typer.Option(min=0, help="events of each split whose missing values are counted")] = 8,
 ):
-    """Print what a data set is: units, coding, licence, sizes of the splits, and how much is missing."""
+    """Print what a data set is: units, coding, licence, sizes of the splits, how much is missing, what cannot be used."""
     from dataclasses import fields
 
     from huggingface_hub import DatasetCard
@@ -263,7 +265,7 @@ def info_command(
         text = str(getattr(facts, field.name))
         text = text if len(text) < 400 else f"{text[:400]} ..."  # a table of codes
         typer.echo(f"{field.name.replace('_', ' ') + ':':20s}{text}")
-    extractor = EarthformerFeatureExtractor(**facts.feature_extractor)
+    extractor, usable_events = EarthformerFeatureExtractor(**facts.feature_extractor), 0
     for split, table in load_dataset(name, data_dir, keep_bad=True, **options).items():
         table = table.with_format(None)
         usable = table.filter(lambda problem: not problem, input_columns="problem")
@@ -273,6 +275,11 @@ def info_command(
         unusable = f", {len(table) - len(usable)} events cannot be used" if len(usable) < len(table) else ""
         counts = f"{len(usable)} events, {sum(usable['length'][:])} frames{unusable}"
         typer.echo(f"{split + ':':20s}{counts}; {missing:.3%} missing in the first {len(events)}")
+        for row in table.filter(bool, input_columns="problem"):
+            typer.echo(f"  {row['id']}: {row['problem']}")
+        usable_events += len(usable)
+    if not usable_events:
+        fail("no event can be used")
 
 
 @data_app.command("preview")
@@ -336,6 +343,23 @@ def downsample_command(
 
     downsample(sevir_dir, output_dir)
     typer.echo(f"{output_dir}: written")
+
+
+@data_app.command("sst-anomalies")
+@fails_in_one_line
+def sst_anomalies_command(
+    source: Annotated[Path, typer.Argument(help="monthly sea-surface temperatures on a grid of their own")],
+    output: Annotated[Path, typer.Argument(help="a .nc file of anomalies on the grid of the ocean models")],
+    base: Annotated[str, typer.Option(help="first and last year of the base period")] = "1981-2010",
+):
+    """Make monthly anomalies on the grid of the ocean models: for `open-sst`, and `make forecast INPUT=`."""
+    from .data.sst_anomalies import sst_anomalies
+
+    years = base.split("-")
+    if len(years) != 2 or not all(year.isdigit() for year in years) or years[0] > years[1]:
+        fail(f"--base must be two years such as 1981-2010, got {base!r}")
+    sst_anomalies(source, output, (int(years[0]), int(years[1])))
+    typer.echo(f"{output}: written")
 
 
 def main():

@@ -172,15 +172,10 @@ def earthnet_parts(predictions: np.ndarray, targets: np.ndarray, observed: np.nd
     # Series of pixels (N, T) that were clear twice or more.
     clear = observed.reshape(len(observed), -1).T
     often = clear.sum(1) > 1
-    forecast, target = (
-        ((v[..., 3] - v[..., 2]) / (v[..., 3] + v[..., 2] + 1e-6)).reshape(len(v), -1).T[often] for v in (x, y)
-    )
+    forecast, target = (_vegetation_index(values).reshape(len(values), -1).T[often] for values in (x, y))
     clear, exponent = clear[often], 0.10082047548620601
     if often.any():
-        step = np.arange(clear.shape[1])
-        first, last = clear.argmax(1)[:, None], clear.shape[1] - 1 - clear[:, ::-1].argmax(1)[:, None]
-        time = (step - first) / (last - first)
-        between = (step >= first) & (step <= last)
+        time, between = _from_first_to_last(clear)
         difference = weighted_slope(time, target, clear) - weighted_slope(time, forecast, between)
         parts["ols"] = 1 - ((np.abs(difference) / 4) ** exponent).mean()
         parts["emd"] = 1 - (earth_movers_distance(forecast, target, clear) ** exponent).mean()
@@ -191,6 +186,18 @@ def earthnet_parts(predictions: np.ndarray, targets: np.ndarray, observed: np.nd
         similarity = np.mean([structural_similarity(*pair, data_range=2, channel_axis=-1) for pair in frames])
         parts["ssim"] = max(0.0, similarity) ** 10.31885115
     return {name: float(np.clip(value, 0, 1)) for name, value in parts.items()}
+
+
+def _vegetation_index(values: np.ndarray) -> np.ndarray:
+    """NDVI of blue, green, red, near infrared: (..., 4) -> (...)."""
+    return (values[..., 3] - values[..., 2]) / (values[..., 3] + values[..., 2] + 1e-6)
+
+
+def _from_first_to_last(clear: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Time, 0 at the first clear step and 1 at the last, and whether it lies between them; (N, T) each."""
+    step = np.arange(clear.shape[1])
+    first, last = clear.argmax(1)[:, None], clear.shape[1] - 1 - clear[:, ::-1].argmax(1)[:, None]
+    return (step - first) / (last - first), (step >= first) & (step <= last)
 
 
 def weighted_slope(time: np.ndarray, values: np.ndarray, used: np.ndarray) -> np.ndarray:
