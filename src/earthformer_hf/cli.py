@@ -247,7 +247,7 @@ def info_command(
     option: SourceOptions = None,
     sample: Annotated[int, typer.Option(min=0, help="events of each split whose missing values are counted")] = 8,
 ):
-    """Print what a data set is: units, coding, licence, sizes of the splits, how much is missing, what cannot be used."""
+    """Print what a data set is: units, coding, licence, splits, how much is missing, and what cannot be used."""
     from dataclasses import fields
 
     from huggingface_hub import DatasetCard
