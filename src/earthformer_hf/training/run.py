@@ -253,14 +253,8 @@ class Run:
         """Name the items that made the step not finite; stop unless such steps are skipped."""
         own = torch.stack([loss.detach().isfinite().int() for loss in losses])
         finite = self.accelerator.gather(own).view(-1, len(losses)).T  # (micro-batches, processes)
-        ranks, size = finite.shape[1], self.arguments.batch_size
-        positions = []
-        for micro_step, rank in (finite == 0).nonzero().tolist():
-            batches = self.step * self.micro_steps + micro_step  # each process has read so many before this one
-            first = size * (batches if self.stream is not None else batches * ranks + rank)
-            positions.append(f"{first} to {first + size - 1}")
-            positions[-1] += f" of process {rank}'s share" if self.stream is not None else ""
-        items = ", ".join(positions) or "unknown: only gradients are not"
+        batches_before = self.step * self.micro_steps  # that each process has read
+        items = _name_items(finite, batches_before, self.arguments.batch_size, self.stream is not None)
         if self.arguments.on_nan == "stop":
             self._stop(f"the loss is not finite; items of the training order: {items}")
         self.progress["skipped"] += 1
@@ -343,6 +337,17 @@ class Run:
         line = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
         kept = f"the last checkpoint is {self.checkpoint}" if self.checkpoint.exists else "there is no checkpoint yet"
         raise SystemExit(f"step {self.step}: {line}; {kept}.") from reason
+
+
+def _name_items(finite: torch.Tensor, batches_before: int, batch_size: int, streamed: bool) -> str:
+    """The positions, in the order of training, of the items whose loss is not finite: (micro-batches, processes)."""
+    ranks, positions = finite.shape[1], []
+    for micro_step, rank in (finite == 0).nonzero().tolist():
+        batches = batches_before + micro_step
+        first = batch_size * (batches if streamed else batches * ranks + rank)
+        positions.append(f"{first} to {first + batch_size - 1}")
+        positions[-1] += f" of process {rank}'s share" if streamed else ""
+    return ", ".join(positions) or "unknown: only gradients are not"
 
 
 def _checkpoint_and_compile(model: torch.nn.Module, arguments: TrainingArguments):
