@@ -25,7 +25,7 @@ def intensity_weighted_mse(
     observed = observed.expand_as(predictions)
     error = torch.where(observed, predictions - future_values, 0.0)
     weight = 1 + intensity_weight * torch.where(observed, future_values, 0.0).clamp(min=0) ** intensity_power
-    return (weight * error.square()).sum() / observed.sum()
+    return (weight * error.square()).sum() / observed.sum().clamp(min=1)
 
 
 def laplace_loss(
