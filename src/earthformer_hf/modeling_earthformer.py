@@ -47,10 +47,10 @@ from .cuboid import (
     CuboidSelfAttentionBlock,
     PatchMerging,
     PositionEmbedding,
-    SafeGroupNorm,
     Upsample,
 )
 from .loading_earthformer import CheckpointModel
+from .stem_earthformer import EarthformerHead, EarthformerStem
 
 
 @dataclass
@@ -88,71 +88,6 @@ class EarthformerPredictionOutput(ModelOutput):
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-class EarthformerConvStage(nn.Module):
-    """Convolutions (3x3, group norm, leaky ReLU) in each frame: a stage of the stem or of the head."""
-
-    def __init__(self, config: EarthformerConfig, in_channels: int, out_channels: int, num_convs: int):
-        super().__init__()
-        groups = config.stem_norm_groups or max(1, out_channels // 4)
-        layers = []
-        for i in range(num_convs):
-            layers += [
-                nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, kernel_size=3, padding=1),
-                SafeGroupNorm(groups, out_channels),
-                nn.LeakyReLU(LEAKY_SLOPE),
-            ]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, T, H, W, C_in) -> (B, T, H, W, C_out)."""
-        frames = hidden_states.flatten(0, 1).permute(0, 3, 1, 2)  # (B * T, C, H, W)
-        frames = self.layers(frames)
-        return frames.permute(0, 2, 3, 1).unflatten(0, hidden_states.shape[:2])
-
-
-class EarthformerStem(nn.Module):
-    """From frames, or the covariates of frames, to the tokens of level 0."""
-
-    def __init__(self, config: EarthformerConfig, in_channels: int):
-        super().__init__()
-        channels = [in_channels, *config.stem_channels]
-        strides = [(s, s) if isinstance(s, int) else tuple(s) for s in config.stem_strides]
-        self.stages = nn.ModuleList(
-            EarthformerConvStage(config, before, after, config.stem_num_convs)
-            for before, after in zip(channels, channels[1:])
-        )
-        self.merges = nn.ModuleList(
-            PatchMerging(n, n, stride, config.layer_norm_eps) for n, stride in zip(channels[1:], strides)
-        )
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, T, H, W, C) -> (B, T, h_0, w_0, hidden_sizes[0])."""
-        for stage, merge in zip(self.stages, self.merges):
-            values = merge(stage(values))
-        return values
-
-
-class EarthformerHead(nn.Module):
-    """From the tokens of level 0 back to frames: the stem mirrored, then a linear map to the output channels."""
-
-    def __init__(self, config: EarthformerConfig):
-        super().__init__()
-        channels = [config.stem_channels[-1], *config.stem_channels[::-1]]
-        self.sizes = config.stem_sizes[-2::-1]
-        self.upsamples = nn.ModuleList(Upsample(n, n) for n in channels[:-1])
-        self.stages = nn.ModuleList(
-            EarthformerConvStage(config, before, after, config.head_num_convs)
-            for before, after in zip(channels, channels[1:])
-        )
-        self.out_proj = nn.Linear(channels[-1], config.num_output_channels)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, T, h_0, w_0, hidden_sizes[0]) -> (B, T, H, W, C_out)."""
-        for upsample, stage, size in zip(self.upsamples, self.stages, self.sizes):
-            hidden_states = stage(upsample(hidden_states, size))
-        return self.out_proj(hidden_states)
 
 
 class EarthformerPreTrainedModel(CheckpointModel):
