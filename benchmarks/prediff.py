@@ -25,14 +25,14 @@ from earthformer_hf.evaluation.protocols import PROTOCOLS
 ROOT = Path(__file__).parents[1]
 
 
-def curve(pipeline, number: int, ensemble_size: int, reference_steps: int, steps: list[int], names: list[str]):
+def curve(pipeline, max_windows: int, ensemble_size: int, reference_steps: int, steps: list[int], names: list[str]):
     """Fair CRPS, CSI-M and seconds over schedulers and steps, beside a long chain of DDPM."""
     protocol = PROTOCOLS[pipeline.feature_extractor.protocol]
-    protocol = replace(protocol, max_windows=number, scores=("contingency", "ensemble"))
+    protocol = replace(protocol, max_windows=max_windows, scores=("contingency", "ensemble"))
     windows = protocol_windows(protocol)
     cases = [("DDPMScheduler", reference_steps)] if reference_steps else []
     cases += [(name, count) for name in names for count in steps]
-    print(f"{number} test windows, {ensemble_size} members; seconds of all of them")
+    print(f"{max_windows} test windows, {ensemble_size} members; seconds of all of them")
     columns = f"{'steps':>6s}{'fair CRPS':>11s}{'CSI-M':>8s}{'seconds':>9s}{'CRPS ratio':>12s}{'time ratio':>12s}"
     print(f"{'scheduler':30s}{columns}")
     first = None

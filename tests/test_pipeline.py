@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -22,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline
 
 from earthformer_hf import EarthformerAlignmentModel, EarthformerUNetModel, KnowledgeAlignmentCallback, PreDiffPipeline
-from earthformer_hf.pipeline_prediff import MAX_PIXELS, _files, _member_generators
+from earthformer_hf.pipeline_hub import _files
+from earthformer_hf.pipeline_prediff import MAX_PIXELS, _member_generators
 from earthformer_hf.schedules import denoised, noise_levels, posterior_deviation, use_float64_tables
 
 
@@ -357,10 +359,33 @@ def test_habits_of_diffusers_users_are_obeyed_or_refused_by_name(tmp_path):
     for habit in ({"use_safetensors": True}, {"low_cpu_mem_usage": False}, {"disable_mmap": True}):
         loaded = PreDiffPipeline.from_pretrained(tmp_path, **habit)
         assert all(map(torch.equal, loaded.unet.state_dict().values(), pipeline.unet.state_dict().values()))
-    refused = {"use_safetensors": False, "device_map": "cuda", "custom_pipeline": "x", "safety_checker": None}
+    refused = {"use_safetensors": False, "custom_pipeline": "x", "safety_checker": None, "dtype": "float33"}
     for name, value in refused.items():
         with pytest.raises(ValueError, match=name):
             PreDiffPipeline.from_pretrained(tmp_path, **{name: value})
+
+
+def test_the_arguments_of_diffusers_do_what_they_do_there(tmp_path):
+    pipeline, x = tiny_pipeline(alignment=True), past(1)
+    pipeline.save_pretrained(tmp_path)
+    expected = run(pipeline, x, ensemble_size=2).predictions
+    for options in ({"device_map": "cpu"}, {"device_map": "balanced", "max_memory": {"cpu": "1GB"}}):
+        loaded = PreDiffPipeline.from_pretrained(tmp_path, **options)
+        assert torch.equal(run(loaded, x, ensemble_size=2).predictions, expected)
+        guide = KnowledgeAlignmentCallback(5.0)
+        assert run(loaded, x, ensemble_size=1, callback_on_step_end=guide).predictions.isfinite().all()
+    assert PreDiffPipeline.from_pretrained(tmp_path, device_map="cpu").hf_device_map == "cpu"
+    with pytest.raises(NotImplementedError, match="elsewhere not supported"):
+        PreDiffPipeline.from_pretrained(tmp_path, device_map="elsewhere")
+    with pytest.raises(ValueError, match="PipelineQuantizationConfig"):
+        PreDiffPipeline.from_pretrained(tmp_path, quantization_config={"unet": "int8"})
+
+    for dtype in ("bfloat16", "torch.bfloat16", torch.bfloat16, {"default": "bfloat16"}):
+        for name in ("dtype", "torch_dtype"):
+            loaded = PreDiffPipeline.from_pretrained(tmp_path, **{name: dtype})
+            assert {loaded.vae.dtype, loaded.unet.dtype, loaded.alignment.dtype} == {torch.bfloat16}
+    loaded = PreDiffPipeline.from_pretrained(tmp_path, dtype={"unet": "float16"}, alignment=None)
+    assert loaded.unet.dtype == torch.float16 and loaded.vae.dtype == torch.float32 and loaded.alignment is None
 
 
 def test_only_the_weights_of_one_variant_are_downloaded(tmp_path):
@@ -420,8 +445,46 @@ def test_code_beside_the_weights_is_never_run(tmp_path):
         (tmp_path / name).write_text("raise SystemExit('this ran')")
     index = (tmp_path / "model_index.json").read_text()
     (tmp_path / "model_index.json").write_text(index.replace("earthformer_hf.unet_earthformer", "evil"))
+    (tmp_path / "None.py").write_text("raise SystemExit('this ran')")
+    with pytest.raises(
+        ValueError, match="trust_remote_code"
+    ):  # what diffusers takes for the file of `custom_pipeline`
+        PreDiffPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    (tmp_path / "None.py").unlink()
     loaded = PreDiffPipeline.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(loaded) is PreDiffPipeline and type(loaded.unet) is EarthformerUNetModel
+
+
+@pytest.mark.parametrize("path", ["None.py", "unet/earthformer_hf.unet_earthformer.py", "vae/diffusers.py"])
+def test_code_where_diffusers_looks_for_it_is_not_run_either(path, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    (tmp_path / path).write_text("raise SystemExit('this ran')")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        PreDiffPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "message"),
+    [
+        ("scheduler", ["os", "system"], "'system' is no scheduler of diffusers"),
+        ("scheduler", ["diffusers", "AutoencoderKL"], "'AutoencoderKL' is no scheduler"),
+        ("unet", "evil", "'unet' must be a pair of names, got 'evil'"),
+        ("unet", ["evil"], "'unet' must be a pair of names"),
+        ("unet", [None, None], "expected .*'unet'"),
+        ("_class_name", ["evil", "Pipeline"], None),
+        ("vae", ["os", "system"], None),
+        ("extra", ["os", "system"], None),
+    ],
+)
+def test_what_an_index_names_is_never_imported(name, entry, message, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    path = tmp_path / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: entry}))
+    if message is None:
+        assert type(PreDiffPipeline.from_pretrained(tmp_path).vae) is AutoencoderKL
+    else:
+        with pytest.raises(ValueError, match=message):
+            PreDiffPipeline.from_pretrained(tmp_path)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -11,32 +11,24 @@ https://arxiv.org/abs/2307.10422.
 """
 
 import inspect
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from numbers import Integral, Real
-from pathlib import Path
-from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput, logging
-from huggingface_hub import snapshot_download
+from diffusers.utils import BaseOutput
 from transformers import FeatureExtractionMixin
 
+from .pipeline_hub import PreDiffHubMixin
 from .schedules import check_steps, check_stepwise, denoised, noise_levels, use_float64_tables
 
 
 MAX_PIXELS = 2**18  # that the autoencoder takes at once: 16 frames of 128 x 128
-
-logger = logging.get_logger("diffusers.pipelines.pipeline_utils")  # where users of diffusers look for loading
 
 
 @dataclass
@@ -54,21 +46,37 @@ class PreDiffPipelineOutput(BaseOutput):
     latents: torch.Tensor
 
 
-class PreDiffPipeline(DiffusionPipeline):
+def _component_classes() -> dict[str, type]:
+    """What each component is loaded as. Imported when needed, and here: of a hub repository's code, diffusers loads
+    the files that this one names, and no file that those name."""
+    from .feature_extraction_earthformer import EarthformerFeatureExtractor
+    from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
+
+    return {
+        "vae": AutoencoderKL,
+        "unet": EarthformerUNetModel,
+        "scheduler": SchedulerMixin,
+        "alignment": EarthformerAlignmentModel,
+        "feature_extractor": EarthformerFeatureExtractor,
+    }
+
+
+class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
     r"""
     Draws an ensemble of forecasts from the frames before.
 
     Args:
         vae ([`~diffusers.AutoencoderKL`]): between frames and latents, frame by frame.
         unet ([`EarthformerUNetModel`]): denoises the latents of a forecast, given those of its context.
-        scheduler ([`~diffusers.SchedulerMixin`]): DDPM, DDIM, DPM-Solver++, UniPC, Euler, or FlowMatchEuler for a
-            network trained by flow matching.
+        scheduler ([`~diffusers.SchedulerMixin`]): DDPM, DDIM, DPM-Solver++, DEIS, UniPC, Euler, or FlowMatchEuler for
+            a network trained by flow matching.
         alignment ([`EarthformerAlignmentModel`], *optional*): for [`KnowledgeAlignmentCallback`].
         feature_extractor ([`EarthformerFeatureExtractor`], *optional*): carried along for the caller; the pipeline
             takes and returns the model's range.
     """
 
     model_cpu_offload_seq = "unet->vae"
+    _component_classes = staticmethod(_component_classes)
     _optional_components = ["alignment", "feature_extractor"]
     _exclude_from_cpu_offload = ["alignment"]
     _callback_tensor_inputs = ["latents", "noisy_latents", "denoised_latents", "context_latents", "past_values"]
@@ -87,113 +95,6 @@ class PreDiffPipeline(DiffusionPipeline):
         )
         self._interrupt, self._num_timesteps = False, 0
         self._max_batch_size: int | None = None
-
-    # -- loading ------------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "PreDiffPipeline":
-        r"""
-        Load a pipeline from a folder or a hub id, always with the classes of this package: code that lies beside the
-        weights is never run.
-
-        Args:
-            cache_dir, local_dir, force_download, local_files_only, token, revision: of the download, as in
-                [`~huggingface_hub.snapshot_download`].
-            variant (`str`, *optional*): such as "fp16"; weights of other variants are not downloaded.
-            torch_dtype or dtype (`torch.dtype` or `dict`, *optional*): one for all networks, or per component with
-                "default" for the rest; float32 if omitted.
-            low_cpu_mem_usage, disable_mmap (`bool`, *optional*): for the networks, as in diffusers.
-            use_safetensors (`bool`, *optional*): only True, since other weights are never loaded.
-            trust_remote_code (`bool`, *optional*): changes nothing.
-            vae, unet, scheduler, alignment, feature_extractor: components to use instead of the stored ones.
-
-        Raises:
-            ValueError: an argument that is not listed here, a folder that is no such pipeline, or weights that are no
-                safetensors or do not fit it.
-        """
-        from .feature_extraction_earthformer import EarthformerFeatureExtractor
-        from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
-
-        classes: dict[str, Any] = {
-            "vae": AutoencoderKL,
-            "unet": EarthformerUNetModel,
-            "scheduler": None,
-            "alignment": EarthformerAlignmentModel,
-            "feature_extractor": EarthformerFeatureExtractor,
-        }
-        given = {name: kwargs.pop(name) for name in classes if name in kwargs}
-        wanted = {name: kwargs.pop(name) for name in _DOWNLOAD_ARGUMENTS if name in kwargs}
-        variant, dtype = kwargs.pop("variant", None), kwargs.pop("torch_dtype", None)
-        dtype = kwargs.pop("dtype", dtype)
-        options = {name: kwargs.pop(name) for name in ("low_cpu_mem_usage", "disable_mmap") if name in kwargs}
-        kwargs.pop("trust_remote_code", None)
-        if kwargs.pop("use_safetensors", None) not in (None, True):
-            raise ValueError("PreDiffPipeline.from_pretrained: `use_safetensors` must be True, got False.")
-        if kwargs:
-            raise ValueError(
-                f"PreDiffPipeline.from_pretrained: it does not take {sorted(kwargs)}; the classes are those of this "
-                "package, and networks are loaded on the CPU."
-            )
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            files = _files([name for name in classes if name not in given], variant)
-            folder = Path(snapshot_download(str(folder), allow_patterns=files, **wanted))
-        if not (folder / "model_index.json").is_file():
-            raise ValueError(f"{folder}: no pipeline, it holds no model_index.json.")
-        index = cls.load_config(folder)
-        if not {"vae", "unet", "scheduler"} <= set(index) | set(given):
-            raise ValueError(f"{folder}: model_index.json must name vae, unet and scheduler, it has {sorted(index)}.")
-
-        components: dict[str, Any] = {}
-        for name, kind in classes.items():
-            stored = index.get(name) or [None, None]
-            if name in given:
-                components[name] = given[name]
-            elif stored[1] is None:
-                components[name] = None
-            elif name == "scheduler":
-                components[name] = _scheduler_class(stored[1]).from_pretrained(folder, subfolder=name)
-                logger.info(f"Loaded {name} as {stored[1]} from `{name}` subfolder of {folder}.")
-            elif name == "feature_extractor":
-                components[name] = kind.from_pretrained(folder / name)
-            else:
-                asked = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
-                components[name] = _load_network(
-                    kind, folder, name, variant, torch_dtype=asked or torch.float32, **options
-                )
-        pipeline = cls(**components)
-        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        return pipeline
-
-    @classmethod
-    def _get_signature_types(cls):
-        """For `from_pipe`, which takes over a network only if its very class is named here, and for loading by the
-        code of a hub repository, which diffusers runs once per component and so makes several classes of that name."""
-        from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
-
-        networks = {"unet": (EarthformerUNetModel, ModelMixin), "alignment": (EarthformerAlignmentModel, ModelMixin)}
-        return super()._get_signature_types() | networks
-
-    def push_to_hub(
-        self, repo_id, commit_message=None, private=None, token=None, create_pr=False, safe_serialization=True,
-        variant=None, subfolder=None, **options,
-    ):  # fmt: skip
-        """As [`~diffusers.DiffusionPipeline.push_to_hub`], but with the code of the pipeline, and its card first.
-
-        Args:
-            card, tag, revision, tags, max_shard_size: as for [`earthformer_hf.sharing.push`].
-        """
-        options |= {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
-        options |= {"variant": variant}
-        if find_spec(f"{__package__}.sharing") is None:  # this file was downloaded with a pipeline
-            return super().push_to_hub(repo_id, safe_serialization=safe_serialization, subfolder=subfolder, **options)
-        if not safe_serialization or subfolder:
-            raise ValueError(
-                f"`safe_serialization` must be True and `subfolder` None, got {safe_serialization} and {subfolder!r}."
-            )
-        return import_module(f"{__package__}.sharing").push(self, repo_id, **options)
-
-    # -- forecasting --------------------------------------------------------------------------------------------------
 
     @property
     def interrupt(self) -> bool:
@@ -265,11 +166,8 @@ class PreDiffPipeline(DiffusionPipeline):
         ```
         """
         # 1. Check inputs
-        past_values, callback, tensor_names = (
-            _stack(past_values),
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
+        past_values, callback = _stack(past_values), callback_on_step_end
+        tensor_names = callback_on_step_end_tensor_inputs
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
             tensor_names = list(dict.fromkeys(callback.tensor_inputs))
         self.check_inputs(
@@ -277,7 +175,7 @@ class PreDiffPipeline(DiffusionPipeline):
             callback, tensor_names,
         )  # fmt: skip
         grid = (len(past_values), int(ensemble_size))  # B, E
-        self._max_batch_size = max_batch_size if max_batch_size is None else int(max_batch_size)
+        self._interrupt, self._max_batch_size = False, max_batch_size and int(max_batch_size)
         try:
             # 2. Encode the context, once for all members
             past_values = past_values.to(self._execution_device)
@@ -327,25 +225,21 @@ class PreDiffPipeline(DiffusionPipeline):
             )
         size = [_scale_factor(self.vae) * n for n in unet.sample_size]
         _check_frames(past_values, (unet.context_length, *size, vae.in_channels))
-        numbers = {"ensemble_size": ensemble_size, "num_inference_steps": num_inference_steps}
-        for name, value in (numbers | {"max_batch_size": 1 if max_batch_size is None else max_batch_size}).items():
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+        bound = 1 if max_batch_size is None else max_batch_size
+        _check_integers(ensemble_size=ensemble_size, num_inference_steps=num_inference_steps, max_batch_size=bound)
         _check_noise(generator, latents, (len(past_values), ensemble_size, *self._latent_shape))
         if not isinstance(eta, Real) or not 0 <= eta <= 1:
             raise ValueError(f"`eta` must be a number from 0 to 1, got {eta!r}.")
         if output_type not in ("np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'np', 'pt' or 'latent', got {output_type!r}.")
-        unknown = sorted(set(tensor_names) - set(self._callback_tensor_inputs))
+        unknown = sorted(set(tensor_names) - set(known := self._callback_tensor_inputs))
         if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
-            )
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {known}, got {unknown}.")
         if callback is not None and "denoised_latents" in tensor_names:
             check_stepwise(self.scheduler)
-        for one in getattr(callback, "callbacks", [callback]):
-            if hasattr(one, "check_inputs"):
-                one.check_inputs(self, past_values, ensemble_size)
+        for part in getattr(callback, "callbacks", [callback]):
+            if hasattr(part, "check_inputs"):
+                part.check_inputs(self, past_values, ensemble_size)
         check_steps(self.scheduler, int(num_inference_steps))
 
     def prepare_latents(self, generators: list[torch.Generator], latents: torch.Tensor | None = None) -> torch.Tensor:
@@ -380,8 +274,8 @@ class PreDiffPipeline(DiffusionPipeline):
         self._num_timesteps = len(timesteps)
         accepted = inspect.signature(self.scheduler.step).parameters
         options = {name: given for name, given in (("eta", eta), ("generator", generators)) if name in accepted}
-        levels = noise_levels(self.scheduler) if callback and "denoised_latents" in tensor_names else None
-
+        see_denoised = callback is not None and "denoised_latents" in tensor_names
+        levels = noise_levels(self.scheduler) if see_denoised else None
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
                 noisy_latents = latents
@@ -395,8 +289,8 @@ class PreDiffPipeline(DiffusionPipeline):
                         "past_values": past_values,
                     }
                     if levels is not None:
-                        clean = denoised(self.scheduler, levels[step], model_output, noisy_latents)
-                        tensors["denoised_latents"] = clean.unflatten(0, grid)
+                        denoised_latents = denoised(self.scheduler, levels[step], model_output, noisy_latents)
+                        tensors["denoised_latents"] = denoised_latents.unflatten(0, grid)
                     answer = callback(self, step, timestep, {name: tensors[name] for name in tensor_names})
                     latents = _answered(answer, "latents", tensors).flatten(0, 1)
                     context_latents = _answered(answer, "context_latents", tensors)
@@ -497,6 +391,12 @@ def _check_frames(past_values: torch.Tensor, expected: tuple[int, ...]):
         raise ValueError("`past_values` must be finite: fill missing values first, as the feature extractor does.")
 
 
+def _check_integers(**values):
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+
+
 def _check_noise(generator, latents, shape: tuple[int, ...]):
     """`shape`: of the latents of all members, (B, E, T_out, h, w, c)."""
     generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
@@ -545,60 +445,6 @@ def _answered(answer, name: str, tensors: dict[str, torch.Tensor]) -> torch.Tens
             f"{facts[0]}, got {facts[1]}."
         )
     return got
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Loading
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-_DOWNLOAD_ARGUMENTS = ("cache_dir", "local_dir", "force_download", "local_files_only", "token", "revision")
-
-
-def _weights(variant: str | None) -> list[str]:
-    """Patterns of the files that hold a network's weights: of one variant, whole or in shards."""
-    stem = f"diffusion_pytorch_model.{variant}" if variant else "diffusion_pytorch_model"
-    return [f"{stem}.safetensors", f"{stem}-?????-of-?????.safetensors"]
-
-
-def _files(components: list[str], variant: str | None) -> list[str]:
-    """Patterns of the files to download for these components."""
-    patterns = ["*.json", *_weights(variant)]
-    return ["model_index.json"] + [f"{name}/{pattern}" for name in components for pattern in patterns]
-
-
-def _load_network(kind: Any, folder: Path, name: str, variant: str | None, **options) -> Any:
-    """A network of the pipeline, with all its weights and no others."""
-    place = folder / name
-    if not place.is_dir():
-        raise ValueError(f"{folder}: the component {name!r} is missing.")
-    indices = [json.loads(path.read_text()) for path in place.glob("*.safetensors*index*.json")]
-    shards = [shard for index in indices for shard in index["weight_map"].values()]
-    found = [path for pattern in _weights(variant) for path in place.glob(pattern)]
-    if not found or not all(shard.endswith(".safetensors") for shard in shards):
-        asked = f"You are trying to load the model files of the `variant={variant}`, but " if variant else ""
-        files = sorted(path.name for path in place.iterdir())
-        raise ValueError(
-            f"{asked}{place} must hold safetensors, {_weights(variant)[0]} or shards of that name, got {files}."
-        )
-    network, info = kind.from_pretrained(
-        folder, subfolder=name, variant=variant, use_safetensors=True, output_loading_info=True, **options
-    )
-    if info["missing_keys"] or info["unexpected_keys"]:
-        missing, unknown = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-        raise ValueError(
-            f"{place}: the weights do not fit {kind.__name__} as configured: {len(missing)} tensors are "
-            f"missing {missing[:3]}, {len(unknown)} are unknown {unknown[:3]}."
-        )
-    logger.info(f"Loaded {name} as {kind.__name__} from `{name}` subfolder of {folder}.")
-    return network.eval()
-
-
-def _scheduler_class(name: str) -> Any:
-    found: Any = getattr(diffusers, str(name), None)
-    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
-        raise ValueError(f"model_index.json: {name!r} is no scheduler of diffusers.")
-    return found
 
 
 __all__ = ["PreDiffPipeline", "PreDiffPipelineOutput", "decode_latents", "encode_frames"]

@@ -59,7 +59,8 @@ EXPORTED_FILES = re.compile(
     r"README\.md|scores\.json|((vae|unet|alignment|scheduler|feature_extractor)/)?"
     r"(((preprocessor_|scheduler_)?config|model_index)\.json"
     r"|(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?\.safetensors(\.index(\.\w+)?\.json)?"
-    r"|((configuration|loading|stem|modeling|feature_extraction|unet)_earthformer|pipeline_prediff|cuboid|guidance|schedules)\.py)"
+    r"|((configuration|loading|stem|modeling|feature_extraction|unet)_earthformer|pipeline_(prediff|hub)|cuboid|guidance"
+    r"|schedules)\.py)"
 )
 
 
