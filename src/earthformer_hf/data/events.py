@@ -204,12 +204,12 @@ class Events(Sequence):
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, number: Any) -> Any:
-        if number in self.known:
-            return self.known[number]
-        event = as_event(self.table[number])
+    def __getitem__(self, index: Any) -> Any:
+        if index in self.known:
+            return self.known[index]
+        event = as_event(self.table[index])
         if isinstance(event["values"], np.memmap):
-            self.known[number] = event
+            self.known[index] = event
         return event
 
 
@@ -287,7 +287,7 @@ class EventBuilder(datasets.GeneratorBasedBuilder):
         return [datasets.SplitGenerator(name=name, gen_kwargs={"split": name}) for name in names]
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for number, row in enumerate(self.rows(split)):
+        for index, row in enumerate(self.rows(split)):
             problem = row.get("problem") or _time_problem(row["time"])
             if problem and not self.config.keep_bad:
                 raise ValueError(f"{self.NAME}, event {row['id']!r}: {problem}")
@@ -299,7 +299,7 @@ class EventBuilder(datasets.GeneratorBasedBuilder):
                 "geo": json.dumps(row.get("geo", {})),
                 "reference": json.dumps(reference),
             }
-            yield str(number), filled | ({"problem": problem or ""} if self.config.keep_bad else {})
+            yield str(index), filled | ({"problem": problem or ""} if self.config.keep_bad else {})
 
 
 def _time_problem(time: np.ndarray) -> str | None:

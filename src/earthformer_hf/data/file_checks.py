@@ -250,7 +250,7 @@ def _grib_problem(path: str) -> str | None:
 
     WMO Manual on Codes, FM 92 GRIB: "GRIB", the length (edition 1: bytes 5 to 7; edition 2: bytes 9 to 16), "7777".
     """
-    size, number = os.path.getsize(path), 0
+    size, messages = os.path.getsize(path), 0
     with open(path, "rb") as file:
         while True:
             start = file.tell()
@@ -258,15 +258,15 @@ def _grib_problem(path: str) -> str | None:
             if len(head) < 16 or head[:4] != b"GRIB":
                 found = (head + file.read(2**16)).find(b"GRIB")  # padding, or the header of a bulletin
                 if found < 0:
-                    return None if number else "holds no message"
+                    return None if messages else "holds no message"
                 file.seek(start + found)
                 if start + found + 16 > size:
-                    return f"message {number + 1} is truncated"
+                    return f"message {messages + 1} is truncated"
                 continue
             length = int.from_bytes(head[8:16], "big") if head[7] == 2 else int.from_bytes(head[4:7], "big")
-            number += 1
+            messages += 1
             if length < 20 or start + length > size:
-                return f"message {number} has {length} bytes, of which the file holds {size - start}: truncated"
+                return f"message {messages} has {length} bytes, of which the file holds {size - start}: truncated"
             file.seek(start + length)
 
 

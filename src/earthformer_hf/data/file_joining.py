@@ -86,8 +86,8 @@ def without_copies(
             continue
         for path, against in (paths, paths[::-1]):
             problems.setdefault(path, f"{path}: holds other values than {against} at the same time {time}")
-    for (path, copy), number in copies.items():
-        logger.warning(f"{copy}: {number} frames are copies of those in {path}, and are left out.")
+    for (path, copy), count in copies.items():
+        logger.warning(f"{copy}: {count} frames are copies of those in {path}, and are left out.")
     return problems, [entry for entry in kept if group[entry[1]]["path"] not in problems]
 
 

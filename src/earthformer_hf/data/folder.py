@@ -203,7 +203,7 @@ class Folder(EventBuilder):
                 return frames(numbers[::-1])[::-1]
             pieces, before = [np.empty((0, *reference["shape"]), reference["dtype"])], 0
             for path, first, stop in parts:
-                inside = [first + number - before for number in numbers if before <= number < before + stop - first]
+                inside = [first + frame - before for frame in numbers if before <= frame < before + stop - first]
                 if inside:
                     where = slice(inside[0], inside[-1] + 1, numbers.step)
                     values = _read(path, layout, where, tile)
@@ -236,8 +236,8 @@ class Folder(EventBuilder):
     @property
     def _listing_cache(self) -> Path:
         """Where the listing of this folder under these options is kept."""
-        stated = {name: value for name, value in vars(self.config).items() if name not in ("version", "data_files")}
-        digest = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        options = {name: value for name, value in vars(self.config).items() if name not in ("version", "data_files")}
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return Path(self._cache_dir_root) / "earthformer_hf_listings" / f"{digest}.json"
 
     @property
@@ -301,8 +301,8 @@ class Folder(EventBuilder):
         times = [np.empty(0, "datetime64[s]"), *(stretch["time"] for stretch in self.stretches)]
         ordered = np.sort(np.concatenate(times))
         borders = [np.datetime64("0001", "s")]
-        for number in np.rint(np.cumsum(fractions)[:2] * len(ordered)).astype(int):
-            borders.append(ordered[number] if number < len(ordered) else np.datetime64("9999", "s"))
+        for place in np.rint(np.cumsum(fractions)[:2] * len(ordered)).astype(int):
+            borders.append(ordered[place] if place < len(ordered) else np.datetime64("9999", "s"))
         borders.append(np.datetime64("9999", "s"))
         return {
             split: (first, end)

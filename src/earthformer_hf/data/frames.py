@@ -34,8 +34,8 @@ class LazyFrames:
         if isinstance(first, slice):
             frames = self._read(range(len(self))[first])
             return frames[(slice(None), *rest)] if rest else frames
-        number = range(len(self))[first]  # an IndexError past the end, as of a list
-        return self._read(range(number, number + 1))[(0, *rest)]
+        frame = range(len(self))[first]  # an IndexError past the end, as of a list
+        return self._read(range(frame, frame + 1))[(0, *rest)]
 
     def _read(self, numbers: range) -> np.ndarray:
         try:
@@ -71,15 +71,15 @@ def decompressed(stored: dict[str, Any]) -> LazyFrames:
     size = dtype.itemsize * math.prod(shape)
 
     def read(numbers: range) -> np.ndarray:
-        if is_bomb(len(numbers) * size, sum(len(stored["frames"][number]) for number in numbers)):
+        if is_bomb(len(numbers) * size, sum(len(stored["frames"][frame]) for frame in numbers)):
             raise ValueError(f"{len(numbers)} stored frames declare {size} bytes each; not read.")
         frames = np.empty((len(numbers), *shape), dtype)
-        for place, number in enumerate(numbers):
+        for place, frame in enumerate(numbers):
             try:
-                data = pa.decompress(stored["frames"][number], size, "zstd")
+                data = pa.decompress(stored["frames"][frame], size, "zstd")
                 frames[place] = np.frombuffer(data, dtype).reshape(shape)
             except (OSError, ValueError) as reason:
-                raise ValueError(f"frame {number} does not hold {size} bytes of {dtype}: {reason}") from None
+                raise ValueError(f"frame {frame} does not hold {size} bytes of {dtype}: {reason}") from None
         return frames
 
     return LazyFrames((len(stored["frames"]), *shape), dtype, read)

@@ -108,7 +108,7 @@ def prepare(
     shards = []
     for split, table in tables.items():
         parts = list(_parts(table, max_shard_size))
-        names = [f"{split}-{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]
+        names = [f"{split}-{index:05d}-of-{len(parts):05d}.parquet" for index in range(len(parts))]
         shards += [(part, folder / "data" / name) for part, name in zip(parts, names)]
     others = set((folder / "data").glob("*.parquet")) - {path for _, path in shards}
     if others:
@@ -144,9 +144,9 @@ def _parts(table: datasets.Dataset, max_shard_size: int | str) -> Iterator[datas
         except ValueError:  # is listed when its shard is written
             continue
     most = datasets.utils.py_utils.convert_file_size_to_int(max_shard_size)
-    number = max(1, most // max(size, 1))
-    for start in range(0, len(table), number):
-        yield table.select(range(start, min(start + number, len(table))))
+    events_per_part = max(1, most // max(size, 1))
+    for start in range(0, len(table), events_per_part):
+        yield table.select(range(start, min(start + events_per_part, len(table))))
 
 
 def _each(function: Callable, tasks: list[tuple], num_proc: int, description: str) -> list:
@@ -300,7 +300,7 @@ def cached(
     parts = list(_parts(table, max_shard_size))
     place = Path(folder).expanduser().resolve() / table._fingerprint
     place.mkdir(parents=True, exist_ok=True)
-    tasks = [(part, place / f"{number:05d}") for number, part in enumerate(parts)]
+    tasks = [(part, place / f"{index:05d}") for index, part in enumerate(parts)]
     with PartialState().main_process_first():
         _each(_write_arrays, tasks, num_proc, f"cache {folder}")
     references = []

@@ -64,8 +64,8 @@ class IcarEnso(EventBuilder):
         files = {name: str(Path(self.config.data_dir) / file) for name, file in FILES.items()}
         geo = _check(files)
         models, first = [], 0
-        for archive, number, rows in ARCHIVES:
-            for model in range(1, number + 1):
+        for archive, num_models, rows in ARCHIVES:
+            for model in range(1, num_models + 1):
                 models.append((f"{archive}:{model:02}", {"files": files, "first": first, "rows": rows}))
                 first += rows
         parts = {"train": models[:-2], "val": models[-2:-1], "test": models[-1:]}
@@ -100,7 +100,7 @@ def _check(files: dict[str, str]) -> dict[str, list[float]]:
     Raises:
         ValueError: a file that is missing or crafted, or that does not hold what is expected of it.
     """
-    time = {"year": sum(number * rows for _, number, rows in ARCHIVES), "month": MONTHS}
+    time = {"year": sum(num_models * rows for _, num_models, rows in ARCHIVES), "month": MONTHS}
     for name, sizes in {"nino": time, "sst": time | {"lat": 24, "lon": 48}}.items():
         with open_dataset(files[name]) as dataset:
             found = _variable(dataset, name)

@@ -91,10 +91,10 @@ def wettest_window(
         ValueError: no event holds the past, frames of another size, or an extractor that states no minutes.
     """
     length = context_length + prediction_length
-    number, unit = extractor.time_step[:-1], extractor.time_step[-1:]
-    if unit != "m" or not number.isdecimal():
+    amount, unit = extractor.time_step[:-1], extractor.time_step[-1:]
+    if unit != "m" or not amount.isdecimal():
         raise ValueError(f"`extractor` must state a time step in minutes, such as '2m', got {extractor.time_step!r}.")
-    minutes = int(number)
+    minutes = int(amount)
     frame_stride = max(1, minutes // events[0]["geo"]["minutes"])
     past_span, span = (frame_stride * (frames - 1) + 1 for frames in (context_length, length))
 

@@ -83,22 +83,22 @@ class MovingMnist(EventBuilder):
             _digits(digits, split, changed(digits))
             source = {"digits": digits, "seed": config.seed, "split": split}
             numbers = np.arange(config.sizes[self.SPLITS.index(split)])
-        for number in numbers:
+        for index in numbers:
             yield {
-                "id": f"{split}:{number}" if config.digits else f"{number}",
+                "id": f"{split}:{index}" if config.digits else f"{index}",
                 "time": time,
                 "geo": {},
-                "reference": source | {"number": int(number)},
+                "reference": source | {"number": int(index)},
             }
 
     @staticmethod
     def read(reference: dict[str, Any]) -> dict[str, Any]:
-        number = reference["number"]
+        index = reference["number"]
 
         def draw(numbers: range) -> np.ndarray:
             if "file" in reference:
                 path = reference["file"]
-                return np.array(_sequences(path, changed(path))[list(numbers), number])
+                return np.array(_sequences(path, changed(path))[list(numbers), index])
             path = reference["digits"]
             return drawn(_digits(path, reference["split"], changed(path)), _random(reference))[list(numbers)]
 

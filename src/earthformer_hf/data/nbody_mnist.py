@@ -82,18 +82,18 @@ class NBodyMnist(EventBuilder):
         source = {"digits": str(folder / config.digits), "seed": config.seed, "split": split, "parameters": None}
         available = len(load_digits(source["digits"])[0])
         if config.parameters is None:
-            number = config.sizes[self.SPLITS.index(split)]
+            count = config.sizes[self.SPLITS.index(split)]
         else:
             source["parameters"] = str(folder / config.parameters / f"nbody_{split}.npz")
             drawn = _published(source["parameters"], changed(source["parameters"]))
-            number = len(drawn["digit_indices"])
+            count = len(drawn["digit_indices"])
             if drawn["digit_indices"].max() >= available:
                 raise ValueError(
                     f"`digits`: {source['parameters']} draws digit {drawn['digit_indices'].max()}, "
                     f"{source['digits']} holds {available}."
                 )
         time = np.arange(FRAMES).astype("datetime64[s]")
-        for index in range(number):
+        for index in range(count):
             yield {"id": f"{split}:{index}", "time": time, "geo": {}, "reference": source | {"index": index}}
 
     @staticmethod
@@ -135,11 +135,11 @@ def load_digits(path: str) -> tuple[np.ndarray, np.ndarray]:
 def _cropped(path: str, state: int) -> tuple[np.ndarray, np.ndarray]:
     digits, _ = read_digits(path)
     crops, sizes = np.zeros(digits.shape, "float32"), np.empty((len(digits), 2), "float32")
-    for number, digit in enumerate(digits):
+    for index, digit in enumerate(digits):
         ink = digit > INK
         crop = digit[np.ix_(ink.any(1), ink.any(0))]
-        crops[number, : crop.shape[0], : crop.shape[1]] = crop
-        sizes[number] = crop.shape[::-1]
+        crops[index, : crop.shape[0], : crop.shape[1]] = crop
+        sizes[index] = crop.shape[::-1]
     return crops, sizes
 
 
@@ -186,8 +186,8 @@ def _moved(
 def _random_motions(seed: int, split: str, numbers: range, digits: int) -> list[np.ndarray]:
     """Digits (n, 3), places (n, 3, 2) in 0..1, angles (n, 3), and speeds (n, 3) of sequences, each from its number."""
     drawn = []
-    for number in numbers:
-        random = np.random.default_rng([seed, NBodyMnist.SPLITS.index(split), number])
+    for sequence in numbers:
+        random = np.random.default_rng([seed, NBodyMnist.SPLITS.index(split), sequence])
         drawn.append(
             (
                 random.integers(digits, size=BODIES),
@@ -222,9 +222,9 @@ def _published(path: str, state: int) -> dict[str, np.ndarray]:
         "distractor_seeds": (FRAMES * STEPS, 0, 5),
     }
     drawn = load_npz(path, [*unchanging, *shapes])
-    for name, number in unchanging.items():
-        if (drawn[name] != number).any():
-            raise ValueError(f"`parameters`: {name!r} of {path} must be {number}, as published.")
+    for name, expected_value in unchanging.items():
+        if (drawn[name] != expected_value).any():
+            raise ValueError(f"`parameters`: {name!r} of {path} must be {expected_value}, as published.")
     for name, shape in shapes.items():
         expected = (len(drawn["digit_indices"]), *shape)
         if drawn[name].shape != expected:

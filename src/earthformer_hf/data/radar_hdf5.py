@@ -62,9 +62,9 @@ def radar_dataset(file: Any) -> Any:
         "PVOL",
         "SCAN",
     ):
-        kind = _text(what.attrs["object"])
-        if kind not in ("COMP", "IMAGE"):
-            raise ValueError(f"is an ODIM object {kind!r}; only composites and images (COMP, IMAGE) are maps")
+        object_type = _text(what.attrs["object"])
+        if object_type not in ("COMP", "IMAGE"):
+            raise ValueError(f"is an ODIM object {object_type!r}; only composites and images (COMP, IMAGE) are maps")
         return _odim_dataset(file)
     if "image1" in file and "overview" in file:
         return _knmi_dataset(file)
@@ -124,9 +124,9 @@ def _knmi_dataset(file: Any) -> Any:
     array = xarray.Variable(("time", "y", "x"), _lazy(_Stack([values])))
     stamp = _text(file["overview"].attrs["product_datetime_end"])
     day, _, clock = stamp.partition(";")
-    number, month, year = day.split("-")
+    day_of_month, month, year = day.split("-")
     months = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
-    when = np.datetime64(f"{year}-{months.index(month.upper()) + 1:02d}-{int(number):02d}T{clock[:8]}", "s")
+    when = np.datetime64(f"{year}-{months.index(month.upper()) + 1:02d}-{int(day_of_month):02d}T{clock[:8]}", "s")
     projection = file.get("geographic/map_projection")
     attributes = (
         {} if projection is None else {"projection": _text(projection.attrs.get("projection_proj4_params", ""))}

@@ -117,14 +117,14 @@ class Sevir(EventBuilder):
 
     @classmethod
     def facts_of(cls, options: Mapping[str, Any]) -> Facts:
-        kind = options.get("image_type", "vil")
-        if kind == "vil":
+        image_type = options.get("image_type", "vil")
+        if image_type == "vil":
             return cls.FACTS
-        variable, units = OTHER_TYPES[kind]
-        size, dtype = cls.IMAGE_TYPES[kind]
+        variable, units = OTHER_TYPES[image_type]
+        size, dtype = cls.IMAGE_TYPES[image_type]
         grid = f"{size} x {size} at {384 / size:g} km, {cls.FRAMES} frames"
         changes = {"variable": variable, "units": units, "coding": dtype, "grid": grid}
-        return replace(cls.FACTS, **changes, feature_extractor=SCALINGS[kind])
+        return replace(cls.FACTS, **changes, feature_extractor=SCALINGS[image_type])
 
     def _info(self) -> Any:
         config, known = self.config, sorted(self.IMAGE_TYPES)
@@ -250,8 +250,8 @@ def events_of(catalogue: Any, image_types: tuple[str, ...], after: str | None = 
         rows = rows[rows.time_utc <= until]
     rows = rows[(rows.pct_missing == 0) & rows.img_type.isin(image_types)]
     copies = rows.groupby("id").img_type
-    number = len(set(image_types))
-    return rows[(copies.transform("nunique") == number) & (copies.transform("size") == number)].sort_values("id")
+    num_types = len(set(image_types))
+    return rows[(copies.transform("nunique") == num_types) & (copies.transform("size") == num_types)].sort_values("id")
 
 
 def prediff_window_split(

@@ -44,9 +44,9 @@ class Cutter:
         if self.on_missing not in ON_MISSING:
             raise ValueError(f"Windows: `on_missing` must be one of {ON_MISSING}, got {self.on_missing!r}.")
         for name in ("context_length", "prediction_length", "stride", "frame_stride"):
-            number = getattr(self, name)
-            if not isinstance(number, int | np.integer) or number < 1:
-                raise ValueError(f"Windows: `{name}` must be a whole number of at least 1, got {number!r}.")
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"Windows: `{name}` must be a whole number of at least 1, got {value!r}.")
 
     @property
     def length(self) -> int:
@@ -173,9 +173,11 @@ class Windows(Dataset):
         else:
             lengths = [len(event["values"]) for event in self.events]
         counts = [len(self.cutter.starts(length)) for length in lengths]
-        number = np.repeat(np.arange(len(counts)), counts)
-        place = np.arange(len(number)) - np.repeat(np.cumsum([0, *counts[:-1]]), counts) if counts else number
-        self.index = np.stack([number, place * stride], axis=1)  # event and first frame of each window
+        event_index = np.repeat(np.arange(len(counts)), counts)
+        place = (
+            np.arange(len(event_index)) - np.repeat(np.cumsum([0, *counts[:-1]]), counts) if counts else event_index
+        )
+        self.index = np.stack([event_index, place * stride], axis=1)  # event and first frame of each window
         if not len(self.index):
             longest = max(lengths, default=0)
             raise ValueError(
@@ -194,19 +196,19 @@ class Windows(Dataset):
 
     def raw(self, item: int) -> np.ndarray:
         """The stored values of a window, (T_in + T_out, H, W[, C])."""
-        number, start = self.index[item].tolist()
-        return self.cutter.frames(self.events[number], start)
+        event_index, start = self.index[item].tolist()
+        return self.cutter.frames(self.events[event_index], start)
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
-        number, start = self.index[item].tolist()
-        window = self.cutter.item(self.events[number], start)
+        event_index, start = self.index[item].tolist()
+        window = self.cutter.item(self.events[event_index], start)
         if not counts_for_something(window) and item not in self.left_out:
             self.left_out.add(item)
             count = len(self.left_out)
             if count == 10 ** (len(str(count)) - 1):  # 1, 10, 100, ...
                 logger.warning(
                     f"{count} of {len(self)} windows so far have no observed context or future and count for nothing, "
-                    f"such as {_describe_event(self.events[number])} from frame {start}."
+                    f"such as {_describe_event(self.events[event_index])} from frame {start}."
                 )
         return window
 
@@ -308,10 +310,10 @@ class TrainingWindows(Dataset):
             item = self.windows[window]
         raise ValueError(f"TrainingWindows: none of {REDRAWS} windows drawn has an observed context and future.")
 
-    def _item(self, number: int, position: int) -> dict[str, torch.Tensor]:
-        number, item = self._observed(number, position)
+    def _item(self, window: int, position: int) -> dict[str, torch.Tensor]:
+        window, item = self._observed(window, position)
         if self.teacher_weight:
-            event, start = self.windows.index[number].tolist()
+            event, start = self.windows.index[window].tolist()
             values, known = self.windows.encode(self.windows.events[event]["teacher"][start])
             mixed = torch.lerp(item["future_values"], torch.from_numpy(values)[..., None], self.teacher_weight)
             item["future_values"] = torch.where(torch.from_numpy(known)[..., None], mixed, item["future_values"])
@@ -370,8 +372,8 @@ def heavy_share(windows: Windows, threshold: float, part: str = "future", floor:
     if part not in parts:
         raise ValueError(f"heavy_share: `part` must be one of {sorted(parts)}, got {part!r}.")
     shares = []
-    for number in range(len(windows.events)):
-        sampled = windows.events[number]["values"][:, ::4, ::4]
+    for event_index in range(len(windows.events)):
+        sampled = windows.events[event_index]["values"][:, ::4, ::4]
         _, observed = windows.encode(sampled)
         shares.append((observed & (sampled >= threshold)).mean(axis=(1, 2)))
     frames = windows.frame_stride * np.arange(*parts[part])
