@@ -382,7 +382,14 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch, caps
     status, _ = main(monkeypatch, capsys, *command, tmp_path / "out", "--overwrite")
     assert status == 0
     first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    code = {"configuration_earthformer.py", "cuboid.py", "modeling_earthformer.py"}
+    modules = (
+        "configuration_earthformer",
+        "cuboid",
+        "loading_earthformer",
+        "modeling_earthformer",
+        "stem_earthformer",
+    )
+    code = {f"{module}.py" for module in modules}
     assert set(first) == {"README.md", "config.json", "model.safetensors"} | code
     status, _ = main(monkeypatch, capsys, *command, tmp_path / "out")  # which holds exactly this already
     assert status == 0
@@ -402,6 +409,15 @@ def test_a_half_downloaded_file_is_refused(tmp_path, monkeypatch, capsys, legacy
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
     status, printed = main(monkeypatch, capsys, "--checkpoint_path", tmp_path / "none.pt", *options[2:])
     assert status == 1 and "no such file" in printed
+
+
+@pytest.mark.parametrize("content", [b"\x80", b"a: [1", b"optim: {lr: 1}", b"model: 3", b""])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, monkeypatch, capsys, content):
+    (tmp_path / "cfg.yaml").write_bytes(content)
+    options = ["--checkpoint_path", tmp_path / "x.pt", "--config_path", tmp_path / "cfg.yaml"]
+    status, printed = main(monkeypatch, capsys, *options, "--output_dir", tmp_path / "out")
+    assert status == 1 and printed.startswith(f"error: config_path: {tmp_path / 'cfg.yaml'}")
+    assert printed.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
