@@ -27,6 +27,13 @@ def denoiser() -> tuple[EarthformerUNetModel, tuple]:
     return unet, (sample, 5, context)
 
 
+def test_the_stem_stands_where_the_library_looks_for_input_embeddings():
+    """As the patch embedding of vision models: quantization and adapters ask for it, and there are no tokens."""
+    model = tiny_model()
+    assert model.get_input_embeddings() is model.model.get_input_embeddings() is model.model.stem
+    assert model.get_output_embeddings() is None
+
+
 # -- int8 -------------------------------------------------------------------------------------------------------------
 # Errors of these random models: 4 % where weights are rounded, 12 % where activations are as well, 1 % of the UNet.
 # Those of the shipped radar model on simulated rain are 1.6 % (torchao), 1.0 % (quanto) and 5.3 % (dynamic).

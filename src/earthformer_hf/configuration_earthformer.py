@@ -186,11 +186,11 @@ class EarthformerConfig(PreTrainedConfig):
 
     def self_attention_cuboids(self) -> list[list[Cuboid]]:
         """The cuboids of each level's self-attention, in the encoder and in the decoder."""
-        return self._cuboids("self_attention_pattern", SELF_ATTENTION_PATTERNS, Cuboid)
+        return _cuboids_of_levels(self, "self_attention_pattern", SELF_ATTENTION_PATTERNS, Cuboid)
 
     def cross_attention_cuboids(self) -> list[list[CrossCuboid]]:
         """The cuboids of each level's cross-attention."""
-        return self._cuboids("cross_attention_pattern", CROSS_ATTENTION_PATTERNS, CrossCuboid)
+        return _cuboids_of_levels(self, "cross_attention_pattern", CROSS_ATTENTION_PATTERNS, CrossCuboid)
 
     def layer_config(self) -> CuboidLayerConfig:
         """What all attention and feed-forward layers have in common."""
@@ -272,28 +272,32 @@ class EarthformerConfig(PreTrainedConfig):
         if not fulfilled:
             raise ValueError(f"EarthformerConfig: `{name}` must be {expected}, got {getattr(self, name)!r}.")
 
-    def _cuboids(self, name: str, patterns: dict, cuboid_class: type[Cuboid] | type[CrossCuboid]) -> list[list]:
-        value, levels = getattr(self, name), len(self.hidden_sizes)
-        if isinstance(value, str) or all(isinstance(entry, dict) for entry in value):
-            value = [value] * levels
-        self._require(len(value) == levels, name, f"a name, explicit cuboids, or {levels} of either (one per level)")
-        known = [field.name for field in fields(cuboid_class)]
-        wanted = f"a pattern's name or a list of {cuboid_class.__name__} with {', '.join(known)}"
-        result = []
-        for entry, size in zip(value, self.level_sizes):
-            if not isinstance(entry, str):
-                good = isinstance(entry, list) and entry and all(isinstance(cuboid, dict) for cuboid in entry)
-                self._require(bool(good), name, wanted)
-                self._require(all({"size"} <= set(cuboid) <= set(known) for cuboid in entry), name, wanted)
-            try:
-                if isinstance(entry, str):
-                    cuboids = pattern_cuboids(entry, (self.context_length, *size), patterns)
-                else:
-                    cuboids = [cuboid_class(**cuboid) for cuboid in entry]
-            except ValueError as reason:
-                raise ValueError(f"EarthformerConfig: `{name}`: {reason}") from reason
-            result.append(cuboids)
-        return result
+
+def _cuboids_of_levels(
+    config: EarthformerConfig, name: str, patterns: dict, cuboid_class: type[Cuboid] | type[CrossCuboid]
+) -> list[list]:
+    """The cuboids of each level, of the field `name`: a pattern or explicit cuboids, for all levels or one per level."""
+    value, levels = getattr(config, name), len(config.hidden_sizes)
+    if isinstance(value, str) or all(isinstance(entry, dict) for entry in value):
+        value = [value] * levels
+    config._require(len(value) == levels, name, f"a name, explicit cuboids, or {levels} of either (one per level)")
+    known = [field.name for field in fields(cuboid_class)]
+    wanted = f"a pattern's name or a list of {cuboid_class.__name__} with {', '.join(known)}"
+    result = []
+    for entry, size in zip(value, config.level_sizes):
+        if not isinstance(entry, str):
+            good = isinstance(entry, list) and entry and all(isinstance(cuboid, dict) for cuboid in entry)
+            config._require(bool(good), name, wanted)
+            config._require(all({"size"} <= set(cuboid) <= set(known) for cuboid in entry), name, wanted)
+        try:
+            if isinstance(entry, str):
+                cuboids = pattern_cuboids(entry, (config.context_length, *size), patterns)
+            else:
+                cuboids = [cuboid_class(**cuboid) for cuboid in entry]
+        except ValueError as reason:
+            raise ValueError(f"EarthformerConfig: `{name}`: {reason}") from reason
+        result.append(cuboids)
+    return result
 
 
 def _is_of_the_library(cls: type, name: str) -> bool:
@@ -311,15 +315,15 @@ def nearest_name(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | 
     return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=cutoff)), None)
 
 
-def _as_json(pattern):
-    """Cuboids as dicts of lists, so that a configuration file holds them."""
-    if isinstance(pattern, Cuboid | CrossCuboid):
-        return _as_json(asdict(pattern))
-    if isinstance(pattern, dict):
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in pattern.items()}
-    if isinstance(pattern, (list, tuple)):
-        return [_as_json(entry) for entry in pattern]
-    return pattern
+def _as_json(value):
+    """A field as a configuration file holds it: cuboids as dicts, tuples as lists."""
+    if isinstance(value, Cuboid | CrossCuboid):
+        return _as_json(asdict(value))
+    if isinstance(value, dict):
+        return {key: _as_json(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(entry) for entry in value]
+    return value
 
 
 __all__ = ["EarthformerConfig", "nearest_name"]
