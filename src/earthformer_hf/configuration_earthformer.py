@@ -276,7 +276,7 @@ class EarthformerConfig(PreTrainedConfig):
 def _cuboids_of_levels(
     config: EarthformerConfig, name: str, patterns: dict, cuboid_class: type[Cuboid] | type[CrossCuboid]
 ) -> list[list]:
-    """The cuboids of each level, of the field `name`: a pattern or explicit cuboids, for all levels or one per level."""
+    """Each level's cuboids as the field `name` has them: a pattern or cuboids, for all levels or one per level."""
     value, levels = getattr(config, name), len(config.hidden_sizes)
     if isinstance(value, str) or all(isinstance(entry, dict) for entry in value):
         value = [value] * levels
