@@ -134,7 +134,8 @@ def model():
     network.save_pretrained(WORK / "saved", push_to_hub=True, repo_id="someone/saved")
     saved = EarthformerForPrediction.from_pretrained("someone/saved")
     assert torch.equal(forecast(saved, extractor), forecast(network, extractor))
-    assert {path.name for path in (WORK / "saved").iterdir()} == {"config.json", "model.safetensors"}
+    files = {path.name for path in (WORK / "saved").iterdir()}
+    assert files == {"README.md", "config.json", "model.safetensors"}, files  # with the library's card
     wider = EarthformerForPrediction.from_pretrained("someone/saved", image_size=[20, 32])
     assert wider.model.encoder.position_embedding.width.weight.shape == (16, 16)
 
