@@ -317,7 +317,7 @@ def test_trainer_trains_evaluates_and_keeps_the_best_model(tmp_path):
     "typo, meant",
     [
         ("future_value", "future_values"),
-        ("future_observed_masks", "future_observed_mask"),
+        ("future_mask", "future_observed_mask"),
         ("past_covariate", "past_covariates"),
     ],
 )

@@ -311,8 +311,13 @@ def _is_of_the_library(cls: type, name: str) -> bool:
 
 
 def nearest_name(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:
-    """The one of `names` that resembles `name` most, or None where none reaches `cutoff` (0 to 1)."""
-    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=cutoff)), None)
+    """The one of `names` that resembles `name` most, or None where none reaches `cutoff` (0 to 1).
+
+    Of those that do, the one that has the most words in common, then the one that is spelt most alike.
+    """
+    names, words = list(names), set(name.split("_"))
+    alike = difflib.get_close_matches(name, names, n=max(1, len(names)), cutoff=cutoff)
+    return max(alike, key=lambda candidate: len(words & set(candidate.split("_"))), default=None)
 
 
 def _as_json(value):
