@@ -22,6 +22,7 @@ from earthformer_hf.training import (
     load_latents,
     mean_over,
     parse_recipe,
+    run_settings,
     train,
     validation_generator,
 )
@@ -83,7 +84,8 @@ def main():
         pipeline.register_modules(alignment=model)
         pipeline.save_config(arguments.pipeline)
 
-    train(model, loss_of, train_set, score_of, save_best, arguments)
+    settings = run_settings(data, pipeline.feature_extractor, model.config, train_set, eval_set)
+    train(model, loss_of, train_set, score_of, save_best, arguments, settings=settings)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from earthformer_hf.training import (
     load_windows,
     mean_over,
     parse_recipe,
+    run_settings,
 )
 from earthformer_hf.training.autoencoder import Autoencoder, measure_scaling_factor, pictures
 from earthformer_hf.training.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
@@ -69,7 +70,7 @@ def main():
     extractor = build(recipe, "feature_extractor", EarthformerFeatureExtractor)
     train_set, eval_set = load_windows(data, extractor, (1, 1), arguments.seed)
     vae = build(recipe, "vae", AutoencoderKL)
-    run = Run(arguments)
+    run = Run(arguments, run_settings(data, extractor, vae.config, train_set, eval_set))
     model = run.prepare(Autoencoder(vae, arguments.learn_log_variance))
     if arguments.discriminator_weight:
         discriminator = PatchDiscriminator(vae.config.in_channels)

@@ -26,6 +26,7 @@ from earthformer_hf.training import (
     mean_over,
     parse_recipe,
     publish,
+    run_settings,
     train,
 )
 from earthformer_hf.training.losses import intensity_weighted_mse
@@ -45,7 +46,7 @@ def main():
     config = build(recipe, "model", EarthformerConfig)
     extractor = build(recipe, "feature_extractor", EarthformerFeatureExtractor)
     lengths = config.context_length, config.prediction_length
-    train_set, eval_set = load_windows(data, extractor, lengths, arguments.seed)
+    train_set, eval_set = load_windows(data, extractor, lengths, arguments.seed, config.image_size)
     if arguments.pretrained:
         model = EarthformerForPrediction.from_pretrained(arguments.pretrained, config=config)
     else:
@@ -79,7 +80,8 @@ def main():
 
         return forecast_figure(forecast_of, eval_set, extractor)
 
-    run = train(model, loss_of, train_set, score_of, save_best, arguments, figure_of)
+    settings = run_settings(data, extractor, config.to_dict(), train_set, eval_set)
+    run = train(model, loss_of, train_set, score_of, save_best, arguments, figure_of, settings)
     windows = f"{len(train_set.windows)} windows for training, {len(eval_set)} for validation"
     publish(run, arguments, recipe, f"{data.source}: {windows}.")
 

@@ -28,6 +28,7 @@ from earthformer_hf.training import (
     mean_over,
     parse_recipe,
     publish,
+    run_settings,
     train,
     validation_generator,
 )
@@ -104,7 +105,8 @@ def main():
 
         return forecast_figure(forecast_of, eval_set.windows, extractor)
 
-    run = train(model, loss_of, train_set, score_of, save_best, arguments, figure_of)
+    settings = run_settings(data, extractor, unet.config, train_set, eval_set) | {"scheduler": recipe["scheduler"]}
+    run = train(model, loss_of, train_set, score_of, save_best, arguments, figure_of, settings)
     windows = f"{len(train_set)} windows for training, {len(eval_set)} for validation"
     publish(run, arguments, recipe, f"{data.source}: {windows}.")
 

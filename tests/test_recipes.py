@@ -146,11 +146,11 @@ def test_a_mistake_on_the_command_line_is_said_in_one_line(tmp_path, monkeypatch
 
 
 def test_the_command_line_overrides_a_recipe(tmp_path, monkeypatch):
-    (tmp_path / "recipe.yaml").write_text("training: {learning_rate: 1e-3, ema_decay: null, weight_decay: 0}\nnote: 1")
+    (tmp_path / "recipe.yaml").write_text("training: {learning_rate: 1e-3, ema_decay: null, weight_decay: 0}\nvae: {}")
     monkeypatch.setattr(sys, "argv", ["train", "--recipe", str(tmp_path / "recipe.yaml"), "--weight_decay", "0.5"])
     recipe, data, arguments = parse_recipe(data=DataArguments, training=TrainingArguments)
     assert (arguments.learning_rate, arguments.ema_decay, arguments.weight_decay) == (1e-3, None, 0.5)
-    assert data == DataArguments() and arguments.max_steps == TrainingArguments().max_steps and recipe["note"] == 1
+    assert data == DataArguments() and arguments.max_steps == TrainingArguments().max_steps and recipe["vae"] == {}
 
 
 def test_every_recipe_trains_on_the_data_of_its_protocol():
@@ -162,7 +162,7 @@ def test_every_recipe_trains_on_the_data_of_its_protocol():
         assert data["source"] in SOURCES, path.name
         options, known = data.get("options", {}), options_of(builder_of(data["source"]))
         assert options.keys() | data.get("train_options", {}).keys() <= known, path.name
-        if data["source"] == "simulated-land":  # has no protocol
+        if data["source"] in ("simulated-land", "folder"):  # have no protocol
             continue
         protocol, network = PROTOCOLS[extractor["protocol"]], recipe.get("model") or recipe["unet"]
         lengths = network["context_length"], network["prediction_length"]

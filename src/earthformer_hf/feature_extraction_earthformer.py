@@ -15,13 +15,28 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# name -> from raw values above 0 to decibels, and back
+TRANSFORMS = {
+    "decibel": (lambda raw: 10 * np.log10(raw), lambda decibel: 10 ** (decibel / 10)),
+    "reflectivity": (
+        lambda raw: 10 * np.log10(200 * raw**1.6),
+        lambda decibel: (10 ** (decibel / 10) / 200) ** (1 / 1.6),
+    ),
+}
+DRY, DRY_BELOW = 10**-0.5, 10**-0.25  # parts of `floor`: what stands for "no rain", and where that begins
+
 
 class EarthformerFeatureExtractor(FeatureExtractionMixin):
     r"""
-    Turns raw values into the model's range, `(raw - offset) * scale`, and predictions back into raw values.
+    Turns raw values into the model's range, `(raw - offset) * scale`, and predictions back into raw values. With a
+    `transform`, that map is of the raw value in decibels.
 
     Args:
         offset, scale (`float`): of the map above. SEVIR's published range is `scale=1/255`.
+        transform (`str`, *optional*): "decibel" for 10 log10(raw), or "reflectivity" for 10 log10(200 raw^1.6), the
+            dBZ of a rain rate in mm/h (Marshall and Palmer, 1948).
+        floor (`float`, *optional*): with a transform, the lowest raw value that is told from 0, such as 0.1 mm/h.
+            What is below becomes a value 5 dB below the floor's, as in pysteps (Pulkkinen et al., 2019), and 0 again.
         variable, units (`str`): what the raw values are, such as "rain-derived proxy code" and "1".
         time_step (`str`): time between frames, in numpy's notation: "2m" (minutes), "1M" (months).
         grid_spacing (`str`): distance between grid points, such as "3 km" or "5 degrees".
@@ -67,6 +82,8 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         physical_units: str | None = None,
         physical_table: list[list[float]] | None = None,
         physical_thresholds: tuple[float, ...] = (),
+        transform: str | None = None,
+        floor: float | None = None,
         **kwargs,
     ):
         self._refuse_unknown(kwargs)
@@ -84,7 +101,11 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             )
             if not rising:
                 raise ValueError("`physical_table` must be two rising rows of equal length: raw and physical values.")
-        self.offset, self.scale = offset, scale
+        if transform is not None and transform not in TRANSFORMS:
+            raise ValueError(f"`transform` must be one of {sorted(TRANSFORMS)}, got {transform!r}.")
+        if (transform is None) != (floor is None) or (floor is not None and not 0 < floor < np.inf):
+            raise ValueError(f"`floor` must be above 0 with a `transform`, and None without, got {floor}.")
+        self.offset, self.scale, self.transform, self.floor = offset, scale, transform, floor
         self.variable, self.units = variable, units
         self.time_step, self.grid_spacing = time_step, grid_spacing
         self.missing_value, self.fill_value = missing_value, fill_value
@@ -159,7 +180,8 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         """Raw values of any shape -> values in the model's range, float32, and the mask of observed ones.
 
         Raises:
-            ValueError: values are missing and no `fill_value` says what to put there, or are infinite.
+            ValueError: values are missing and no `fill_value` says what to put there, or are infinite, or, with a
+                `transform`, below 0.
         """
         raw = _as_array(raw)
         if raw.dtype.kind not in "buif":
@@ -177,12 +199,29 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             )
         if not observed.all():
             raw = np.where(observed, raw, np.float64(self.fill_value or 0))
+        if self.transform is not None:
+            raw = self._to_decibel(raw)
         return ((raw.astype("float32") - np.float32(self.offset)) * np.float32(self.scale)), observed
 
     def decode(self, values: Any) -> np.ndarray:
         """Values in the model's range (any shape) -> raw values, float32, within `valid_range`; NaN stays NaN."""
         raw = _as_array(values).astype("float32") / np.float32(self.scale) + np.float32(self.offset)
+        if self.transform is not None and self.floor is not None:
+            with np.errstate(over="ignore"):  # what is beyond float32 is clipped below
+                raw = TRANSFORMS[self.transform][1](raw)
+            raw = np.where(raw < DRY_BELOW * self.floor, 0, raw).astype("float32")
         return raw if self.valid_range is None else np.clip(raw, self.valid_range[0], self.valid_range[1])
+
+    def _to_decibel(self, raw: np.ndarray) -> np.ndarray:
+        if (raw < 0).any():
+            first = tuple(int(n) for n in np.argwhere(raw < 0)[0])
+            raise ValueError(
+                f"`raw` must not be below 0 with the transform {self.transform!r}, the first is {raw[first]} at "
+                f"{first}; `valid_range` makes such values missing."
+            )
+        floor = np.float64(self.floor or 0)
+        dry = raw.astype("float32") < np.float32(floor)  # compared as the values are stored
+        return TRANSFORMS[str(self.transform)][0](np.where(dry, DRY * floor, raw.astype("float64")))
 
     def to_physical(self, raw: Any) -> np.ndarray:
         """Raw values -> physical values by `physical_table`, float32; NaN where nothing was observed.

@@ -18,10 +18,13 @@ from typing import Any, ClassVar
 import datasets
 import numpy as np
 import pyarrow.compute as pc
+from transformers.utils import logging
 
 from .frames import LazyFrames, decompressed
 from .guards import open_npy
 
+
+logger = logging.get_logger(__name__)
 
 # name -> module of this folder and its builder
 SOURCES: dict[str, tuple[str, str]] = {
@@ -184,6 +187,20 @@ def check_origin(table: datasets.Dataset | datasets.IterableDataset) -> None:
         raise ValueError(f"a table of {table.info.builder_name} must hold its frames, not refer to files; not read.")
 
 
+def usable(table: datasets.Dataset, name: str) -> datasets.Dataset:
+    """The rows that have no problem; each of the others is logged with its reason.
+
+    Args:
+        table: of a source with `keep_bad`, or any other, which is returned as it is.
+        name: of the source, for the log.
+    """
+    table = table.with_format(None)
+    problems = table["problem"][:] if "problem" in table.column_names else [""] * len(table)
+    for index in (index for index, problem in enumerate(problems) if problem):
+        logger.warning(f"{name}: left out {table[index]['id']}: {problems[index]}")
+    return table.select([index for index, problem in enumerate(problems) if not problem])
+
+
 class Events(Sequence):
     """The events of a table, one by one.
 
@@ -200,6 +217,14 @@ class Events(Sequence):
         times = self.table.with_format("arrow")["time"][:]  # what a downloaded `length` says may be wrong
         self.lengths: list[int] = pc.list_value_length(times).fill_null(0).to_pylist()
         self.known: dict[int, dict] = {}  # views of memory maps are kept: making them takes as long as reading them
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """(T, H, W) or (T, H, W, C) of every event, without reading frames."""
+        if "reference" in self.table.column_names:
+            return [tuple(self[index]["values"].shape) for index in range(len(self))]
+        sizes = self.table.select_columns(["values"]).flatten()["values.shape"]
+        return [(length, *size) for length, size in zip(self.lengths, sizes)]
 
     def __len__(self) -> int:
         return len(self.table)
@@ -444,4 +469,5 @@ __all__ = [
     "options_of",
     "place_of",
     "read_cache",
+    "usable",
 ]

@@ -32,6 +32,7 @@ from .file_search import ENDINGS, find_files, is_zarr_store, list_files
 from .file_times import UNDECODED, most_common_step, parsed_step
 from .frames import LazyFrames
 from .gridded_file import GriddedFile, check_values, gridded_file
+from .tiles import tile_corners
 
 
 logger = logging.get_logger(__name__)
@@ -108,23 +109,7 @@ class FolderConfig(EventConfig):
         Raises:
             ValueError: a crop or tile that does not fit the grid.
         """
-        height, width = shape
-        top, bottom, left, right = self.crop or (0, height, 0, width)
-        if not (0 <= top < bottom <= height and 0 <= left < right <= width):
-            raise ValueError(f"`crop` must lie within {height} rows and {width} columns, got {self.crop}.")
-        if self.tile is None:
-            return [(top, bottom, left, right)]
-        (rows, columns), (down, across) = self.tile, self.stride or self.tile
-        if not (1 <= rows <= bottom - top and 1 <= columns <= right - left and down >= 1 and across >= 1):
-            raise ValueError(
-                f"`tile` and `stride` must be at least 1 and fit {bottom - top} rows and {right - left} columns, got "
-                f"{self.tile} and {self.stride}."
-            )
-        return [
-            (row, row + rows, column, column + columns)
-            for row in sorted({*range(top, bottom - rows + 1, down), bottom - rows})
-            for column in sorted({*range(left, right - columns + 1, across), right - columns})
-        ]
+        return tile_corners(shape, self.crop, self.tile, self.stride)
 
 
 class Folder(EventBuilder):

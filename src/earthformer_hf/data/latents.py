@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ..pipeline_prediff import encode_frames
 
 
+logger = logging.get_logger(__name__)
 WINDOWS_PER_FILE = 64
 
 
@@ -23,7 +24,8 @@ class EncodedWindows(Dataset):
     Item n is a function of n alone, for every n: each pass over the windows has an order of its own. It is a dict of
     tensors: `context_latents` (T_in, h, w, c) and `future_latents` (T_out, h, w, c) float32, the posterior's mode,
     stored in half precision; `context_mean` (T_in,) and `future_mean` (T_out,), the mean of each frame in the model's
-    range, of the future over observed values only, NaN where nothing was observed.
+    range, of the future over observed values only, NaN where nothing was observed. Windows without observed context
+    or future are left out.
 
     Args:
         windows: items as of [`~earthformer_hf.data.windows.Windows`].
@@ -47,22 +49,28 @@ class EncodedWindows(Dataset):
         weights = safetensors.torch.save({name: x.contiguous() for name, x in vae.state_dict().items()})
         scale = f"{vae.config.scaling_factor} {vae.config.shift_factor}"
         name = hashlib.sha256(f"{description} {scale}".encode() + weights).hexdigest()[:16]
-        self.windows, self.folder, self.num_windows, self.seed = windows, Path(folder) / name, num_windows, seed
+        self.windows, self.folder, self.seed = windows, Path(folder) / name, seed
         self.order: tuple[int, np.ndarray] | None = None
         self.paths = [self.folder / f"{start:08d}.safetensors" for start in range(0, num_windows, WINDOWS_PER_FILE)]
         with PartialState().main_process_first():
-            self._encode(windows, vae)
+            self._encode(windows, vae, num_windows)
         self.files = [safetensors.safe_open(path, "pt") for path in self.paths]
+        futures = torch.cat([file.get_tensor("future_mean") for file in self.files])
+        self.rows = futures.isfinite().any(1).nonzero()[:, 0].tolist()  # those with an observed context and future
+        if not self.rows:
+            raise ValueError(f"EncodedWindows: none of {num_windows} windows has an observed context and future.")
+        if left_out := num_windows - len(self.rows):
+            logger.warning(f"{left_out} of {num_windows} windows without observed context or future are left out.")
 
     @torch.no_grad()
-    def _encode(self, windows: Dataset, vae: AutoencoderKL):
+    def _encode(self, windows: Dataset, vae: AutoencoderKL, num_windows: int):
         self.folder.mkdir(parents=True, exist_ok=True)
         for start, path in logging.tqdm(
-            list(zip(range(0, self.num_windows, WINDOWS_PER_FILE), self.paths)), desc="encode windows"
+            list(zip(range(0, num_windows, WINDOWS_PER_FILE), self.paths)), desc="encode windows"
         ):
             if path.exists():
                 continue
-            positions = range(start, min(start + WINDOWS_PER_FILE, self.num_windows))
+            positions = range(start, min(start + WINDOWS_PER_FILE, num_windows))
             parts: list[dict[str, torch.Tensor]] = []
             for batch in DataLoader(Subset(windows, positions), 8):
                 future, observed = batch["future_values"], batch["future_observed_mask"]
@@ -76,20 +84,25 @@ class EncodedWindows(Dataset):
             path.with_suffix(".part").replace(path)
 
     def __len__(self) -> int:
-        return self.num_windows
+        return len(self.rows)
+
+    @property
+    def digest(self) -> str:
+        """What the latents follow from: windows, autoencoder and description."""
+        return self.folder.name
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        epoch, within_epoch = divmod(position, self.num_windows)
+        epoch, within_epoch = divmod(position, len(self.rows))
         if self.order is None or self.order[0] != epoch:  # drawn once an epoch
             # a spawn key: [seed, epoch] would be what TrainingWindows draws from, for numpy fills up with zeros
             random = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch,)))
-            self.order = epoch, random.permutation(self.num_windows)
+            self.order = epoch, random.permutation(self.rows)
         file, row = divmod(int(self.order[1][within_epoch]), WINDOWS_PER_FILE)
         return {name: self.files[file].get_slice(name)[row].float() for name in self.files[file].keys()}
 
     def stacked(self, name: str) -> torch.Tensor:
         """One entry of all items, (windows, ...), in the order in which the windows were encoded."""
-        return torch.cat([file.get_tensor(name) for file in self.files])
+        return torch.cat([file.get_tensor(name) for file in self.files])[self.rows]
 
 
 __all__ = ["EncodedWindows"]

@@ -19,6 +19,7 @@ import numpy as np
 
 from .events import EventBuilder, EventConfig, Facts
 from .guards import open_hdf5
+from .tiles import tile_corners
 
 
 MISSING = 255
@@ -63,11 +64,14 @@ class OpenRadarConfig(EventConfig):
         file: name of the HDF5 file in `data_dir`.
         sources: prefixes of the groups to read.
         every: further tiles at every so many pixels, wherever the four surrounding tiles belong to the split.
+        tile: height and width of other tiles, which cover the whole mosaic; only of mosaics of a single split, in
+            which the file lists a tile.
     """
 
     file: str = "radar_open_3km.h5"
     sources: tuple[str, ...] = ("mrms",)
     every: int | None = None
+    tile: tuple[int, int] | None = None
 
 
 class OpenRadar(EventBuilder):
@@ -103,15 +107,21 @@ class OpenRadar(EventBuilder):
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         config = self.config
-        yield from tiles(Path(config.data_dir) / config.file, split, config.sources, config.every)
+        yield from tiles(Path(config.data_dir) / config.file, split, config.sources, config.every, config.tile)
 
     @staticmethod
     def read(reference: dict[str, Any]) -> dict[str, Any]:
         return {"values": _tile(reference)}
 
 
-def tiles(path: Path, split: str, sources: tuple[str, ...], every: int | None) -> list[dict]:
-    """The rows of a file, see [`~earthformer_hf.data.events.EventBuilder`]."""
+def tiles(
+    path: Path, split: str, sources: tuple[str, ...], every: int | None, tile: tuple[int, int] | None = None
+) -> list[dict]:
+    """The rows of a file, see [`~earthformer_hf.data.events.EventBuilder`]; the arguments are the options.
+
+    Raises:
+        ValueError: the file is crafted, or an option does not suit it.
+    """
     if isinstance(sources, str):
         raise ValueError(f"`sources` must be a list of prefixes, got {sources!r}.")
     rows = []
@@ -122,15 +132,22 @@ def tiles(path: Path, split: str, sources: tuple[str, ...], every: int | None) -
             raise ValueError(f"{path}, {name!r} must hold `code` and `time`, and state tile_size and dt_minutes.")
         time = np.array([text.decode().rstrip("Z") for text in group["time"][:]], dtype="datetime64[s]")
         size, minutes = int(group.attrs["tile_size"]), int(group.attrs["dt_minutes"])
-        origins = [(int(y), int(x)) for y, x in group[f"tiles_{split}"][:]]
-        for y, x in origins if every is None else _add_origins_between(origins, size // 4, every):
+        origins, shape = [(int(y), int(x)) for y, x in group[f"tiles_{split}"][:]], (size, size)
+        if tile is not None and origins:
+            if others := [other for other in group if other.startswith("tiles_") and other != f"tiles_{split}"]:
+                raise ValueError(f"`tile` needs a mosaic of one split, {name!r} of {path} holds {others} as well.")
+            shape = (tile[0], tile[1])
+            origins = [(top, left) for top, _, left, _ in tile_corners(group["code"].shape[1:], tile=tile)]
+        elif every is not None:
+            origins = _add_origins_between(origins, size // 4, every)
+        for y, x in origins:
             corner = {"row": y, "column": x}
             rows.append(
                 {
                     "id": f"{name}:{y}:{x}",
                     "time": time,
                     "geo": {"source": name, **corner, "minutes": minutes},
-                    "reference": {"path": str(path), "group": name, "size": size, **corner},
+                    "reference": {"path": str(path), "group": name, "shape": shape, **corner},
                 }
             )
     return rows
@@ -138,8 +155,8 @@ def tiles(path: Path, split: str, sources: tuple[str, ...], every: int | None) -
 
 def _tile(reference: dict[str, Any]) -> np.ndarray:
     """The proxy codes (T, tile, tile) of one tile, a view of its mosaic."""
-    path, y, x, size = (reference[name] for name in ("path", "row", "column", "size"))
-    return _mosaic(path, reference["group"], os.stat(path).st_mtime_ns)[:, y : y + size, x : x + size]
+    path, y, x, (rows, columns) = (reference[name] for name in ("path", "row", "column", "shape"))
+    return _mosaic(path, reference["group"], os.stat(path).st_mtime_ns)[:, y : y + rows, x : x + columns]
 
 
 @lru_cache(8)

@@ -7,6 +7,7 @@ window 1      stride ->|--- context_length ---|- prediction_length -|
 ```
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from .events import FIELDS, Events, as_event, check_origin
+from .tiles import Tiles
 
 
 logger = logging.get_logger(__name__)
@@ -26,6 +28,7 @@ logger = logging.get_logger(__name__)
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 ON_MISSING = ("leave out", "stop")
 REDRAWS = 1000  # of a training window, before giving up
+DIGEST_WINDOWS = 8  # whose values are part of a digest
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ class Windows(Dataset):
         self.left_out: set[int] = set()  # windows found so far to be without observed context or future
         self.encode, self.context_length, self.length = encode, context_length, self.cutter.length
         self.frame_stride = frame_stride
-        if isinstance(self.events, Events):
+        if isinstance(self.events, Events | Tiles):
             lengths = self.events.lengths
         else:
             lengths = [len(event["values"]) for event in self.events]
@@ -193,6 +196,19 @@ class Windows(Dataset):
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the events' names and lengths, the windows' starts, and the stored values of some windows."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.index).tobytes())
+        lengths = self.events.lengths if isinstance(self.events, Events | Tiles) else ()
+        digest.update(f"{self.context_length} {self.length} {self.frame_stride} {lengths}".encode())
+        for item in np.unique(np.linspace(0, len(self) - 1, DIGEST_WINDOWS).round().astype(int)).tolist():
+            event_index, start = self.index[item].tolist()
+            event = self.events[event_index]
+            digest.update(f"{event.get('id')} {event['time'][start] if 'time' in event else ''}".encode())
+            digest.update(np.ascontiguousarray(self.cutter.frames(event, start)).tobytes())
+        return digest.hexdigest()
 
     def raw(self, item: int) -> np.ndarray:
         """The stored values of a window, (T_in + T_out, H, W[, C])."""
@@ -298,6 +314,11 @@ class TrainingWindows(Dataset):
         self.teacher_weight = teacher_weight
         self.shares = None if weights is None else weights / weights.sum()
         self.order: tuple[int, np.ndarray] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of the windows, see [`Windows`]."""
+        return self.windows.digest
 
     def _observed(self, window: int, position: int) -> tuple[int, dict[str, torch.Tensor]]:
         """A window that counts for something: this one, or one drawn in its place."""

@@ -20,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,10 @@ def converted_card(
     unit, known = "as the original was trained on", "The range of the data is the original's; no file states it."
     if feature_extractor is not None:
         unit = "as the feature extractor gives it"
+        raw = f"{feature_extractor.transform}(raw)" if feature_extractor.transform else "raw"
         known = (
-            f"The feature extractor gives (raw - {feature_extractor.offset}) x {feature_extractor.scale}; raw values "
-            f"are {feature_extractor.variable}, in units of {feature_extractor.units}."
+            f"The feature extractor gives ({raw} - {feature_extractor.offset}) x {feature_extractor.scale}; raw "
+            f"values are {feature_extractor.variable}, in units of {feature_extractor.units}."
         )
     inputs = f"{inputs_and_outputs(model_or_pipeline, unit)}\n\n{known}"
     return card_text(
@@ -106,6 +108,7 @@ def write_card(
     skipped_steps: int,
     best_step: int,
     best_loss: float,
+    extensions: Sequence[dict[str, int]] = (),
 ):
     """Write the card of a training run: data, scores, code, recipe.
 
@@ -118,6 +121,7 @@ def write_card(
         num_processes: that trained together.
         skipped_steps: left out because they were not finite.
         best_step, best_loss: the step whose weights were kept, and its validation loss.
+        extensions: of the run beyond its end: the `max_steps` that it had, and the `step` at which it got more.
     """
     folder = Path(folder)
     model_class = PreDiffPipeline if (folder / "model_index.json").is_file() else EarthformerForPrediction
@@ -130,7 +134,9 @@ def write_card(
         "Data": data,
         "Scores": scores,
         "Training": f"{steps} steps of {batch_size} samples, processes: {num_processes}; skipped steps: "
-        f"{skipped_steps}. Kept: step {best_step}, which has the lowest validation loss, {best_loss:.6g}.\n\n"
+        f"{skipped_steps}. Kept: step {best_step}, which has the lowest validation loss, {best_loss:.6g}."
+        + "".join(f" Planned for {one['max_steps']} steps, and extended at step {one['step']}." for one in extensions)
+        + "\n\n"
         f"Code: commit {code_version()}; torch {torch.__version__}.\n\n```\n{command}\n```",
         "Recipe": f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110)}```",
     }

@@ -11,7 +11,7 @@
 
 from .arguments import DataArguments, LatentArguments, PublishedArguments, TrainingArguments
 from .distributed import mean_over
-from .loading import load_latents, load_windows
+from .loading import load_latents, load_windows, run_settings
 from .publishing import MODEL_INPUTS, forecast_figure, publish
 from .recipe import build, ends_in_one_line, parse_recipe
 from .run import Run, train
@@ -33,6 +33,7 @@ __all__ = [
     "mean_over",
     "parse_recipe",
     "publish",
+    "run_settings",
     "train",
     "validation_generator",
 ]

@@ -42,6 +42,9 @@ class TrainingArguments:
     )
     save_every: int = field(default=50, metadata={"help": "steps between checkpoints"})
     stop_at: int | None = field(default=None, metadata={"help": "stop before max_steps; the same command goes on"})
+    extend: bool = field(
+        default=False, metadata={"help": "go on with a run whose max_steps was lower; the card says so"}
+    )
     on_nan: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "what happens at a step whose loss or gradients are not finite"}
     )
@@ -74,9 +77,23 @@ class LatentArguments(TrainingArguments):
 class DataArguments:
     """What is trained on: `data:` of a recipe."""
 
-    source: str = field(default="", metadata={"help": "name of the data set, as of earthformer_hf.load_dataset"})
+    source: str = field(
+        default="",
+        metadata={"help": "of earthformer_hf.load_dataset; or a folder of `data prepare`; or its id on the hub"},
+    )
     data_dir: str | None = field(
-        default=None, metadata={"help": "folder of its files; EARTHFORMER_HF_DATA if omitted"}
+        default=None, metadata={"help": "folder of a source's files; EARTHFORMER_HF_DATA if omitted"}
+    )
+    train_split: str = field(default="train", metadata={"help": "to train on; `train[:100]` is a part of it"})
+    eval_split: str = field(default="val", metadata={"help": "to choose the best weights on"})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "folder for the frames as plain arrays, from which reading is fastest"}
+    )
+    tile: list[int] | None = field(
+        default=None, metadata={"help": "height and width of the tiles that frames are cut into"}
+    )
+    on_missing: Literal["leave out", "stop"] = field(
+        default="leave out", metadata={"help": "what is done with a window of unobserved context or future"}
     )
     options: dict = field(default_factory=dict, metadata={"help": "of the data set, in a recipe only"})
     train_options: dict = field(

@@ -10,9 +10,11 @@ OUTPUT_DIR/checkpoints/new     the state that is being written; complete once it
 import json
 import os
 import shutil
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
@@ -68,17 +70,18 @@ class Checkpoint:
             shutil.rmtree(self.old, ignore_errors=True)
         wait_for_everyone()
 
-    def restore(self, settings: dict) -> dict:
+    def restore(self, settings: dict, extend: bool = False) -> dict:
         """Load the last checkpoint, if there is one; all processes call it.
 
         Args:
-            settings: what must be as it was when the run began.
+            settings: what must be as it was when the run began, as JSON can hold it.
+            extend: `max_steps` may be higher than it was.
 
         Returns:
-            The stored progress; empty without a checkpoint.
+            The stored progress, with these settings; empty without a checkpoint.
 
         Raises:
-            SystemExit: the checkpoint's settings are others.
+            SystemExit: the checkpoint's settings are others; which, in one line.
         """
         if self.accelerator.is_main_process and not self.folder.exists() and (self.new / "progress.json").exists():
             os.replace(self.new, self.folder)  # a kill came between the two renames of `save`
@@ -86,10 +89,33 @@ class Checkpoint:
         if not self.exists:
             return {}
         progress = json.loads((self.folder / "progress.json").read_text())
-        if progress.get("settings") != settings:
-            raise SystemExit(f"{self.folder} was started with {progress.get('settings')}, not with {settings}.")
+        stored = progress.get("settings", {})
+        differing = _differences(stored, settings)
+        if set(differing) == {"max_steps"} and settings["max_steps"] > stored["max_steps"]:
+            if not extend:
+                raise SystemExit(
+                    f"{self.folder} was started with max_steps {stored['max_steps']}, not with "
+                    f"{settings['max_steps']}; --extend goes on all the same."
+                )
+            progress["extensions"].append({"max_steps": stored["max_steps"], "step": progress["step"]})
+        elif differing:
+            words = "; ".join(f"{name} {old}, not with {new}" for name, (old, new) in differing.items())
+            raise SystemExit(f"{self.folder} was started with {words}. Choose another `output_dir`.")
         self.accelerator.load_state(self.folder)
-        return progress
+        return progress | {"settings": settings}
+
+
+def _differences(stored: Any, given: Any, name: str = "") -> dict[str, tuple[str, str]]:
+    """Name of each entry that differs, "block.entry" of nested ones -> what was stored and what is given, in short."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        differing: dict[str, tuple[str, str]] = {}
+        for key in sorted(stored.keys() | given.keys()):
+            path = f"{name}.{key}" if name else key
+            differing |= _differences(stored.get(key, "nothing"), given.get(key, "nothing"), path)
+        return differing
+    if stored == given:
+        return {}
+    return {name: (textwrap.shorten(str(stored), 60), textwrap.shorten(str(given), 60))}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import send_to_device
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader, Dataset, Subset
+from transformers.utils import logging
 
 
 def join_processes() -> PartialState:
@@ -27,20 +28,23 @@ def mean_over(
         total_and_count: batch -> sum of the score, and over how many values.
 
     Raises:
-        ValueError: fewer items than processes.
+        ValueError: fewer items than processes, or nothing to score.
     """
     items, ranks = len(dataset), accelerator.num_processes  # type: ignore[arg-type]
     if items < ranks:
         raise ValueError(f"`dataset` must hold at least one item for each of {ranks} processes, got {items}.")
     loader = DataLoader(Subset(dataset, range(accelerator.process_index, items, ranks)), batch_size)
     total, count = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-    for batch in loader:
+    for batch in logging.tqdm(loader, desc="validation", leave=False, disable=not accelerator.is_main_process):
         batch_total, batch_count = total_and_count(send_to_device(batch, accelerator.device))
         total, count = total + batch_total.double(), count + batch_count
     if len(loader) < math.ceil(math.ceil(items / ranks) / batch_size):
         # Another process has one batch more. Sharded weights are gathered in every call, so all make as many calls.
         total_and_count(send_to_device(batch, accelerator.device))
-    return (accelerator.reduce(total) / accelerator.reduce(count)).item()
+    total, count = accelerator.reduce(total), accelerator.reduce(count)
+    if not count:
+        raise ValueError(f"`dataset`: none of its {items} items holds a value to score.")
+    return (total / count).item()
 
 
 def load_gathered(target: torch.nn.Module, sharded: torch.nn.Module):

@@ -1,15 +1,22 @@
 """What the training scripts train on: windows of a data set as its recipe asks for them, and their latents."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 from accelerate import PartialState
 from diffusers import AutoencoderKL
 
 from ..data import TrainingWindows, Windows, load_dataset
+from ..data.events import SOURCES, Events, usable
+from ..data.hosted import cached
 from ..data.latents import EncodedWindows
 from ..data.open_sst import nino34
+from ..data.tiles import Tiles
 from ..data.windows import heavy_share
 from ..evaluation.baselines import OceanRecord, linear_maps
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
@@ -17,7 +24,11 @@ from .arguments import DataArguments, LatentArguments
 
 
 def load_windows(
-    data: DataArguments, extractor: EarthformerFeatureExtractor, lengths: tuple[int, int], seed: int
+    data: DataArguments,
+    extractor: EarthformerFeatureExtractor,
+    lengths: tuple[int, int],
+    seed: int,
+    image_size: Sequence[int] | None = None,
 ) -> tuple[TrainingWindows, Windows]:
     """The varied windows of the training split and the plain ones of the validation split.
 
@@ -25,12 +36,14 @@ def load_windows(
         extractor: turns stored values into the model's range.
         lengths: frames of context and prediction.
         seed: of the order and variation of the training windows.
+        image_size: height and width that the model takes; any, but the same everywhere, if omitted.
 
     Raises:
-        ValueError: the data are not there, or an option does not suit them.
+        ValueError: the data are not there, an option does not suit them, they are of another or several sizes, or a
+            split is too short for a window or for the processes.
     """
-    events = load_dataset(data.source, data.data_dir, "train", **data.options, **data.train_options)
-    validation_events = load_dataset(data.source, data.data_dir, "val", **data.options)
+    events: Any = load_events(data, data.train_split, image_size, **data.options, **data.train_options)
+    validation_events = load_events(data, data.eval_split, image_size or events.shapes[0][1:3], **data.options)
     if data.teacher_weight:
         if data.source != "open-sst":
             raise ValueError(f"`teacher_weight` needs the source open-sst, got {data.source!r}.")
@@ -38,15 +51,90 @@ def load_windows(
             event | {"teacher": linear_maps(OceanRecord(event, nino34, *lengths), np.array(event["geo"]["lat"]))}
             for event in events
         ]
-    windows = Windows(events, extractor.encode, *lengths, data.train_stride, data.frame_stride)
+    windows = _cut(data, data.train_split, events, extractor, lengths, data.train_stride)
+    eval_set = _cut(data, data.eval_split, validation_events, extractor, lengths, data.eval_stride)
+    if len(eval_set) < PartialState().num_processes:
+        raise ValueError(
+            f"`data`: {data.eval_split!r} of {data.source} must hold a window for each of "
+            f"{PartialState().num_processes} processes, got {len(eval_set)}."
+        )
     weights = None
     if data.heavy_threshold is not None:
         weights = heavy_share(windows, data.heavy_threshold, data.heavy_part)
+    if data.gain != 1 and extractor.transform is not None:
+        raise ValueError(f"`gain` needs an extractor without `transform`, got {extractor.transform!r}.")
     highest = float("inf")
     if extractor.valid_range is not None:
         highest = (extractor.valid_range[1] - extractor.offset) * extractor.scale
     train_set = TrainingWindows(windows, seed, data.turn, data.gain, data.mix, highest, data.teacher_weight, weights)
-    return train_set, Windows(validation_events, extractor.encode, *lengths, data.eval_stride, data.frame_stride)
+    return train_set, eval_set
+
+
+def _cut(
+    data: DataArguments,
+    split: str,
+    events: Any,
+    extractor: EarthformerFeatureExtractor,
+    lengths: tuple[int, int],
+    stride: int,
+) -> Windows:
+    """The windows of a split's events; what is wrong with them names the split."""
+    try:
+        return Windows(events, extractor.encode, *lengths, stride, data.frame_stride, on_missing=data.on_missing)
+    except ValueError as reason:
+        raise ValueError(f"`data`, {split!r} of {data.source}: {reason}") from reason
+
+
+def load_events(data: DataArguments, split: str, image_size: Sequence[int] | None, **options: Any) -> Events | Tiles:
+    """The events of a source's split, or of a data set that was prepared, in one size.
+
+    Args:
+        split: in the notation of `datasets`.
+        image_size: height and width that they must have; the first event's if omitted.
+        options: of a source.
+
+    Raises:
+        ValueError: there are no such data, or they are of another size.
+    """
+    if data.source in SOURCES or not (Path(data.source).is_dir() or "/" in data.source):
+        table = usable(load_dataset(data.source, data.data_dir, split, **options), data.source)
+    elif options:
+        raise ValueError(f"`options` are those of a source, {data.source!r} is a data set that was prepared.")
+    else:
+        table = datasets.load_dataset(data.source, split=split)
+    events: Events | Tiles = Events(cached(table, data.cache_dir) if data.cache_dir else table)
+    if data.tile is not None:
+        events = Tiles(events, data.tile)
+    expected = tuple(image_size or events.shapes[0][1:3])
+    for index, shape in enumerate(events.shapes):
+        if shape[1:3] != expected:
+            raise ValueError(
+                f"`data`: frames of {data.source}, {split!r}, must all be {expected[0]} x {expected[1]}, event "
+                f"{events[index]['id']!r} has {shape[1]} x {shape[2]}; `tile` of the recipe cuts tiles of one size."
+            )
+    return events
+
+
+def run_settings(
+    data: DataArguments,
+    extractor: EarthformerFeatureExtractor,
+    config: Mapping[str, Any],
+    train_set: TrainingWindows | EncodedWindows,
+    eval_set: Windows | EncodedWindows,
+) -> dict[str, Any]:
+    """What a run follows from beside its arguments: for [`~earthformer_hf.training.Run`].
+
+    Args:
+        config: of the model that is trained, a transformers `to_dict()` or a diffusers `config`.
+    """
+    of_library = ("architectures", "dtype", "transformers_version", "name_or_path")
+    entries = {name: value for name, value in config.items() if name not in of_library and name[0] != "_"}
+    chosen = {name: value for name, value in asdict(data).items() if name not in ("data_dir", "cache_dir")}
+    return {
+        "data": chosen | {"digest": train_set.digest, "eval_digest": eval_set.digest},
+        "feature_extractor": extractor.to_dict(),
+        "model": entries,
+    }
 
 
 def load_latents(
@@ -59,7 +147,8 @@ def load_latents(
     """The windows of [`load_windows`] in the latents of an autoencoder, which is moved to the device of training."""
     train_set, eval_set = load_windows(data, extractor, lengths, arguments.seed)
     vae.to(PartialState().device)
-    description = json.dumps([asdict(data), extractor.to_dict(), lengths, arguments.seed], sort_keys=True)
+    made_of = [asdict(data), extractor.to_dict(), lengths, arguments.seed, train_set.digest, eval_set.digest]
+    description = json.dumps(made_of, sort_keys=True)
     return (
         EncodedWindows(
             train_set, vae, arguments.encoded_windows, arguments.latents, f"train {description}", arguments.seed
@@ -68,4 +157,4 @@ def load_latents(
     )
 
 
-__all__ = ["load_latents", "load_windows"]
+__all__ = ["load_events", "load_latents", "load_windows", "run_settings"]

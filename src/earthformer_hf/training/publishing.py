@@ -64,6 +64,7 @@ def publish(run: Run, arguments: PublishedArguments, recipe: dict, data: str):
         skipped_steps=progress["skipped"],
         best_step=progress["best_step"],
         best_loss=progress["best"],
+        extensions=progress["extensions"],
     )
     if arguments.push_to_hub:
         folder, model, extractor = sharing.load(arguments.output_dir)

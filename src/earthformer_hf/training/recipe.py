@@ -24,6 +24,12 @@ from .distributed import join_processes
 
 Built = TypeVar("Built")
 
+# What the blocks of a recipe may be called. One recipe may serve several scripts.
+BLOCKS = (
+    "model", "vae", "unet", "alignment_network", "scheduler", "feature_extractor", "data",
+    "training", "autoencoder", "denoiser", "alignment",
+)  # fmt: skip
+
 
 def ends_in_one_line(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate a script's `main`: what is wrong with its input is said in one line, without a traceback."""
@@ -104,6 +110,10 @@ def _read(path: Path) -> dict:
         sys.exit(f"--recipe {path} cannot be read: {_one_line(reason)}")
     if not isinstance(recipe, dict):
         sys.exit(f"--recipe {path} must hold blocks such as `data:`, got {type(recipe).__name__}.")
+    for block in recipe:
+        if block not in BLOCKS:
+            close = difflib.get_close_matches(str(block), BLOCKS, n=1, cutoff=0.0)[0]
+            sys.exit(f"--recipe {path}: unknown block {block!r}; did you mean {close!r}?")
     return recipe
 
 

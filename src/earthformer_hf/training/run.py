@@ -12,6 +12,7 @@ and the seeds of every step follow from the step's number alone; a stream keeps 
 """
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -42,10 +43,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# What fixes where a run leads: a checkpoint with another value of these is not continued.
-SETTINGS = (
-    "seed", "max_steps", "optimizer", "learning_rate", "betas", "position_rate", "weight_decay", "warmup_steps",
-    "min_lr_rate", "max_grad_norm", "ema_decay",
+# Arguments that say where, how fast and how often, and may be others when a run goes on: see `settings` of [`Run`].
+MAY_DIFFER = (
+    "output_dir", "batch_size", "total_batch_size", "gradient_checkpointing", "torch_compile", "num_workers",
+    "eval_every", "patience", "save_every", "stop_at", "extend", "on_nan", "report_to", "push_to_hub",
+    "latents", "vae", "pipeline",
 )  # fmt: skip
 READ_ERRORS = (OSError, EOFError, ValueError, SafetensorError)
 
@@ -58,6 +60,7 @@ def train(
     save_best: Callable[[torch.nn.Module], None],
     arguments: TrainingArguments,
     figure_of: Callable[[torch.nn.Module], "Figure"] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> "Run":
     """Train a model; the averaged weights with the lowest score so far are saved.
 
@@ -71,6 +74,7 @@ def train(
         arguments: see [`TrainingArguments`].
         figure_of: (unwrapped) model -> a figure of forecasts, drawn at each evaluation into OUTPUT_DIR/figures; called
             on the main process.
+        settings: see [`Run`].
 
     Returns:
         The run, at its end.
@@ -80,7 +84,7 @@ def train(
         SystemExit: the loss is not finite, data cannot be read, a checkpoint cannot be written, or OUTPUT_DIR holds
             the checkpoint of a run with other settings. The last checkpoint is intact.
     """
-    run = Run(arguments)
+    run = Run(arguments, settings)
     model = run.prepare(model)
     for micro_batches in run.steps(train_set):
         losses = []
@@ -99,13 +103,16 @@ class Run:
 
     Args:
         arguments: see [`TrainingArguments`].
+        settings: what the run follows from beside the arguments, such as data and model, see
+            [`~earthformer_hf.training.run_settings`]. A checkpoint is continued only if these, and all arguments but
+            `MAY_DIFFER`, are what they were when it began.
 
     Raises:
         ValueError: `total_batch_size` is no multiple of what all processes take at once, or what `report_to` names is
             not installed.
     """
 
-    def __init__(self, arguments: TrainingArguments):
+    def __init__(self, arguments: TrainingArguments, settings: dict[str, Any] | None = None):
         at_once = arguments.batch_size * join_processes().num_processes
         self.samples_per_step = arguments.total_batch_size or at_once
         self.micro_steps, rest = divmod(self.samples_per_step, at_once)
@@ -132,9 +139,11 @@ class Run:
         self.ema: EMAModel | None = None
         self.gathered_model: torch.nn.Module | None = None  # receives the weights of a model sharded over processes
         self.stream: StreamBatches | None = None
-        settings = {name: getattr(arguments, name) for name in SETTINGS} | {"samples_per_step": self.samples_per_step}
+        fixed = {name: value for name, value in asdict(arguments).items() if name not in MAY_DIFFER}
+        fixed |= {"samples_per_step": self.samples_per_step} | (settings or {})
         self.progress: dict[str, Any] = {
-            "step": 0, "best": math.inf, "best_step": 0, "skipped": 0, "settings": settings,
+            "step": 0, "best": math.inf, "best_step": 0, "skipped": 0, "extensions": [],
+            "settings": json.loads(json.dumps(fixed)),
         }  # fmt: skip
 
     @property
@@ -179,7 +188,7 @@ class Run:
 
     def steps(self, train_set: Dataset | datasets.IterableDataset) -> Iterator[Iterator[dict]]:
         """From the last checkpoint to the end: for each step its micro-batches, on the device."""
-        self.progress |= self.checkpoint.restore(self.progress["settings"])
+        self.progress |= self.checkpoint.restore(self.progress["settings"], self.arguments.extend)
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
         if self.arguments.report_to != "none":
@@ -243,7 +252,8 @@ class Run:
         for schedule in self.schedules:
             schedule.step()
         self.progress["step"] += 1
-        loss = torch.stack([loss.detach() for loss in losses]).mean().item()
+        own_loss = torch.stack([loss.detach() for loss in losses]).mean()
+        loss = self.accelerator.reduce(own_loss, "mean").item()
         self.bar.update(self.samples_per_step)
         self.bar.set_postfix(step=self.step, loss=f"{loss:.5f}")
         record = {"loss": loss, "gradient_norm": norms[0].item(), "learning_rate": rate}
