@@ -32,11 +32,11 @@ FRAMES, SIZE, LENGTH = 49, 384, 25
 TURNS = 5
 
 
-def made_up(number: int) -> np.ndarray:
-    """Events (number, 49, 384, 384) uint8: a few simulated ones, turned and shifted."""
+def made_up(count: int) -> np.ndarray:
+    """Events (count, 49, 384, 384) uint8: a few simulated ones, turned and shifted."""
     rain = np.stack([event["values"] for event in simulated.rain_events(4, FRAMES, SIZE)])
     codes = np.clip(60 * rain**0.5, 0, 254).astype("uint8")
-    return np.stack([np.roll(np.rot90(codes[n % 4], n // 4, (1, 2)), 37 * n, 1) for n in range(number)])
+    return np.stack([np.roll(np.rot90(codes[n % 4], n // 4, (1, 2)), 37 * n, 1) for n in range(count)])
 
 
 def write_sevir(folder: Path, values: np.ndarray, **layout) -> Path:
@@ -44,13 +44,13 @@ def write_sevir(folder: Path, values: np.ndarray, **layout) -> Path:
     (folder / "data" / "vil").mkdir(parents=True)
     with h5py.File(folder / "data" / "vil" / "made_up.h5", "w") as file:
         data = file.create_dataset("vil", (len(values), SIZE, SIZE, FRAMES), "uint8", **layout)
-        for number, event in enumerate(values):
-            data[number] = event.transpose(1, 2, 0)
+        for index, event in enumerate(values):
+            data[index] = event.transpose(1, 2, 0)
     with open(folder / "CATALOG.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "file_name", "file_index", "img_type", "time_utc", "pct_missing"])
-        for number in range(len(values)):
-            writer.writerow([f"S{number:04d}", "vil/made_up.h5", number, "vil", "2019-07-01 12:00:00", 0])
+        for index in range(len(values)):
+            writer.writerow([f"S{index:04d}", "vil/made_up.h5", index, "vil", "2019-07-01 12:00:00", 0])
     return folder
 
 

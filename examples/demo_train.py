@@ -42,8 +42,8 @@ def simulated_radar(path: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--steps", type=int, default=60, help="of the training")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="for model, card and scores")
     arguments = parser.parse_args()
     environment = dict(os.environ)
     data = Path(environment.get("EARTHFORMER_HF_DATA", "../shared/data"))

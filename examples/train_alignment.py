@@ -67,7 +67,8 @@ def main():
         return error[~batch["future_mean"].isnan()].square()
 
     def loss_of(model, batch):
-        return squared_errors(model, batch).mean()
+        errors = squared_errors(model, batch)
+        return errors.sum() / max(len(errors), 1)
 
     def score_of(model, accelerator) -> float:
         """Mean squared error of the validation split, at noise and timesteps that are always the same."""

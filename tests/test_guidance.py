@@ -164,11 +164,18 @@ def test_any_other_scheduler_is_refused_by_name(scheduler):
         run(pipeline, past(1), **options)
 
 
-@pytest.mark.parametrize("option", ["stochastic_sampling", "invert_sigmas"])
-def test_options_that_lose_a_shift_are_refused(option):
-    pipeline = tiny_pipeline(diffusers.FlowMatchEulerDiscreteScheduler(**{option: True}))
+@pytest.mark.parametrize(
+    "scheduler, option, value",
+    [
+        (diffusers.FlowMatchEulerDiscreteScheduler, "stochastic_sampling", True),
+        (diffusers.FlowMatchEulerDiscreteScheduler, "invert_sigmas", True),
+        (diffusers.UniPCMultistepScheduler, "solver_p", diffusers.DDIMScheduler()),
+    ],
+)
+def test_options_that_lose_a_shift_are_refused(scheduler, option, value):
+    pipeline = tiny_pipeline(scheduler(**{option: value}))
     pipeline.vae.encode = None  # would fail
-    with pytest.raises(ValueError, match=f"guidance does not work with {option}=True"):
+    with pytest.raises(ValueError, match=f"guidance does not work with {option}="):
         run(pipeline, past(1), callback_on_step_end=KnowledgeAlignmentCallback(1.0, frame_mean))
 
 

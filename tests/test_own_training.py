@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 import yaml
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from tiny import ROOT
 from training_run import Options, in_children, tiny_run, write_items
 
@@ -135,6 +136,21 @@ def test_a_finished_run_is_extended_when_asked(tmp_path, monkeypatch):
     assert "max_steps 4, not with 2" in refusal(monkeypatch, tmp_path, recipe_of(folder), "--extend")
     changed = recipe_of(folder, training={"max_steps": 6, "learning_rate": 1.0})
     assert "learning_rate 0.005, not with 1.0; max_steps" in refusal(monkeypatch, tmp_path, changed, "--extend")
+
+
+def test_a_pretrained_model_goes_on_with_another_grid(tmp_path, monkeypatch):
+    folder = write_rain(tmp_path / "one", rain_of(0, 60))
+    train(monkeypatch, tmp_path, recipe_of(folder))
+    (tmp_path / "run").rename(tmp_path / "first")
+    wider = write_rain(tmp_path / "wider", rain_of(1, 60, 24, 28))
+    still = {"pretrained": str(tmp_path / "first"), "learning_rate": 0.0}  # what it was adapted to
+    train(monkeypatch, tmp_path, recipe_of(wider, (24, 28), training=still))
+    one, adapted = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "run"))
+    differing = {name for name in one if one[name].shape != adapted[name].shape}
+    assert differing and all("position" in name or "bias" in name for name in differing)
+    assert all(torch.equal(one[name], adapted[name]) for name in one.keys() - differing)
+    narrow = recipe_of(wider, (24, 28), training=still, model={"hidden_sizes": [8, 16]})
+    assert "the weights do not fit" in refusal(monkeypatch, tmp_path, narrow, "--output_dir", tmp_path / "other")
 
 
 def test_the_logged_loss_is_that_of_all_processes(tmp_path):

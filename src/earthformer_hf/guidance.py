@@ -97,14 +97,26 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         Args:
             subfolder: where the network lies.
             target, guidance_scale: as for the class.
-            kwargs: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, `variant`, `torch_dtype`.
+            kwargs: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, `variant`, `dtype` or
+                `torch_dtype`.
 
         Raises:
             ValueError: another keyword.
         """
         from .unet_earthformer import EarthformerAlignmentModel
 
-        known = ("revision", "token", "cache_dir", "force_download", "local_files_only", "variant", "torch_dtype")
+        known = (
+            "revision",
+            "token",
+            "cache_dir",
+            "force_download",
+            "local_files_only",
+            "variant",
+            "dtype",
+            "torch_dtype",
+        )
+        if "dtype" in kwargs:
+            kwargs["torch_dtype"] = kwargs.pop("dtype")
         if set(kwargs) - set(known):
             raise ValueError(
                 f"KnowledgeAlignmentCallback.from_pretrained: unknown arguments {sorted(set(kwargs) - set(known))}."

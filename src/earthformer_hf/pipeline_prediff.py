@@ -47,8 +47,8 @@ class PreDiffPipelineOutput(BaseOutput):
 
 
 def _component_classes() -> dict[str, type]:
-    """What each component is loaded as. Imported when needed, and here: of a hub repository's code, diffusers loads
-    the files that this one names, and no file that those name."""
+    """What each component is loaded as. The imports stand here because diffusers, when it runs a hub repository's
+    code, downloads the modules that this file imports, but not those that they import in turn."""
     from .feature_extraction_earthformer import EarthformerFeatureExtractor
     from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
 
@@ -275,7 +275,7 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         accepted = inspect.signature(self.scheduler.step).parameters
         options = {name: given for name, given in (("eta", eta), ("generator", generators)) if name in accepted}
         see_denoised = callback is not None and "denoised_latents" in tensor_names
-        levels = noise_levels(self.scheduler) if see_denoised else None
+        by_step = noise_levels(self.scheduler) if see_denoised else None
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
                 noisy_latents = latents
@@ -288,8 +288,8 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
                         "context_latents": context_latents,
                         "past_values": past_values,
                     }
-                    if levels is not None:
-                        denoised_latents = denoised(self.scheduler, levels[step], model_output, noisy_latents)
+                    if by_step is not None:
+                        denoised_latents = denoised(self.scheduler, by_step[step], model_output, noisy_latents)
                         tensors["denoised_latents"] = denoised_latents.unflatten(0, grid)
                     answer = callback(self, step, timestep, {name: tensors[name] for name in tensor_names})
                     latents = _answered(answer, "latents", tensors).flatten(0, 1)

@@ -98,7 +98,7 @@ def _add_color_bar(figure: "Figure", axes: np.ndarray, label: str, ticks: list |
     extend = "max" if ticks is RAIN_LEVELS else "neither"
     bar = figure.colorbar(images[0], ax=axes, shrink=0.8, pad=0.01, extend=extend, ticks=ticks)
     if ticks:
-        bar.ax.set_yticklabels([f"{level:g}" for level in ticks])
+        bar.ax.set_yticklabels([f"{tick:g}" for tick in ticks])
     bar.ax.tick_params(labelsize=8)
     bar.set_label(label, fontsize=9)
 
@@ -228,8 +228,8 @@ def plot_rank_histogram(panels: dict[str, dict[str, np.ndarray]], title: str) ->
     figure = _figure(figsize=(5 * len(panels), 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (name, panel) in zip(axes.flat, panels.items()):
-        for number, (label, counts) in enumerate(panel.items()):
-            ranks = np.arange(len(counts)) + 0.8 * ((number + 0.5) / len(panel) - 0.5)
+        for place, (label, counts) in enumerate(panel.items()):
+            ranks = np.arange(len(counts)) + 0.8 * ((place + 0.5) / len(panel) - 0.5)
             axis.bar(ranks, counts * len(counts) / max(1, counts.sum()), 0.8 / len(panel), label=label)
         axis.axhline(1, color="0.3", lw=1)
         axis.set_title(name, fontsize=10)

@@ -108,7 +108,7 @@ def posterior_deviation(before: torch.Tensor, after: torch.Tensor) -> float:
     Ho et al., "Denoising diffusion probabilistic models", 2020, equation 7; noise levels of other schedulers count
     with alpha^2 / (alpha^2 + sigma^2) in the place of their cumulative product. 1e-10 where nothing is left to do.
     """
-    earlier, later = (level[0] ** 2 / level.square().sum() for level in (before, after))
+    earlier, later = (pair[0] ** 2 / pair.square().sum() for pair in (before, after))
     return float(((1 - later) / (1 - earlier) * (1 - earlier / later)).clamp(min=1e-20).sqrt())
 
 

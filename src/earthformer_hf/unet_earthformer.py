@@ -440,6 +440,8 @@ class EarthformerUNetModel(EarthformerNoisyModel):
         observed = torch.zeros_like(hidden_states[..., :1])
         observed[:, : context.shape[1]] = 1
         hidden_states = torch.cat([hidden_states, observed], dim=-1)  # (B, T_in + T_out, h, w, c + 1)
+        if self.training and self.is_gradient_checkpointing and torch.is_grad_enabled():
+            hidden_states.requires_grad_()  # reentrant checkpoints drop the gradients of adapters behind other inputs
 
         # 2. down, with the embedding of the denoising step
         states, embedding, global_vectors = self.down(hidden_states, self._timesteps(timestep, sample))

@@ -15,7 +15,7 @@ from .file_times import follows
 
 
 logger = logging.get_logger(__name__)
-DATED_FOLDER = re.compile(r"((year|month|day|hour)=)?[\d\-_.T]+")  # of no series of its own
+DATED_FOLDER = re.compile(r"((year|month|day|hour)=)?[\d\-_.T]+")  # such folders tell dates apart, not series
 SAME_PLACE = 1e-6  # by what part of the spacing coordinates of one grid may differ
 Frame = tuple[np.datetime64, int, int]  # time, number of the file in its group, number of the frame in the file
 

@@ -354,7 +354,7 @@ def _coarse_dtype(dtype: str, coarsen: int) -> str:
 def _read(path: str, layout: dict[str, Any], frames: slice, tile: Sequence[int]) -> np.ndarray:
     """Frames (n, H, W[, C]) of a tile of a file's (coarsened) grid."""
     grid, factor = gridded_file(os.getpid(), path, _changed(path), json.dumps(layout)), layout["coarsen"]
-    top, bottom, left, right = (factor * number for number in tile)
+    top, bottom, left, right = (factor * border for border in tile)
     values = grid.read(frames, slice(top, bottom), slice(left, right))
     return values if factor == 1 else coarsened(values, factor, grid.decibels)
 
@@ -366,12 +366,12 @@ def coarsened(values: np.ndarray, factor: int, decibels: list[bool]) -> np.ndarr
         decibels: of each channel, whether it is dBZ, which is averaged in rain rates.
     """
     channels = values[..., None] if values.ndim == 3 else values
-    frames, height, width, number = channels.shape
+    frames, height, width, depth = channels.shape
     dtype = np.result_type(values.dtype, "float32")
     linear = channels.astype("float64")
     for channel in np.flatnonzero(decibels):
         linear[..., channel] = (10 ** (linear[..., channel] / 10) / 200) ** (1 / 1.6)  # mm/h
-    squares = linear.reshape(frames, height // factor, factor, width // factor, factor, number)
+    squares = linear.reshape(frames, height // factor, factor, width // factor, factor, depth)
     observed = np.isfinite(squares).sum((2, 4))
     total = np.where(np.isfinite(squares), squares, 0).sum((2, 4))
     mean = np.where(2 * observed >= factor**2, total / np.maximum(observed, 1), np.nan)

@@ -31,7 +31,7 @@ GRAVITY, SOFTENING = 0.05, 10.0
 FASTEST = 2.0  # raw pixels a step, along each axis
 BORDER = 10.0  # a digit's centre turns back here
 INK = 5 / 255  # digits are cropped to brighter pixels
-DIGITS = 40_000  # the first so many of a file are drawn from, for all splits alike
+DIGITS = 40_000  # of a file, its first ones, from which all splits draw
 BLOCK = 256  # sequences moved at once
 
 

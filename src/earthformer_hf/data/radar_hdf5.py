@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 
-RATES = ("RATE", "ACRR")  # quantities of which no echo is none
+RATES = ("RATE", "ACRR")  # quantities that are 0, not missing, where there is no echo
 
 
 def plain_dataset(file: Any, group: str | None) -> Any:

@@ -17,7 +17,7 @@ from .guards import open_dataset
 logger = logging.get_logger(__name__)
 LATITUDES, LONGITUDES = np.arange(-55.0, 65, 5), np.arange(0.0, 360, 5)
 NAMES = ("sst", "tos", "analysed_sst", "sea_surface_temperature", "thetao")
-LEAST_OBSERVED = 0.5  # of a node's area, for a value
+LEAST_OBSERVED = 0.5  # share of a node's area that must be observed, else the node is missing
 
 
 def sst_anomalies(source: str | Path, target: str | Path, base: tuple[int, int] = (1981, 2010)) -> None:
@@ -56,7 +56,9 @@ def sst_anomalies(source: str | Path, target: str | Path, base: tuple[int, int] 
                 f"{least} are needed; it has {years[0]}..{years[-1]}."
             )
         of_month = months == month
-        anomalies[of_month] = coarse[of_month] - coarse[chosen].mean(0)  # NaN where the sea was ever covered
+        anomalies[of_month] = coarse[of_month] - coarse[chosen].mean(
+            0
+        )  # NaN where a month of the base period is missing
     observed = int(np.isfinite(anomalies).any(0).sum())
     logger.info(f"{target}: {observed} of {len(LATITUDES) * len(LONGITUDES)} nodes are sea; base {base[0]}..{base[1]}")
     attributes = {"units": "degC", "standard_name": "sea_surface_temperature_anomaly"}

@@ -523,7 +523,9 @@ def ensemble_crps(ensemble: Values, targets: Values) -> tuple[Tensor, Tensor]:
             f"got {size} of {tuple(members.shape[1:])}."
         )
     error = (members - y).abs().mean(0)
-    ranks = 2 * torch.arange(size, device=members.device) - size + 1  # how often a sorted member is the larger, net
+    ranks = (
+        2 * torch.arange(size, device=members.device) - size + 1
+    )  # pairs in which a sorted member is the larger, less those in which it is the smaller
     differences = torch.tensordot(ranks.double(), members.sort(0).values, 1)  # of all pairs
     return error - differences / size**2, error - differences / (size * (size - 1))
 

@@ -258,7 +258,7 @@ def score_section(stored: dict[str, Any]) -> str:
     table = text_table({system: entries["summary"] for system, entries in stored["scores"].items()})
     return (
         f"Protocol `{stored['protocol']['name']}`, {stored['windows']} windows, measured with\n\n"
-        f"```\nearthformer-hf evaluate --model FOLDER --output FOLDER\n```\n\n{table}"
+        f"```\n{stored.get('command') or 'earthformer-hf evaluate --model FOLDER --output FOLDER'}\n```\n\n{table}"
     )
 
 

@@ -39,7 +39,7 @@ class StreamBatches:
         self.accelerator, self.epoch = accelerator, 0
         self.examples = split_dataset_by_node(stream, accelerator.process_index, accelerator.num_processes)
         self.loader = StatefulDataLoader(self.examples, batch_size, num_workers=num_workers, drop_last=True)
-        self.within_epoch = False  # restored to a place after an epoch's first batch, perhaps after its last
+        self.within_epoch = False  # whether the next epoch to be read was begun before the checkpoint
 
     def __iter__(self) -> Iterator[dict]:
         while True:
