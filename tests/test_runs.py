@@ -316,7 +316,7 @@ def test_torchrun_starts_processes_that_know_each_other(tmp_path, data):
     assert result.returncode == 0, result.stderr[-2000:]
     progress = json.loads((tmp_path / "run/checkpoints/last/progress.json").read_text())
     assert progress["settings"]["samples_per_step"] == 4
-    assert (result.stdout + result.stderr).count("validation") == 1
+    assert (result.stdout + result.stderr).count("step 4: validation ") == 1
 
 
 # What a user may choose
