@@ -22,6 +22,7 @@ from earthformer_hf.cli import app
 from earthformer_hf.data import Windows, icar_enso, simulated
 from earthformer_hf.evaluation import (
     baseline_forecaster,
+    compare,
     data_extractor,
     evaluate,
     model_forecaster,
@@ -38,13 +39,13 @@ from earthformer_hf.sharing.tables import text_table
 THRESHOLDS = (16, 74, 133, 160, 181, 219)
 
 
-def codes(number, length=49, size=16, seed=0):
+def codes(number, length=49, size=16, seed=0, minutes=1):
     """Events of slowly changing codes 0..255 that reach every threshold."""
     events = []
     for i in range(number):
         random = np.random.default_rng([seed, i])
         walk = random.normal(100, 60, (1, size, size)) + random.normal(0, 12, (length, size, size)).cumsum(0)
-        events.append({"id": f"S{i}", "time": np.arange(length).astype("datetime64[m]"), "geo": {}})
+        events.append({"id": f"S{i}", "time": (minutes * np.arange(length)).astype("datetime64[m]"), "geo": {}})
         events[-1]["values"] = walk.clip(0, 254).astype("uint8")
     return events
 
@@ -271,10 +272,10 @@ def test_score_files_of_other_protocols_are_refused(tmp_path):
         document["scores"]["persistence"]["contingency"]["hits"]
         == json.loads(paths[1].read_text())["scores"]["persistence"]["contingency"]["hits"]
     )
-    text = reports.compare(paths[:2])
+    text = compare(paths[:2])
     assert f"{document['scores']['persistence']['summary']['csi_m']:.4g}" in text
     with pytest.raises(ValueError, match="differ in average, name, published, source"):
-        reports.compare(paths)
+        compare(paths)
     runner = CliRunner()
     assert runner.invoke(app, ["compare", *map(str, paths[:2])]).output.strip() == text
     refused = runner.invoke(app, ["compare", *map(str, paths)])
@@ -282,10 +283,10 @@ def test_score_files_of_other_protocols_are_refused(tmp_path):
     document["windows"] += 1
     reports.write_score_file(document, paths[1])
     with pytest.raises(ValueError, match="3 and 4 windows"):
-        reports.compare(paths[:2])
+        compare(paths[:2])
     paths[1].write_text("{}")
     with pytest.raises(ValueError, match="is not a score file"):
-        reports.compare(paths[:2])
+        compare(paths[:2])
 
 
 def test_ensembles_of_different_size_compare_by_the_fair_score(tmp_path):
@@ -298,13 +299,13 @@ def test_ensembles_of_different_size_compare_by_the_fair_score(tmp_path):
 
         document = reports.score_file(evaluate({"x": forecast}, windows, protocol), protocol, ensemble_size=size)
         reports.write_score_file(document, path)
-    for text, plain in ((reports.compare(paths[:2]), 1), (reports.compare(paths), 0)):
+    for text, plain in ((compare(paths[:2]), 1), (compare(paths), 0)):
         columns = text.splitlines()[2].split()
         assert columns.count("fair_crps") == 1 and columns.count("crps") == plain
 
 
 def test_figures_show_the_scores():
-    protocol, events = PROTOCOLS["sevir-lr-prediff"], codes(2, length=25)
+    protocol, events = PROTOCOLS["sevir-lr-prediff"], codes(2, length=25, minutes=10)
 
     def forecast(window):
         random = np.random.default_rng(window.index)

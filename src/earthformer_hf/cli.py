@@ -58,39 +58,49 @@ def fails_in_one_line(command: Callable) -> Callable:
 
 
 @app.command("evaluate")
+@fails_in_one_line
 def evaluate_command(
     model: Annotated[str | None, typer.Option(help="a model folder, or a hub id; baselines only if omitted")] = None,
-    protocol: Annotated[str | None, typer.Option(help="the one that the model names if omitted")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data_dir", help="EARTHFORMER_HF_DATA, or ../shared/data if omitted")
+    protocol: Annotated[
+        str | None, typer.Option(help="a name, or a .yaml file; the one that the model names if omitted")
     ] = None,
-    ensemble_size: Annotated[int, typer.Option("--ensemble_size", help="members")] = 8,
-    num_inference_steps: Annotated[int, typer.Option("--num_inference_steps", help="of a pipeline")] = 20,
-    max_windows: Annotated[int | None, typer.Option("--max_windows", help="a quick look at so many windows")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", "--data_dir", help="EARTHFORMER_HF_DATA, or ../shared/data if omitted")
+    ] = None,
+    ensemble_size: Annotated[int, typer.Option("--ensemble-size", "--ensemble_size", help="members")] = 8,
+    num_inference_steps: Annotated[
+        int, typer.Option("--num-inference-steps", "--num_inference_steps", help="of a pipeline")
+    ] = 20,
+    max_windows: Annotated[
+        int | None, typer.Option("--max-windows", "--max_windows", help="a quick look at so many windows")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="folder for scores.json and figures")] = None,
+    new_protocol: Annotated[
+        Path | None,
+        typer.Option("--new-protocol", "--new_protocol", help="write a protocol for your own data, to fill in"),
+    ] = None,
 ):
-    """Score a model under a named protocol, beside forecasts without a neural network."""
+    """Score a model under a protocol, beside forecasts without a neural network."""
     from .evaluation import run_protocol
+    from .evaluation.own_protocol import write_template
 
+    if new_protocol is not None:
+        write_template(new_protocol)
+        typer.echo(f"{new_protocol}: written")
+        return
     command = shlex.join(["earthformer-hf", *sys.argv[1:]])
-    options = (ensemble_size, num_inference_steps, max_windows, output)
-    try:
-        text = run_protocol(model, protocol, data_dir, *options, command)
-    except (ValueError, OSError, HfHubHTTPError) as reason:
-        fail(reason)
+    text = run_protocol(model, protocol, data_dir, ensemble_size, num_inference_steps, max_windows, output, command)
     if text is not None:
         typer.echo(text)
 
 
 @app.command("compare")
+@fails_in_one_line
 def compare_command(files: Annotated[list[Path], typer.Argument(help="scores.json files of one protocol")]):
-    """Put the headline scores of score files side by side; files of different protocols are refused."""
+    """Put score files side by side; those of different protocols or of other data are refused."""
     from .evaluation import compare
 
-    try:
-        typer.echo(compare(files))
-    except ValueError as reason:
-        fail(reason)
+    typer.echo(compare(files))
 
 
 # -- hub --------------------------------------------------------------------------------------------------------------

@@ -154,9 +154,11 @@ def plot_by_lead(curves: dict[str, dict[str, np.ndarray]], leads: np.ndarray, un
     lines = -(-len(curves) // columns)
     figure = _figure(figsize=(3.6 * columns, 2.8 * lines + 0.8), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
+    labels = list(dict.fromkeys(label for panel in curves.values() for label in panel))  # one colour in all panels
     for axis, (name, panel) in zip(axes.flat, curves.items()):
         for label, values in panel.items():
-            axis.plot(leads[: len(values)], values, marker="o", markersize=3, label=label)
+            color = f"C{labels.index(label) % 10}"
+            axis.plot(leads[: len(values)], values, marker="o", markersize=3, label=label, color=color)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel(f"lead time, {unit}", fontsize=9)
         axis.tick_params(labelsize=8)

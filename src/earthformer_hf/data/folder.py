@@ -117,7 +117,8 @@ class Folder(EventBuilder):
     decodes them: scaled, and NaN for the file's own missing value, flags and what is outside its valid range.
 
     `geo`: `file`, in which the event begins; `y` and `x`, the coordinates of rows and columns where they are
-    one-dimensional, and their names `y_name` and `x_name`; `crs`, a string, or `grid_mapping`, the CF attributes,
+    one-dimensional, their names `y_name` and `x_name`, and their units `y_units` and `x_units`; `units` of the values,
+    those of several variables with commas between them; `crs`, a string, or `grid_mapping`, the CF attributes,
     where the file states one.
     """
 

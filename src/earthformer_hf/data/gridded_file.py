@@ -63,7 +63,7 @@ class GriddedFile:
         self.shape = [*shape, len(names)] if len(names) > 1 else shape
         self.masks = [_valid_interval(array) for array in self.arrays]
         self.dtype = str(np.result_type(*(_dtype(array, mask) for array, mask in zip(self.arrays, self.masks))))
-        self.geo = _location(dataset, self.arrays[0], self.order)
+        self.geo = _location(dataset, self.arrays[0], self.order) | _units_of(self.arrays)
         self.decibels = [str(array.attrs.get("units", "")).lower() in ("dbz", "db") for array in self.arrays]
 
     def read(self, frames: slice, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
@@ -301,6 +301,8 @@ def _location(dataset: Any, array: Any, order: list) -> dict[str, Any]:
         if name in array.coords and array.coords[name].dtype.kind in "uif":
             geo[role] = array.coords[name].values.tolist()
             geo[f"{role}_name"] = str(name)
+            if units := array.coords[name].attrs.get("units"):
+                geo[f"{role}_units"] = str(units)
     mapping = array.encoding.get("grid_mapping") or array.attrs.get("grid_mapping") or "spatial_ref"
     attributes = dataset[mapping].attrs if mapping in dataset.variables else {}
     text = attributes.get("crs_wkt") or attributes.get("spatial_ref") or dataset.attrs.get("projection")
@@ -311,6 +313,12 @@ def _location(dataset: Any, array: Any, order: list) -> dict[str, Any]:
     elif [geo.get("y_name"), geo.get("x_name")] in (["lat", "lon"], ["latitude", "longitude"]):
         geo["crs"] = "EPSG:4326"
     return geo
+
+
+def _units_of(arrays: list[Any]) -> dict[str, str]:
+    """The units that the file states, of each channel once."""
+    stated = dict.fromkeys(str(array.attrs.get("units", "")).strip() for array in arrays)
+    return {"units": ", ".join(stated)} if all(stated) else {}
 
 
 def check_values(grid: GriddedFile, path: Path):

@@ -131,6 +131,7 @@ def tiles(
         if not {"code", "time"} <= set(group) or not {"tile_size", "dt_minutes"} <= set(group.attrs):
             raise ValueError(f"{path}, {name!r} must hold `code` and `time`, and state tile_size and dt_minutes.")
         time = np.array([text.decode().rstrip("Z") for text in group["time"][:]], dtype="datetime64[s]")
+        spacing = {} if "pixel" not in group.attrs else {"grid_spacing": _spacing(group.attrs["pixel"])}
         size, minutes = int(group.attrs["tile_size"]), int(group.attrs["dt_minutes"])
         origins, shape = [(int(y), int(x)) for y, x in group[f"tiles_{split}"][:]], (size, size)
         if tile is not None and origins:
@@ -146,11 +147,16 @@ def tiles(
                 {
                     "id": f"{name}:{y}:{x}",
                     "time": time,
-                    "geo": {"source": name, **corner, "minutes": minutes},
+                    "geo": {"source": name, **corner, "minutes": minutes} | spacing,
                     "reference": {"path": str(path), "group": name, "shape": shape, **corner},
                 }
             )
     return rows
+
+
+def _spacing(pixel: str) -> str:
+    """Of "native" or "3 x native" pixels, which are of 1 km, or of 0.01 degrees, which is about that."""
+    return f"{int(pixel.partition(' x ')[0]) if ' x ' in pixel else 1} km"
 
 
 def _tile(reference: dict[str, Any]) -> np.ndarray:

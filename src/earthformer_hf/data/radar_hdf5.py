@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 
+UNITS = {"RATE": "mm/h", "ACRR": "mm", "DBZH": "dBZ", "DBZV": "dBZ", "TH": "dBZ", "TV": "dBZ"}  # of ODIM's quantities
 RATES = ("RATE", "ACRR")  # quantities that are 0, not missing, where there is no echo
 
 
@@ -92,10 +93,22 @@ def _odim_dataset(file: Any) -> Any:
         if [when for when, _ in entries] != times:
             raise ValueError(f"holds {quantity!r} at {len(entries)} times, other quantities at {len(times)}")
         parts = [_Decoded(item, *_odim_rule(what, quantity)) for _, (item, what) in entries]
-        variables[quantity] = xarray.Variable(("time", "y", "x"), _lazy(_Stack(parts)))
+        units = {"units": UNITS[quantity]} if quantity in UNITS else {}
+        variables[quantity] = xarray.Variable(("time", "y", "x"), _lazy(_Stack(parts)), units)
     place = file["where"].attrs if "where" in file else {}
     attributes = {"projection": _text(place["projdef"])} if "projdef" in place else {}
-    return xarray.Dataset(variables, {"time": np.array(times, "datetime64[s]")}, attributes)
+    shape = next(iter(variables.values())).shape
+    places = _places(shape, place.get("yscale"), place.get("xscale"), "m")
+    return xarray.Dataset(variables, {"time": np.array(times, "datetime64[s]")} | places, attributes)
+
+
+def _places(shape: tuple[int, ...], height: Any, width: Any, units: str) -> dict[str, Any]:
+    """Coordinates of rows and columns by their spacing, from the north-western corner; none if it is not stated."""
+    if height is None or width is None:
+        return {}
+    spacings = -abs(float(np.ravel(height)[0])), abs(float(np.ravel(width)[0]))
+    sides = zip("yx", shape[1:], spacings)
+    return {name: (name, spacing * np.arange(size), {"units": units}) for name, size, spacing in sides}
 
 
 def _odim_rule(what: dict[str, Any], quantity: str) -> tuple[float, float, list[float], dict[float, float]]:
@@ -119,9 +132,11 @@ def _knmi_dataset(file: Any) -> Any:
         for name in ("calibration_out_of_image", "calibration_missing_data")
         if name in calibration
     ]
-    name = _text(image.attrs.get("image_geo_parameter", "image")).split("_")[0].lower() or "image"
+    parameter = _text(image.attrs.get("image_geo_parameter", "image"))  # such as REFLECTIVITY_[DBZ]
+    name, unit = parameter.split("_")[0].lower() or "image", re.search(r"\[(.+)\]", parameter)
     values = _Decoded(image["image_data"], float(match[1]), float(match[2] or 0), missing, {})
-    array = xarray.Variable(("time", "y", "x"), _lazy(_Stack([values])))
+    units = {} if unit is None else {"units": {"dbz": "dBZ", "mm": "mm"}.get(unit[1].lower(), unit[1])}
+    array = xarray.Variable(("time", "y", "x"), _lazy(_Stack([values])), units)
     stamp = _text(file["overview"].attrs["product_datetime_end"])
     day, _, clock = stamp.partition(";")
     day_of_month, month, year = day.split("-")
@@ -131,7 +146,11 @@ def _knmi_dataset(file: Any) -> Any:
     attributes = (
         {} if projection is None else {"projection": _text(projection.attrs.get("projection_proj4_params", ""))}
     )
-    return xarray.Dataset({name: array}, {"time": np.array([when])}, {k: v for k, v in attributes.items() if v})
+    grid = file["geographic"].attrs if "geographic" in file else {}
+    unit = _text(grid.get("geo_dim_pixel", "")).split(",")[0].lower()
+    places = _places(array.shape, grid.get("geo_pixel_size_y"), grid.get("geo_pixel_size_x"), unit)
+    coordinates = {"time": np.array([when])} | places
+    return xarray.Dataset({name: array}, coordinates, {k: v for k, v in attributes.items() if v})
 
 
 def _numbered(group: Any, stem: str) -> list[Any]:

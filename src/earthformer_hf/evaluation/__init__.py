@@ -1,5 +1,6 @@
 """Evaluation: scores under named protocols, beside forecasts without a neural network."""
 
+from .comparison import compare
 from .evaluate import evaluate, run_protocol
 from .forecasters import (
     Window,
@@ -10,8 +11,8 @@ from .forecasters import (
     protocol_windows,
     window_at,
 )
+from .own_protocol import load_protocol
 from .protocols import PROTOCOLS, Protocol
-from .reports import compare
 
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "compare",
     "data_extractor",
     "evaluate",
+    "load_protocol",
     "model_forecaster",
     "pipeline_forecaster",
     "protocol_windows",

@@ -15,17 +15,33 @@ def persistence(past: np.ndarray, prediction_length: int) -> np.ndarray:
     return np.repeat(past[-1:], prediction_length, axis=0)
 
 
-def dressed_persistence(past: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """An ensemble: the last frame repeated, plus errors that persistence made on other days, not below 0.
+def last_clear_value(past: np.ndarray, observed: np.ndarray, prediction_length: int) -> np.ndarray:
+    """The last value of each pixel that was observed, repeated; of one that never was, that of the last frame.
 
     Args:
-        past: (T_in, H, W).
-        errors: (E, T_out, H, W), observed minus persisted frames drawn from the training set.
+        past: (T_in, H, W[, C]).
+        observed: bool, of that shape, false under clouds.
 
     Returns:
-        (E, T_out, H, W).
+        (prediction_length, H, W[, C]).
     """
-    return np.maximum(past[-1] + errors, 0)
+    since = np.where(observed.any(0), observed[::-1].argmax(0), 0)  # frames before the last
+    last = np.take_along_axis(past, (len(past) - 1 - since)[None], axis=0)
+    return np.repeat(last, prediction_length, axis=0)
+
+
+def dressed_persistence(past: np.ndarray, errors: np.ndarray, lowest: float = 0.0) -> np.ndarray:
+    """An ensemble: the last frame repeated, plus errors that persistence made on other days.
+
+    Args:
+        past: (T_in, H, W[, C]).
+        errors: (E, T_out, H, W[, C]), observed minus persisted frames drawn from the training set.
+        lowest: value that exists; no member is below it.
+
+    Returns:
+        (E, T_out, H, W[, C]).
+    """
+    return np.maximum(past[-1] + errors, lowest)
 
 
 def is_pysteps_available() -> bool:
@@ -35,8 +51,14 @@ def is_pysteps_available() -> bool:
     return find_spec("pysteps") is not None and find_spec("cv2") is not None
 
 
+# Frames of the past that each method looks at.
+CONTEXT = {"extrapolation": 3, "s-prog": 3, "anvil": 4, "steps": 3}
+
 # Rain rates in decibels, 10 log10(mm/h): the lowest that is rain, 0.1 mm/h, and the value that stands for no rain.
 LOWEST_RAIN, NO_RAIN = -10.0, -15.0
+
+
+OnFallback = Callable[[], object]  # is called where a method cannot be run and the extrapolation takes its place
 
 
 def _last_frames(rain: np.ndarray, frames: int) -> np.ndarray:
@@ -56,7 +78,12 @@ def _from_decibel(decibel: np.ndarray) -> np.ndarray:
 
 
 def _nowcast(
-    method: str, fields: np.ndarray, decibel: np.ndarray, prediction_length: int, **options
+    method: str,
+    fields: np.ndarray,
+    decibel: np.ndarray,
+    prediction_length: int,
+    on_fallback: OnFallback | None,
+    **options,
 ) -> np.ndarray | None:
     """A nowcast of pysteps along the motion of `decibel`; None if pysteps cannot run it, as on an almost dry field."""
     with _silenced():
@@ -66,6 +93,8 @@ def _nowcast(
             velocity = motion.get_method("LK")(decibel)
             return nowcasts.get_method(method)(fields, velocity, prediction_length, **options)
         except (ValueError, RuntimeError, IndexError, np.linalg.LinAlgError):
+            if on_fallback is not None:
+                on_fallback()
             return None
 
 
@@ -99,7 +128,7 @@ def extrapolation(rain: np.ndarray, prediction_length: int) -> tuple[np.ndarray,
     return np.where(reachable, forecast, 0.0), reachable
 
 
-def sprog(rain: np.ndarray, prediction_length: int) -> np.ndarray:
+def sprog(rain: np.ndarray, prediction_length: int, on_fallback: OnFallback | None = None) -> np.ndarray:
     """The rain field moved along its motion, each scale damped as fast as it lost its memory (S-PROG).
 
     Seed, "A dynamic and spatial scaling approach to advection forecasting", J. Applied Meteorology 42, 2003, as
@@ -109,6 +138,7 @@ def sprog(rain: np.ndarray, prediction_length: int) -> np.ndarray:
     Args:
         rain: (T_in, H, W) rain rate in mm/h, missing values as 0; the last three frames are used.
         prediction_length: frames to forecast.
+        on_fallback: is called if it cannot be run.
 
     Returns:
         (prediction_length, H, W) rain rate in mm/h; 0 where the rain would come from outside.
@@ -117,11 +147,11 @@ def sprog(rain: np.ndarray, prediction_length: int) -> np.ndarray:
         ValueError: too few frames.
     """
     decibel = _to_decibel(_last_frames(rain, 3))
-    forecast = _nowcast("sprog", decibel, decibel, prediction_length, precip_thr=LOWEST_RAIN)
+    forecast = _nowcast("sprog", decibel, decibel, prediction_length, on_fallback, precip_thr=LOWEST_RAIN)
     return extrapolation(rain, prediction_length)[0] if forecast is None else _from_decibel(forecast)
 
 
-def anvil(rain: np.ndarray, prediction_length: int) -> np.ndarray:
+def anvil(rain: np.ndarray, prediction_length: int, on_fallback: OnFallback | None = None) -> np.ndarray:
     """The rain field moved along its motion, growing and decaying as it did in each place and on each scale (ANVIL).
 
     Pulkkinen et al., "Nowcasting of convective rainfall using volumetric radar observations", IEEE Trans. Geoscience
@@ -132,6 +162,7 @@ def anvil(rain: np.ndarray, prediction_length: int) -> np.ndarray:
     Args:
         rain: (T_in, H, W) rain rate in mm/h, missing values as 0; the last four frames are used.
         prediction_length: frames to forecast.
+        on_fallback: is called if it cannot be run.
 
     Returns:
         (prediction_length, H, W) rain rate in mm/h; 0 where the rain would come from outside.
@@ -139,13 +170,20 @@ def anvil(rain: np.ndarray, prediction_length: int) -> np.ndarray:
     Raises:
         ValueError: too few frames.
     """
-    forecast = _nowcast("anvil", _last_frames(rain, 4).astype("float64"), _to_decibel(rain[-3:]), prediction_length)
+    fields, decibel = _last_frames(rain, 4).astype("float64"), _to_decibel(rain[-3:])
+    forecast = _nowcast("anvil", fields, decibel, prediction_length, on_fallback)
     moved = extrapolation(rain, prediction_length)[0]
     return moved if forecast is None else np.where(np.isfinite(forecast), np.maximum(forecast, 0.0), moved)
 
 
 def steps_ensemble(
-    rain: np.ndarray, prediction_length: int, ensemble_size: int, minutes: float, kilometers: float, seed: int
+    rain: np.ndarray,
+    prediction_length: int,
+    ensemble_size: int,
+    minutes: float,
+    kilometers: float,
+    seed: int,
+    on_fallback: OnFallback | None = None,
 ) -> np.ndarray:
     """An ensemble of the rain field moved along its motion, with noise that grows from small scales to large (STEPS).
 
@@ -158,6 +196,7 @@ def steps_ensemble(
         prediction_length: frames to forecast.
         minutes, kilometers: between frames and grid points.
         seed: of the noise.
+        on_fallback: is called if it cannot be run.
 
     Returns:
         (ensemble_size, prediction_length, H, W) rain rate in mm/h; 0 where the rain would come from outside.
@@ -171,6 +210,7 @@ def steps_ensemble(
         decibel,
         decibel,
         prediction_length,
+        on_fallback,
         n_ens_members=ensemble_size,
         precip_thr=LOWEST_RAIN,
         kmperpixel=kilometers,
@@ -333,6 +373,7 @@ def linear_maps(record: OceanRecord, lat: np.ndarray, num_components: int = 12, 
 
 
 __all__ = [
+    "CONTEXT",
     "LINEAR_INVERSE_GRID",
     "SEASONAL_RIDGE_GRID",
     "LeadingComponents",
@@ -342,6 +383,7 @@ __all__ = [
     "damped_persistence",
     "dressed_persistence",
     "extrapolation",
+    "last_clear_value",
     "is_pysteps_available",
     "linear_inverse_model",
     "linear_maps",

@@ -10,20 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
 
 from .. import data
 from ..data import Windows, load_dataset
-from ..data.events import builder_of
-from ..data.open_radar import rain_rate, stored_code
+from ..data.events import SOURCES, builder_of, usable
 from ..data.open_sst import nino34
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..pipeline_prediff import PreDiffPipeline
 from ..sharing.push import load
 from . import baselines
+from .data_facts import DataFacts, facts_of_events
 from .protocols import Protocol
+from .rain import RainCoding, lowest_value, rain_coding
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Window:
         past: (T_in, H, W[, C]), missing values as the source codes them.
         filled_past: the same, missing values replaced by the data set's fill value.
         future: (T_out, H, W[, C]), the truth; no forecaster looks at it.
-        observed: bool, shape of `future`.
+        past_observed, observed: bool, shapes of `past` and of `future`.
         covariates: (T_in + T_out, H, W, K) or None.
     """
 
@@ -47,6 +49,7 @@ class Window:
     past: np.ndarray
     filled_past: np.ndarray
     future: np.ndarray
+    past_observed: np.ndarray
     observed: np.ndarray
     covariates: np.ndarray | None
 
@@ -60,15 +63,34 @@ Forecaster = Callable[[Window], np.ndarray]
 
 
 def data_extractor(protocol: Protocol) -> EarthformerFeatureExtractor:
-    """What the stored numbers of the protocol's data set are: missing values, fill value, physical units."""
-    return EarthformerFeatureExtractor(**builder_of(protocol.dataset).FACTS.feature_extractor)
+    """What the stored numbers of the protocol's data set are: missing values, fill value, physical units.
+
+    From the source, and from `feature_extractor` of the protocol, which comes first.
+    """
+    known: dict[str, Any] = {}
+    if protocol.dataset in SOURCES:
+        known = builder_of(protocol.dataset).facts_of(protocol.options).feature_extractor
+    return EarthformerFeatureExtractor(**(known | protocol.feature_extractor))
 
 
 def protocol_windows(protocol: Protocol, data_dir: str | Path | None = None, split: str | None = None) -> Windows:
-    """The windows of a protocol, in the range of [`data_extractor`]; of another split if one is named."""
-    table = load_dataset(protocol.dataset, data_dir, split or protocol.split, **protocol.options)
+    """The windows of a protocol, in the range of [`data_extractor`]; of another split if one is named.
+
+    Raises:
+        ValueError: the data are not there, or the split is too short.
+    """
+    split = split or protocol.split
+    if protocol.dataset in SOURCES or not (Path(protocol.dataset).is_dir() or "/" in protocol.dataset):
+        table = usable(load_dataset(protocol.dataset, data_dir, split, **protocol.options), protocol.dataset)
+    elif protocol.options:
+        raise ValueError(f"`options` are those of a source, {protocol.dataset!r} is a data set that was prepared.")
+    else:
+        table = datasets.load_dataset(protocol.dataset, split=split)
     strides = {"stride": protocol.window_stride, "frame_stride": protocol.frame_stride}
-    return data.windows(table, data_extractor(protocol).encode, *window_lengths(protocol), **strides)
+    try:
+        return data.windows(table, data_extractor(protocol).encode, *window_lengths(protocol), **strides)
+    except ValueError as reason:
+        raise ValueError(f"`dataset`, {split!r} of {protocol.dataset}: {reason}") from reason
 
 
 def window_lengths(protocol: Protocol) -> tuple[int, int]:
@@ -87,7 +109,8 @@ def window_at(windows: Windows, index: int, extractor: EarthformerFeatureExtract
         given = windows.cutter.frames(event, start, "observed")
         observed = observed & (given if given.ndim == observed.ndim else given[..., None])
     covariates = windows.cutter.frames(event, start, "covariates") if "covariates" in event else None
-    return Window(index, start, event, frames[:past], filled[:past], frames[past:], observed[past:], covariates)
+    masks = observed[:past], observed[past:]
+    return Window(index, start, event, frames[:past], filled[:past], frames[past:], *masks, covariates)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -127,21 +150,32 @@ def pipeline_forecaster(pipeline, ensemble_size: int = 8, num_inference_steps: i
     return forecast
 
 
-def load_forecaster(
-    model: str | Path, ensemble_size: int = 8, num_inference_steps: int = 20
-) -> tuple[Forecaster, str | None, Path, dict[str, Any]]:
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model or pipeline that was loaded to be scored.
+
+    Args:
+        forecaster: of it.
+        extractor: its feature extractor.
+        folder: of its weights.
+        settings: with which a pipeline draws its ensembles; empty of a model.
+    """
+
+    forecaster: Forecaster
+    extractor: EarthformerFeatureExtractor
+    folder: Path
+    settings: dict[str, Any]
+
+
+def load_forecaster(model: str | Path, ensemble_size: int = 8, num_inference_steps: int = 20) -> LoadedModel:
     """The forecaster of a model or pipeline, on this process's device.
 
     Args:
         model: a folder or a hub id.
         ensemble_size, num_inference_steps: of a pipeline.
 
-    Returns:
-        The forecaster; the name of the protocol that its feature extractor names; the folder of its weights; and the
-        settings with which a pipeline draws its ensembles.
-
     Raises:
-        ValueError: no model, or one without a feature extractor.
+        ValueError: no model, one without a feature extractor, or an ensemble of fewer than 2 members.
     """
     folder, loaded, extractor = load(model)
     extractor = extractor or getattr(loaded, "feature_extractor", None)
@@ -149,11 +183,18 @@ def load_forecaster(
         raise ValueError(f"`model`: {model} has no feature extractor.")
     device = PartialState().device
     if isinstance(loaded, PreDiffPipeline):
+        check_ensemble_size(ensemble_size, f"the pipeline {model}")
         loaded.to(device, torch.float32)
         settings = {"num_inference_steps": num_inference_steps, "scheduler": type(loaded.scheduler).__name__}
         forecaster = pipeline_forecaster(loaded, ensemble_size, num_inference_steps)
-        return forecaster, extractor.protocol, folder, settings
-    return model_forecaster(loaded.eval().to(device), extractor), extractor.protocol, folder, {}
+        return LoadedModel(forecaster, extractor, folder, settings)
+    return LoadedModel(model_forecaster(loaded.eval().to(device), extractor), extractor, folder, {})
+
+
+def check_ensemble_size(ensemble_size: int, what: str) -> None:
+    """ValueError unless there are 2 members or more, without which nothing can be said of an ensemble."""
+    if ensemble_size < 2:
+        raise ValueError(f"`ensemble_size` must be at least 2 for {what}, got {ensemble_size}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -161,52 +202,80 @@ def load_forecaster(
 # ---------------------------------------------------------------------------------------------------------------------
 
 RAIN_BASELINES = ("extrapolation", "s-prog", "anvil", "steps")
+ENSEMBLE_BASELINES = ("dressed persistence", "steps")
 
 
 def baseline_forecaster(
-    name: str, protocol: Protocol, load_split: Callable[[str], Windows], ensemble_size: int = 8
+    name: str,
+    protocol: Protocol,
+    load_split: Callable[[str], Windows],
+    ensemble_size: int = 8,
+    facts: DataFacts | None = None,
 ) -> Forecaster:
     """A forecast without a neural network, see `baselines.py`.
 
     Args:
-        name: "persistence", "dressed persistence" (an ensemble), or one of `RAIN_BASELINES` or
+        name: "persistence", "last clear value", "dressed persistence" (an ensemble), or one of `RAIN_BASELINES` or
             `OceanForecaster.MODELS`.
         protocol: whose windows are forecast.
         load_split: split -> its windows, for baselines that learn from the training split.
         ensemble_size: of ensembles.
+        facts: of the data; those of each window's event if omitted.
 
     Raises:
-        ValueError: another name.
+        ValueError: another name, or, by that name, why it cannot work on the data.
         ImportError: it needs pysteps, which is not installed.
     """
+    if name in ENSEMBLE_BASELINES:
+        check_ensemble_size(ensemble_size, f"the baseline {name!r}")
     if name == "persistence":
         return lambda window: baselines.persistence(window.filled_past, protocol.prediction_length)
-    if name == "dressed persistence":
-        return _dressed_persistence(protocol, load_split(protocol.training_split), ensemble_size)
-    if name in RAIN_BASELINES:
-        return _rain_forecaster(name, protocol, ensemble_size)
-    if name in OceanForecaster.MODELS:
-        return OceanForecaster(name, protocol, load_split)
-    known = ("persistence", "dressed persistence", *RAIN_BASELINES, *OceanForecaster.MODELS)
+    if name == "last clear value":
+        return lambda window: baselines.last_clear_value(
+            window.filled_past, window.past_observed, protocol.prediction_length
+        )
+    try:
+        if name == "dressed persistence":
+            return _dressed_persistence(protocol, load_split(protocol.training_split), ensemble_size, facts)
+        if name in RAIN_BASELINES:
+            return RainForecaster(name, protocol, ensemble_size, facts)
+        if name in OceanForecaster.MODELS:
+            return OceanForecaster(name, protocol, load_split)
+    except (ValueError, LookupError) as reason:
+        raise ValueError(f"the baseline {name!r} cannot work on these data: {reason}") from reason
+    known = ("persistence", "last clear value", "dressed persistence", *RAIN_BASELINES, *OceanForecaster.MODELS)
     raise ValueError(f"`name` must be one of {known}, got {name!r}.")
 
 
 def protocol_baselines(
-    protocol: Protocol, data_dir: str | Path | None = None, ensemble_size: int = 8
+    protocol: Protocol,
+    data_dir: str | Path | None = None,
+    ensemble_size: int = 8,
+    facts: DataFacts | None = None,
 ) -> tuple[dict[str, Forecaster], dict[str, str]]:
-    """The baselines of a protocol by name; and of each that cannot be run here, the reason."""
+    """The baselines of a protocol by name; and of each whose libraries are not installed, the reason.
+
+    The EarthNetScore is always shown beside that of the last clear value: the persistence of its authors
+    (Requena-Mesa et al., 2021, section 5).
+    """
     forecasters: dict[str, Forecaster] = {}
     left_out: dict[str, str] = {}
-    for name in protocol.baselines:
+    load_split = partial(protocol_windows, protocol, data_dir)
+    for name in (*protocol.baselines, *(("last clear value",) if "earthnet" in protocol.scores else ())):
         try:
-            load_split = partial(protocol_windows, protocol, data_dir)
-            forecasters[name] = baseline_forecaster(name, protocol, load_split, ensemble_size)
+            forecasters[name] = baseline_forecaster(name, protocol, load_split, ensemble_size, facts)
         except ImportError as reason:
             left_out[name] = str(reason)
     return forecasters, left_out
 
 
-def _dressed_persistence(protocol: Protocol, training: Windows, ensemble_size: int) -> Forecaster:
+def _facts_of_window(window: Window, protocol: Protocol) -> DataFacts:
+    return facts_of_events([(str(window.event["id"]), window.event["time"], window.event.get("geo", {}))], protocol)
+
+
+def _dressed_persistence(
+    protocol: Protocol, training: Windows, ensemble_size: int, facts: DataFacts | None
+) -> Forecaster:
     """Persistence plus its errors in other, random windows of the training split."""
     extractor = data_extractor(protocol)
 
@@ -216,31 +285,64 @@ def _dressed_persistence(protocol: Protocol, training: Windows, ensemble_size: i
             other = window_at(training, int(index), extractor)
             known = other.observed & extractor.observed(other.past[-1])
             errors.append(np.where(known, other.future.astype("float64") - other.past[-1], 0.0))
-        return baselines.dressed_persistence(window.filled_past, np.stack(errors))
+        lowest = lowest_value(extractor, facts or _facts_of_window(window, protocol))
+        return baselines.dressed_persistence(window.filled_past, np.stack(errors), lowest)
 
     return forecast
 
 
-def _rain_forecaster(name: str, protocol: Protocol, ensemble_size: int) -> Forecaster:
-    """Nowcasts of the rain rate, rounded to half a dB of reflectivity as the data are."""
-    if not baselines.is_pysteps_available():
-        raise ImportError("pysteps is not installed: pip install 'earthformer-hf[optical-flow]'")
-    extractor, future = data_extractor(protocol), protocol.prediction_length
-    kilometers = float(extractor.grid_spacing.split()[0])
+class RainForecaster:
+    """Nowcasts of the rain rate by pysteps, in stored units.
 
-    def forecast(window: Window) -> np.ndarray:
-        past, reachable = extractor.to_physical(window.filled_past), None
-        if name == "extrapolation":
+    Args:
+        name: of `RAIN_BASELINES`.
+        protocol, ensemble_size, facts: as for [`baseline_forecaster`].
+
+    Attributes:
+        fallbacks: indices of the windows for which the method could not be run, as on a field almost without rain,
+            and the extrapolation took its place.
+
+    Raises:
+        ValueError: the data are no rain; or "steps" is to work on data of unknown time step or grid spacing.
+        ImportError: pysteps is not installed.
+    """
+
+    def __init__(self, name: str, protocol: Protocol, ensemble_size: int = 8, facts: DataFacts | None = None):
+        if not baselines.is_pysteps_available():
+            raise ImportError("pysteps is not installed: pip install 'earthformer-hf[optical-flow]'")
+        self.name, self.protocol, self.ensemble_size, self.facts = name, protocol, ensemble_size, facts
+        self.extractor, self.fallbacks = data_extractor(protocol), set[int]()
+        if facts is not None:
+            self.check(facts)
+        if protocol.context_length < baselines.CONTEXT[name]:
+            raise ValueError(f"it needs a context of {baselines.CONTEXT[name]} frames, got {protocol.context_length}")
+
+    def check(self, facts: DataFacts) -> RainCoding:
+        """The coding of the rain; ValueError if there is none, or a step or spacing is missing."""
+        if self.name == "steps" and None in (facts.minutes, facts.kilometers):
+            raise ValueError(
+                f"its noise needs the time step and the grid spacing, got {facts.time_step} and {facts.grid_spacing}; "
+                "`feature_extractor` of the protocol may state `time_step` and `grid_spacing`"
+            )
+        return rain_coding(self.extractor, facts)
+
+    def __call__(self, window: Window) -> np.ndarray:
+        facts, future = self.facts or _facts_of_window(window, self.protocol), self.protocol.prediction_length
+        coding, reachable = self.check(facts), None
+        if window.past.ndim != 3:
+            raise ValueError(f"the baseline {self.name!r} takes one variable (T, H, W), got {window.past.shape}.")
+        past = np.where(window.past_observed, coding.to_rain(window.filled_past), 0)
+        options: dict[str, Any] = {"on_fallback": lambda: self.fallbacks.add(window.index)}
+        if self.name == "extrapolation":
             rain, reachable = baselines.extrapolation(past, future)
-        elif name == "steps":
-            minutes = window.event["geo"]["minutes"] * protocol.frame_stride
-            rain = baselines.steps_ensemble(past, future, ensemble_size, minutes, kilometers, seed=window.index)
+        elif self.name == "steps":
+            step = facts.minutes, facts.kilometers
+            rain = baselines.steps_ensemble(past, future, self.ensemble_size, *step, seed=window.index, **options)
         else:
-            rain = {"s-prog": baselines.sprog, "anvil": baselines.anvil}[name](past, future)
-        codes = np.round(extractor.from_physical(rain_rate(stored_code(rain))))
-        return codes if reachable is None else np.ma.masked_array(codes, ~reachable)
-
-    return forecast
+            rain = {"s-prog": baselines.sprog, "anvil": baselines.anvil}[self.name](past, future, **options)
+        dry = window.past[window.past_observed].min(initial=0)  # in dBZ; 0 dBZ is no rain in any case
+        values = coding.from_rain(rain, dry)
+        return values if reachable is None else np.ma.masked_array(values, ~reachable)
 
 
 class OceanForecaster:
@@ -282,9 +384,12 @@ class OceanForecaster:
 
 
 __all__ = [
+    "ENSEMBLE_BASELINES",
     "RAIN_BASELINES",
     "Forecaster",
+    "LoadedModel",
     "OceanForecaster",
+    "RainForecaster",
     "Window",
     "baseline_forecaster",
     "data_extractor",

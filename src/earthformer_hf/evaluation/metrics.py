@@ -11,7 +11,6 @@ int64, sums float64. A score without events is undefined: NaN, never 0. States a
 """
 
 import math
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -197,8 +196,12 @@ class ContingencyScores(ForecastMetric):
         """Add forecasts, see the top of the file."""
         predictions, targets, observed = self.prepare_inputs(predictions, targets, observed)
         if self.pool > 1:
+            # In the precision of the values: 0.7 in float32 is below 0.7 in float64, and would miss that threshold.
             predictions, targets = (
-                F.max_pool2d(values.double().masked_fill(~observed, -math.inf), self.pool)
+                F.max_pool2d(
+                    (values if values.is_floating_point() else values.double()).masked_fill(~observed, -math.inf),
+                    self.pool,
+                )
                 for values in (predictions, targets)
             )
             observed = F.max_pool2d(observed.float(), self.pool) > 0
@@ -614,39 +617,39 @@ def wet_pixels(ensemble: Tensor, targets: Tensor, threshold: float) -> Tensor:
 class RankHistogram(ForecastMetric):
     """How often the observation has each rank among the members: flat if they are alike.
 
-    Rank r: the observation is larger than r members. Where members equal the observation, as where it does not rain,
-    the rank is drawn at random among them. The random numbers of a window follow from `seed` and its observation, so
-    that they depend neither on the order of windows nor on the number of processes. Hamill, "Interpretation of rank
-    histograms for verifying ensemble forecasts", Monthly Weather Review 129, 2001.
+    Rank r: the observation is larger than r members. Where n members equal the observation, as where it does not rain,
+    each of the n + 1 ranks that it may have counts 1 / (n + 1): what a draw among them gives on average. Hamill,
+    "Interpretation of rank histograms for verifying ensemble forecasts", Monthly Weather Review 129, 2001.
 
     Args:
         ensemble_size: E.
         prediction_length: T.
         wet_threshold: counts also the wet pixels alone, those where the observation or a member reaches it.
-        seed: of the random numbers, at least 0.
 
-    `compute` returns the counts `ranks`, and `ranks_wet` with a `wet_threshold`, (T, E + 1).
+    `compute` returns the counts `ranks`, and `ranks_wet` with a `wet_threshold`, (T, E + 1) float64.
 
     Example:
 
     ```python
     >>> metric = RankHistogram(ensemble_size=2, prediction_length=1)
     >>> members = np.array([1.0, 3.0]).reshape(2, 1, 1, 1) * np.ones((2, 1, 1, 3))  # (E, T, H, W)
-    >>> metric.update(members, np.array([[[0.0, 2.0, 2.5]]]))  # one observation below both, two between them
+    >>> metric.update(members, np.array([[[0.0, 2.0, 3.0]]]))  # below both, between them, as the higher one
     >>> metric.compute()["ranks"].tolist()
-    [[1, 2, 0]]
+    [[1.0, 1.5, 0.5]]
 
     ```
     """
 
-    ranks: Tensor
-    ranks_wet: Tensor
+    ties: Tensor
+    ties_wet: Tensor
 
-    def __init__(self, ensemble_size: int, prediction_length: int, wet_threshold: float | None = None, seed: int = 0):
+    def __init__(self, ensemble_size: int, prediction_length: int, wet_threshold: float | None = None):
         super().__init__(prediction_length)
-        self.ensemble_size, self.wet_threshold, self.seed = ensemble_size, wet_threshold, seed
-        shape = (prediction_length, ensemble_size + 1)
-        self.add_sums(torch.int64, ranks=shape, ranks_wet=shape)
+        self.ensemble_size, self.wet_threshold = ensemble_size, wet_threshold
+        # Pixels by lead time, members below the observation, and members equal to it: whole numbers, which add up
+        # exactly; they are spread over the ranks at the end.
+        shape = (prediction_length, ensemble_size + 1, ensemble_size + 1)
+        self.add_sums(torch.int64, ties=shape, ties_wet=shape)
 
     def update(self, predictions: Values, targets: Values, observed: Values | None = None) -> None:
         """Add ensembles, see the top of the file."""
@@ -654,23 +657,35 @@ class RankHistogram(ForecastMetric):
         check_ensemble_size(ensemble, self.ensemble_size)
         below = count_true(member < targets for member in ensemble.unbind(1))
         equal = count_true(member == targets for member in ensemble.unbind(1))
-        tie_breaker = torch.stack([self._tie_breaker(window) for window in targets.masked_fill(~observed, 0)])
-        rank = below + (tie_breaker * (equal + 1)).long()
-        cell = self.lead_index * (self.ensemble_size + 1) + rank
-        self.ranks += count_cells(cell, observed, self.ranks.shape)
+        cell = (self.lead_index * (self.ensemble_size + 1) + below) * (self.ensemble_size + 1) + equal
+        self.ties += count_cells(cell, observed, self.ties.shape)
         if self.wet_threshold is not None:
             wet = observed & wet_pixels(ensemble, targets, self.wet_threshold)
-            self.ranks_wet += count_cells(cell, wet, self.ranks.shape)
-
-    def _tie_breaker(self, window: Tensor) -> Tensor:
-        """Random numbers, uniform in [0, 1), of the shape of the window (T, H, W)."""
-        seed = zlib.crc32(window.cpu().numpy().tobytes(), self.seed)
-        generator = torch.Generator().manual_seed(seed)
-        return torch.rand(window.shape, generator=generator, dtype=torch.float64).to(window.device)
+            self.ties_wet += count_cells(cell, wet, self.ties.shape)
 
     def compute(self) -> dict[str, np.ndarray]:
-        counts = {"ranks": self.ranks.cpu().numpy()}
-        return counts | ({"ranks_wet": self.ranks_wet.cpu().numpy()} if self.wet_threshold is not None else {})
+        counts = {"ranks": spread_ties(self.ties.cpu().numpy())}
+        return counts | (
+            {"ranks_wet": spread_ties(self.ties_wet.cpu().numpy())} if self.wet_threshold is not None else {}
+        )
+
+
+def spread_ties(ties: np.ndarray) -> np.ndarray:
+    """Ranks (T, E + 1) of counts (T, E + 1, E + 1) by members below and members equal: b..b + n share alike.
+
+    Example:
+
+    ```python
+    >>> spread_ties(np.array([[[0, 3], [2, 0]]])).tolist()  # three pixels: one member, equal; two: it is below
+    [[1.5, 3.5]]
+
+    ```
+    """
+    ranks = np.zeros(ties.shape[:2])
+    for equal in range(ties.shape[2]):
+        for below in range(ties.shape[1] - equal):
+            ranks[:, below : below + equal + 1] += ties[:, below, equal, None] / (equal + 1)
+    return ranks
 
 
 def check_ensemble_size(ensemble: Tensor, ensemble_size: int) -> None:

@@ -1,6 +1,7 @@
 """Evaluation protocols: what exactly a score means. A protocol is data; `evaluate.py` runs it.
 
-Two scores compare if their protocols are the same in every field, which is what `Protocol.hash` stands for.
+Two scores compare if their protocols are the same in every field, which is what `Protocol.hash` stands for. Those of
+`PROTOCOLS` have names; one for other data is a YAML file with the same fields, see `own_protocol.py`.
 """
 
 import hashlib
@@ -14,6 +15,9 @@ FAMILIES = (
     "contingency", "errors", "ssim", "fss", "spectrum", "ensemble", "ranks", "probabilities", "nino34", "earthnet",
 )  # fmt: skip
 
+# Fields that score files were written without: empty, they leave the hash of a protocol as it is.
+LATER_FIELDS = ("feature_extractor",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -23,15 +27,20 @@ class Protocol:
         name: of the protocol.
         source: who scored like this.
         published: scores that others state for it, and where; they compare with ours, and with no other protocol's.
-        dataset: a name that `load_dataset` knows.
+        dataset: a name that `load_dataset` knows, such as "folder"; or a folder that `data prepare` wrote, or its id
+            on the hub.
         options: of that data set.
+        feature_extractor: what the source of the data does not say of its numbers, as arguments of
+            [`~earthformer_hf.EarthformerFeatureExtractor`]: {"units": "mm/h", "missing_value": -1}.
         split: that is scored.
         training_split, validation_split: on which baselines are fitted, and choose their settings.
         independent: what makes events independent of each other: "id", or a key of their `geo`.
         context_length, prediction_length: frames of a window.
         window_stride, frame_stride: frames of the event between the starts of two windows, and of two in a window.
         max_windows: score so many windows only, evenly spread; a quick look, which compares with nothing else.
-        missing: in words, what becomes of values that were not observed.
+        missing: in words, what becomes of values that were not observed. They never enter a score, and never a sum:
+            NaN, the missing value, and what is outside the valid range, in the observation; every forecast must be
+            finite wherever the future was observed.
         scores: families of scores, of `FAMILIES`.
         value_range: stored values are divided by it before errors and CRPS are taken.
         frame_sums: errors are added up over the pixels of a frame instead of averaged.
@@ -41,7 +50,8 @@ class Protocol:
         pools: widths of blocks of pixels whose maxima are counted too.
         neighbourhoods: odd widths of the windows of the fractions skill score, in pixels.
         average: "pooled" adds counts and errors up over everything before a ratio is taken; "per lead" takes the ratio
-            for each lead time, and then their mean.
+            for each lead time, and then their mean. A mean over thresholds is of those that occur in the observations
+            or the forecasts, since a score of the others is undefined; a score file says which, if not all.
         ensemble: what a deterministic score of an ensemble is of: the "mean" of its members, or "each" member.
         index_series: the series of the events that holds the observed index; if omitted, it is computed from the maps.
         baselines: forecasts without a neural network that are scored too, see `baselines.py`.
@@ -55,6 +65,7 @@ class Protocol:
     published: str = ""
     dataset: str
     options: dict[str, Any] = field(default_factory=dict)
+    feature_extractor: dict[str, Any] = field(default_factory=dict)
     split: str = "test"
     training_split: str = "train"
     validation_split: str = "val"
@@ -84,14 +95,15 @@ class Protocol:
         for name, allowed in (("average", ("pooled", "per lead")), ("ensemble", ("mean", "each"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
-        for name in ("context_length", "prediction_length", "window_stride", "frame_stride"):
-            if getattr(self, name) < 1:
+        for name in ("context_length", "prediction_length", "window_stride", "frame_stride", "max_windows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
     @property
     def hash(self) -> str:
-        """SHA-256 of all fields, as canonical JSON."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of all fields, as canonical JSON; of those in `LATER_FIELDS`, where they hold something."""
+        chosen = {name: value for name, value in asdict(self).items() if value or name not in LATER_FIELDS}
+        text = json.dumps(chosen, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -241,4 +253,4 @@ for dataset, options in (("nbody-mnist", {}), ("moving-mnist", {"digits": "mnist
     )
 
 
-__all__ = ["FAMILIES", "PROTOCOLS", "Protocol"]
+__all__ = ["FAMILIES", "LATER_FIELDS", "PROTOCOLS", "Protocol"]

@@ -1,7 +1,8 @@
-"""What an evaluation leaves behind: a score file, its scores as text, and figures; and the comparison of score files.
+"""What an evaluation leaves behind: a score file, its scores as text, and figures.
 
-A score file holds the protocol with its hash, scores with their counts, and what made them: the weights' digests, the
-versions of the libraries, and the command. An undefined score is null.
+A score file holds the protocol with its hash, what was scored (events, times, a digest of the values), scores with
+their counts, and what made them: the weights' digests, the versions of the libraries, and the command. An undefined
+score is null.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import importlib.metadata
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import plotting
-from ..data.events import builder_of
 from ..data.windows import Windows
 from ..sharing.tables import format_number, text_table
+from .data_facts import UNKNOWN, DataFacts, canonical_units
 from .forecasters import Forecaster, data_extractor, window_at
 from .protocols import Protocol
+from .rain import rain_coding
 
 
 if TYPE_CHECKING:
@@ -74,44 +76,6 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def compare(paths: Sequence[Path]) -> str:
-    """The headline scores of several score files as text; the fair CRPS alone where ensembles differ in size.
-
-    Raises:
-        ValueError: a file that is no score file, or another protocol than the first file's: its fields that differ.
-    """
-    documents = []
-    for path in paths:
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-            documents.append(document)
-            document["protocol"], document["protocol_hash"], document["scores"]
-        except (OSError, ValueError, KeyError, TypeError) as reason:
-            raise ValueError(f"{path} is not a score file: {type(reason).__name__}: {reason}") from reason
-    first = documents[0]
-    for path, document in zip(paths, documents):
-        if document["protocol_hash"] != first["protocol_hash"]:
-            names = sorted(first["protocol"].keys() | document["protocol"].keys())
-            differing = [n for n in names if first["protocol"].get(n) != document["protocol"].get(n)]
-            raise ValueError(
-                f"{paths[0]} and {path} do not compare: their protocols {first['protocol'].get('name')!r} and "
-                f"{document['protocol'].get('name')!r} differ in {', '.join(differing) or 'their hash'}."
-            )
-        if document["windows"] != first["windows"]:
-            raise ValueError(
-                f"{paths[0]} and {path} do not compare: {first['windows']} and {document['windows']} windows."
-            )
-    rows = {
-        f"{path}: {system}": scores["summary"]
-        for path, document in zip(paths, documents)
-        for system, scores in document["scores"].items()
-    }
-    if len({document.get("ensemble_size") for document in documents}) > 1:
-        # the plain CRPS depends on the ensemble size, the fair one does not
-        rows = {label: {name: x for name, x in row.items() if name != "crps"} for label, row in rows.items()}
-    return f"protocol {first['protocol']['name']}, {first['windows']} windows\n\n{text_table(rows)}"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Text
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,12 +86,13 @@ def score_text(document: dict[str, Any], protocol: Protocol) -> str:
     systems = document["scores"]
     lines = [
         f"{protocol.name}: {document['windows']:,} windows, independent events: {document['independent_events']:,}; "
-        f"averages {protocol.average}; {protocol.missing}"
+        f"averages {protocol.average}; {protocol.missing}",
+        "data: " + ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in document["data"].items()),
     ]
     rows = {system: dict(scores["summary"]) for system, scores in systems.items()}
     for system, scores in systems.items():
         rows[system] |= {"pixels": sum(scores["errors"]["pixels"])} if "errors" in scores else {}
-    lines += ["", text_table(rows)]
+    lines += ["", text_table(rows), *_remarks(document, protocol)]
     for title, name in (("95 % intervals", "interval"), ("regions that share no pixel", "regions")):
         rows = {}
         for system, scores in systems.items():
@@ -137,7 +102,9 @@ def score_text(document: dict[str, Any], protocol: Protocol) -> str:
             elif name in scores:
                 rows |= {f"{system}, {region}": row for region, row in scores[name].items()}
         lines += ["", title, "", text_table(rows)] if rows else []
-    for family, names in threshold_names(protocol).items():
+    if rows := difference_rows(document.get("differences", {})):
+        lines += ["", "paired differences with 95 % intervals, from the same draws of events", "", text_table(rows)]
+    for family, names in threshold_names(document, protocol).items():
         tables = {system: scores[family] for system, scores in systems.items() if family in scores}
         if tables:
             csi = {system: dict(zip(names, table["csi"])) for system, table in tables.items()}
@@ -147,7 +114,7 @@ def score_text(document: dict[str, Any], protocol: Protocol) -> str:
                 counts = zip(*([f"{sum(row):,}" for row in table[count]] for count in COUNTS))
                 rows[system] = dict(zip(names, map(" / ".join, counts)))
             lines += [text_table(rows)]
-    leads, unit = lead_times(protocol)
+    leads, unit = lead_times(document, protocol)
     for title, curves in curves_by_lead(document, protocol).items():
         names = [f"{lead:g}" for lead in leads]
         lines += ["", f"{title}, by lead time in {unit}", ""]
@@ -157,24 +124,60 @@ def score_text(document: dict[str, Any], protocol: Protocol) -> str:
     return "\n".join(lines)
 
 
-def threshold_names(protocol: Protocol) -> dict[str, list[str]]:
+def _remarks(document: dict[str, Any], protocol: Protocol) -> list[str]:
+    """What must be known of the headline scores: thresholds that they are not over, and methods that did not run."""
+    lines, alike = [], dict[tuple[str, str], list[str]]()  # scores and thresholds -> systems
+    for system, chosen in document["headline_thresholds"].items():
+        for values in {tuple(values): None for values in chosen.values()}:
+            scores = ", ".join(name for name in chosen if tuple(chosen[name]) == values)
+            words = ", ".join(f"{threshold:g}" for threshold in values) or "none"
+            alike.setdefault((scores, words), []).append(system)
+    for (scores, words), systems in alike.items():
+        whose = "all systems" if len(systems) == len(document["scores"]) else "; ".join(systems)
+        every = ", ".join(f"{threshold:g}" for threshold in protocol.thresholds)
+        lines.append(f"{scores} of {whose}: over the thresholds that occur, {words}, not over all of {every}")
+    for system, count in document["fallbacks"].items():
+        if count:
+            lines.append(
+                f"{system}: for {count:,} of {document['windows']:,} windows pysteps could not run it, as on fields "
+                "almost without rain; the extrapolation took its place"
+            )
+    return ["", *lines] if lines else []
+
+
+def difference_rows(differences: dict[str, dict[str, list]]) -> dict[str, dict[str, str]]:
+    """Differences and the ends of their intervals as cells of a table."""
+    return {
+        pair: {name: f"{format_number(x)} ({format_number(a)}..{format_number(b)})" for name, (x, a, b) in row.items()}
+        for pair, row in differences.items()
+        if row
+    }
+
+
+def threshold_names(document: dict[str, Any], protocol: Protocol) -> dict[str, list[str]]:
     """Family of counts -> its thresholds in words."""
-    names = {"contingency": [f"{threshold:g}" for threshold in protocol.thresholds]}
+    units = canonical_units(document["data"]["units"])
+    units = "" if units in ("1", UNKNOWN) else f" {units}"  # codes have none
+    names = {"contingency": [f"{threshold:g}{units}" for threshold in protocol.thresholds]}
     if protocol.physical_thresholds:
         units = data_extractor(protocol).physical_units
         names["contingency_physical"] = [f"{threshold:g} {units}" for threshold in protocol.physical_thresholds]
     return names
 
 
-def lead_times(protocol: Protocol) -> tuple[np.ndarray, str]:
-    """Lead time of each frame, and its unit."""
-    step = builder_of(protocol.dataset).FACTS.time_step
-    unit = {"m": "min", "M": "months", "D": "days", "s": "s"}[step[-1]]
-    return int(step[:-1]) * protocol.frame_stride * np.arange(1, protocol.prediction_length + 1), unit
+def lead_times(document: dict[str, Any], protocol: Protocol) -> tuple[np.ndarray, str]:
+    """Lead time of each frame, and its unit: that of the scored events' times."""
+    frames, step = np.arange(1, protocol.prediction_length + 1), DataFacts(**document["data"]).step
+    if step is None:
+        return frames, "frames"
+    unit, amount = np.datetime_data(step)[0], int(step.astype(int))
+    names = {"s": "s", "m": "min", "h": "h", "D": "days", "W": "weeks", "M": "months", "Y": "years"}
+    return amount * frames, names[unit]
 
 
 def curves_by_lead(document: dict[str, Any], protocol: Protocol) -> dict[str, dict[str, np.ndarray]]:
-    """Name of a score -> system -> its value at each lead time, NaN where undefined."""
+    """Name of a score -> system -> its value at each lead time, NaN where undefined; none that is undefined everywhere
+    beside others."""
     curves: dict[str, dict[str, np.ndarray]] = {}
 
     def add(title: str, family: str, score: str, row: int | None = None):
@@ -183,7 +186,7 @@ def curves_by_lead(document: dict[str, Any], protocol: Protocol) -> dict[str, di
                 values = np.array(scores[family][f"{score}_by_lead"], dtype="float64")
                 curves.setdefault(title, {})[system] = values if row is None else values[row]
 
-    family, names = list(threshold_names(protocol).items())[-1]  # in physical units if there are any
+    family, names = list(threshold_names(document, protocol).items())[-1]  # in physical units if there are any
     for row, name in enumerate(names):
         add(f"CSI at {name}", family, "csi", row)
     add("mean squared error", "errors", "mse")
@@ -191,7 +194,8 @@ def curves_by_lead(document: dict[str, Any], protocol: Protocol) -> dict[str, di
     add("spread / error", "ensemble", "spread_skill_ratio")
     add("correlation of the index", "nino34", "correlation")
     add("RMSE of the index", "nino34", "rmse")
-    return curves
+    defined = {title: panel for title, panel in curves.items() if any(np.isfinite(x).any() for x in panel.values())}
+    return defined or curves
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -204,7 +208,7 @@ def figures(
 ) -> "dict[str, Figure]":
     """File name -> figure, of the scores that the document holds, and of the first system's cases."""
     systems = {name: scores for name, scores in document["scores"].items() if "reachable" not in name}
-    leads, unit = lead_times(protocol)
+    leads, unit = lead_times(document, protocol)
     title = f"{protocol.name}, {document['windows']:,} windows"
     drawn = {"scores_by_lead": plotting.plot_by_lead(curves_by_lead(document, protocol), leads, unit, title)}
 
@@ -222,8 +226,8 @@ def figures(
     chances = {name: scores["probabilities"] for name, scores in systems.items() if "probabilities" in scores}
     if chances:
         panels = {}
-        for row, threshold in enumerate(protocol.thresholds):
-            panels[f"{threshold:g} or more"] = {
+        for row, threshold in enumerate(threshold_names(document, protocol)["contingency"]):
+            panels[f"{threshold} or more"] = {
                 name: (np.array(s["reliability"], float)[row], np.array(s["forecasts"])[row].sum(0))
                 for name, s in chances.items()
             }
@@ -238,7 +242,7 @@ def figures(
         drawn["rank_histogram"] = plotting.plot_rank_histogram(panels, title)
 
     if document["cases"]:
-        drawn["cases"] = _plot_cases(document["cases"], forecasters, windows, protocol, title)
+        drawn["cases"] = _plot_cases(document, forecasters, windows, protocol, title)
     return drawn
 
 
@@ -256,31 +260,48 @@ def write_report(
         figure.savefig(folder / f"{name}.png", dpi=110)
 
 
-def _plot_cases(cases: dict[str, int], forecasters, windows: Windows, protocol: Protocol, title: str) -> "Figure":
+def _plot_cases(document: dict[str, Any], forecasters, windows: Windows, protocol: Protocol, title: str) -> "Figure":
     """Observation and forecast of the first system, for the windows of its lowest, median and highest error."""
     extractor, (system, forecaster) = data_extractor(protocol), next(iter(forecasters.items()))
-    leads, unit = lead_times(protocol)
+    leads, unit = lead_times(document, protocol)
     columns = np.unique(np.linspace(0, len(leads) - 1, 6).round().astype(int))
+    to_physical, units = _physical(document, protocol)
     rows = {}
-    for case, index in cases.items():
+    for case, index in document["cases"].items():
         window = window_at(windows, index, extractor)
         forecast = np.ma.getdata(forecaster(window))
         forecast = forecast.mean(0) if forecast.ndim > window.future.ndim else forecast
         for label, frames in (("observed", window.future), (system, forecast)):
             frames = np.where(window.observed, frames, np.nan)[columns]
             frames = frames if frames.ndim == 3 else frames[..., -1]  # one channel: the last
-            lat = window.event.get("geo", {}).get("lat")
-            if lat is not None and lat[0] < lat[-1]:
-                frames = frames[:, ::-1]  # north is up
-            rows[f"{case}:\n{label}"] = extractor.to_physical(frames) if extractor.physical_table else frames
+            rows[f"{case}:\n{label}"] = to_physical(frames[:, ::-1] if _is_south_up(window.event) else frames)
     names = [f"+{leads[column]:g} {unit}" for column in columns]
-    units = extractor.physical_units or builder_of(protocol.dataset).FACTS.units
     return plotting.plot_sequence(rows, names, f"{title}: windows of lowest, median and highest error", units=units)
 
 
+def _physical(document: dict[str, Any], protocol: Protocol) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+    """From stored values to what is drawn, and its unit: rain in mm/h, by a table of codes, else as they are."""
+    extractor, facts = data_extractor(protocol), DataFacts(**document["data"])
+    try:
+        return rain_coding(extractor, facts).to_rain, "mm/h"
+    except ValueError:
+        pass
+    if extractor.physical_table:
+        return extractor.to_physical, extractor.physical_units or UNKNOWN
+    return np.asarray, facts.units
+
+
+def _is_south_up(event: dict[str, Any]) -> bool:
+    """Whether the first row of the frames is the southernmost."""
+    geo = event.get("geo", {})
+    on_earth = {"crs", "grid_mapping", "y_units"} & set(geo)
+    rows = geo.get("lat", geo.get("y") if on_earth else None)
+    return rows is not None and len(rows) > 1 and rows[0] < rows[-1]
+
+
 __all__ = [
-    "compare",
     "curves_by_lead",
+    "difference_rows",
     "digests",
     "figures",
     "lead_times",
