@@ -25,6 +25,27 @@ def test_dressed_persistence_keeps_the_errors_and_the_sign():
     assert ensemble.shape == (2, 4, 2, 2) and np.allclose(ensemble[0], 0.7) and (ensemble[1] == 0).all()
 
 
+def test_dressed_persistence_of_values_below_zero():
+    past, errors = np.full((1, 1, 1), -20.0), np.full((2, 1, 1, 1), -8.0)
+    assert (baselines.dressed_persistence(past, errors, lowest=-32) == -28).all()
+    assert (baselines.dressed_persistence(past, errors, lowest=-25) == -25).all()
+
+
+def test_the_last_clear_value_by_a_loop():
+    random = np.random.default_rng(0)
+    past, observed = random.normal(size=(5, 6, 7, 2)), random.uniform(size=(5, 6, 7, 2)) < 0.4
+    observed[:, 2, 3] = False  # never clear
+    forecast = baselines.last_clear_value(past, observed, 3)
+    assert forecast.shape == (3, 6, 7, 2)
+    for y, x, channel in np.ndindex(6, 7, 2):
+        clear = np.flatnonzero(observed[:, y, x, channel])
+        expected = past[clear[-1] if len(clear) else -1, y, x, channel]
+        assert (forecast[:, y, x, channel] == expected).all()
+    np.testing.assert_array_equal(
+        baselines.last_clear_value(past, np.ones_like(observed), 3), baselines.persistence(past, 3)
+    )
+
+
 @pytest.fixture(scope="module")
 def moving_rain():
     """Rain that moves by two pixels a frame, and where it cannot have come from outside."""
@@ -77,12 +98,15 @@ def test_where_cascades_cannot_be_run_the_forecast_is_the_extrapolation(wet_pixe
     rain[:, 10 : 10 + wet_pixels, 12] = 1.0
     still = baselines.extrapolation(rain, 2)[0]
     assert still.sum() == pytest.approx(2 * wet_pixels)
+    calls = []
+    options = {"on_fallback": lambda: calls.append(None)}
     for forecast in (
-        baselines.sprog(rain, 2),
-        baselines.anvil(rain, 2),
-        *baselines.steps_ensemble(rain, 2, 3, minutes=4, kilometers=3, seed=0),
+        baselines.sprog(rain, 2, **options),
+        baselines.anvil(rain, 2, **options),
+        *baselines.steps_ensemble(rain, 2, 3, minutes=4, kilometers=3, seed=0, **options),
     ):
         np.testing.assert_array_equal(forecast, still)
+    assert len(calls) == (2 if wet_pixels else 0)  # ANVIL ran, and so do all on a field without any rain
 
 
 def skill_of(forecast, record) -> dict:

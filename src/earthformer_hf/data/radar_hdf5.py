@@ -147,8 +147,8 @@ def _knmi_dataset(file: Any) -> Any:
         {} if projection is None else {"projection": _text(projection.attrs.get("projection_proj4_params", ""))}
     )
     grid = file["geographic"].attrs if "geographic" in file else {}
-    unit = _text(grid.get("geo_dim_pixel", "")).split(",")[0].lower()
-    places = _places(array.shape, grid.get("geo_pixel_size_y"), grid.get("geo_pixel_size_x"), unit)
+    pixels_in = _text(grid.get("geo_dim_pixel", "")).split(",")[0].lower()
+    places = _places(array.shape, grid.get("geo_pixel_size_y"), grid.get("geo_pixel_size_x"), pixels_in)
     coordinates = {"time": np.array([when])} | places
     return xarray.Dataset({name: array}, coordinates, {k: v for k, v in attributes.items() if v})
 

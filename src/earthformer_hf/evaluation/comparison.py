@@ -59,8 +59,8 @@ def compare(paths: Sequence[str | Path]) -> str:
             f"no paired differences with {', '.join(without_draws)}: they need draws of 10 independent events or more "
             "in both files"
         )
-    if pairs := difference_rows(pairs):
-        lines += ["", "paired differences with 95 % intervals, from the same draws of events", "", text_table(pairs)]
+    if cells := difference_rows(pairs):
+        lines += ["", "paired differences with 95 % intervals, from the same draws of events", "", text_table(cells)]
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
 

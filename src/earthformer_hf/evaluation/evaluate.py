@@ -6,6 +6,20 @@
 A *forecaster* is a function of a [`~earthformer_hf.evaluation.Window`], see `forecasters.py`. Every window is forecast
 by one process; the sums that a score is made of are kept per event, added up over processes, and divided at the end.
 [`run_protocol`] is what `earthformer-hf evaluate` calls.
+
+What [`evaluate`] returns, and a score file holds:
+
+- `data`: what the numbers are, [`~earthformer_hf.evaluation.data_facts.DataFacts`];
+- `scored`: the events, their times, and digests of the values;
+- `windows`, `independent_events`: how many there are; `unobserved_windows`: how many windows have no observed context
+  or future, and count for nothing;
+- `cases`: the windows with the lowest, median and highest squared error of the first system;
+- `fallbacks`: system -> for how many windows its method could not be run;
+- `headline_thresholds`: system -> mean over thresholds -> those that it is over, where not all;
+- `draws`, `differences`, with `MIN_EVENTS_FOR_INTERVAL` independent events or more: the headline scores of draws of
+  events; and the first system's scores minus those of each other one, with an interval;
+- `scores`: system -> `summary`, the headline scores; `interval` of each or, with fewer events, summaries of `regions`
+  that share no pixel; and scores and counts of each family.
 """
 
 from dataclasses import asdict, replace
@@ -48,14 +62,7 @@ def evaluate(forecasters: dict[str, Forecaster], windows: Windows, protocol: Pro
         protocol: what to score.
 
     Returns:
-        The same on every process: `data`, what the numbers are ([`DataFacts`]); `scored`, the events and a digest of
-        their values; `windows` and `independent_events`, how many there are; `cases`, the indices of the windows with
-        the lowest, median and highest squared error of the first system; `fallbacks`, for how many windows a baseline
-        could not be run; `headline_thresholds`, those that a mean over thresholds is of, where these are not all; and
-        `scores` by system: `summary`, the headline scores, `interval` or `regions`, and scores and counts of each
-        family. For `MIN_EVENTS_FOR_INTERVAL` independent events or more there are intervals, `draws` of the headline
-        scores from which they are made, and `differences` of the first system and each other one with their
-        intervals; for fewer, the summaries of regions that share no pixel.
+        The results that the top of this file lists, the same on every process.
 
     Raises:
         ValueError: lengths that are not the protocol's, scores that it cannot have, events of several units, time
@@ -68,10 +75,7 @@ def evaluate(forecasters: dict[str, Forecaster], windows: Windows, protocol: Pro
         )
     metrics_of(protocol, (16, 16), members=2)  # so that thresholds and widths are checked before anything is forecast
     facts = facts_of(windows, protocol)
-    indices: Any = range(len(windows))
-    if protocol.max_windows is not None and protocol.max_windows < len(windows):
-        indices = np.linspace(0, len(windows) - 1, protocol.max_windows).round().astype(int).tolist()
-    tally = _tally(forecasters, windows, indices, protocol)
+    tally = _tally(forecasters, windows, protocol)
     units, regions = tally.units(), tally.regions()
     scores: dict[str, dict[str, Any]] = {system: {"summary": tally.summary(system)} for system in tally.shapes}
     thresholds = {system: tally.headline_thresholds(system) for system in tally.shapes}
@@ -91,7 +95,8 @@ def evaluate(forecasters: dict[str, Forecaster], windows: Windows, protocol: Pro
     return {
         "data": asdict(facts),
         "scored": tally.scored(),
-        "windows": len(indices),
+        "windows": len(tally.windows),
+        "unobserved_windows": len(tally.empty),
         "independent_events": len(units),
         "cases": cases,
         "fallbacks": {system: len(missed) for system, missed in tally.fallbacks.items()},
@@ -101,9 +106,12 @@ def evaluate(forecasters: dict[str, Forecaster], windows: Windows, protocol: Pro
     }
 
 
-def _tally(forecasters: dict[str, Forecaster], windows: Windows, indices: Any, protocol: Protocol) -> Tally:
-    """The sums over windows of these indices, of all processes."""
+def _tally(forecasters: dict[str, Forecaster], windows: Windows, protocol: Protocol) -> Tally:
+    """The sums over all windows, or as many as the protocol has, of all processes."""
     state, extractor, tally = PartialState(), data_extractor(protocol), Tally(protocol)
+    indices: Any = range(len(windows))
+    if protocol.max_windows is not None and protocol.max_windows < len(windows):
+        indices = np.linspace(0, len(windows) - 1, protocol.max_windows).round().astype(int).tolist()
     of_this_process = indices[state.process_index :: state.num_processes]
     for index in logging.tqdm(of_this_process, desc=protocol.name, disable=not state.is_main_process):
         window = window_at(windows, index, extractor)

@@ -99,7 +99,10 @@ def window_lengths(protocol: Protocol) -> tuple[int, int]:
 
 
 def window_at(windows: Windows, index: int, extractor: EarthformerFeatureExtractor) -> Window:
-    """A window in stored units; `extractor` knows what is missing."""
+    """A window in stored units; `extractor` knows what is missing.
+
+    Of one without any observed context the future counts as not observed: there is nothing to forecast from.
+    """
     event_index, start = windows.index[index].tolist()
     event, past = windows.events[event_index], windows.context_length
     frames = windows.raw(index)
@@ -108,6 +111,8 @@ def window_at(windows: Windows, index: int, extractor: EarthformerFeatureExtract
     if "observed" in event:
         given = windows.cutter.frames(event, start, "observed")
         observed = observed & (given if given.ndim == observed.ndim else given[..., None])
+    if not observed[:past].any():
+        observed = np.zeros_like(observed)
     covariates = windows.cutter.frames(event, start, "covariates") if "covariates" in event else None
     masks = observed[:past], observed[past:]
     return Window(index, start, event, frames[:past], filled[:past], frames[past:], *masks, covariates)
@@ -336,8 +341,8 @@ class RainForecaster:
         if self.name == "extrapolation":
             rain, reachable = baselines.extrapolation(past, future)
         elif self.name == "steps":
-            step = facts.minutes, facts.kilometers
-            rain = baselines.steps_ensemble(past, future, self.ensemble_size, *step, seed=window.index, **options)
+            options |= {"minutes": facts.minutes, "kilometers": facts.kilometers, "seed": window.index}
+            rain = baselines.steps_ensemble(past, future, self.ensemble_size, **options)
         else:
             rain = {"s-prog": baselines.sprog, "anvil": baselines.anvil}[self.name](past, future, **options)
         dry = window.past[window.past_observed].min(initial=0)  # in dBZ; 0 dBZ is no rain in any case

@@ -136,6 +136,10 @@ def _remarks(document: dict[str, Any], protocol: Protocol) -> list[str]:
         whose = "all systems" if len(systems) == len(document["scores"]) else "; ".join(systems)
         every = ", ".join(f"{threshold:g}" for threshold in protocol.thresholds)
         lines.append(f"{scores} of {whose}: over the thresholds that occur, {words}, not over all of {every}")
+    if count := document["unobserved_windows"]:
+        lines.append(
+            f"{count:,} of {document['windows']:,} windows have no observed context or future, and count for nothing"
+        )
     for system, count in document["fallbacks"].items():
         if count:
             lines.append(
@@ -160,8 +164,8 @@ def threshold_names(document: dict[str, Any], protocol: Protocol) -> dict[str, l
     units = "" if units in ("1", UNKNOWN) else f" {units}"  # codes have none
     names = {"contingency": [f"{threshold:g}{units}" for threshold in protocol.thresholds]}
     if protocol.physical_thresholds:
-        units = data_extractor(protocol).physical_units
-        names["contingency_physical"] = [f"{threshold:g} {units}" for threshold in protocol.physical_thresholds]
+        physical = data_extractor(protocol).physical_units
+        names["contingency_physical"] = [f"{threshold:g} {physical}" for threshold in protocol.physical_thresholds]
     return names
 
 

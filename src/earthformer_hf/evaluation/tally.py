@@ -202,6 +202,7 @@ class Tally:
         self.locations: dict[str, EventLocation] = {}  # by event
         self.errors: dict[int, float] = {}  # index of a window -> mean squared error of the first system
         self.windows: dict[int, tuple[str, str, str, bytes]] = {}  # index -> event, first and last time, digest
+        self.empty: set[int] = set()  # windows without observed context or future
         self.fallbacks: dict[str, set[int]] = {}  # system -> windows for which its method could not be run
         self._metrics: dict[tuple, dict[str, Any]] = {}  # by shape
 
@@ -210,8 +211,11 @@ class Tally:
         digest = hashlib.sha256(np.packbits(np.concatenate([window.past_observed, window.observed])).tobytes())
         for values, observed in ((window.past, window.past_observed), (window.future, window.observed)):
             digest.update(np.where(observed, values, 0).astype("<f4").tobytes())
-        event, last = window.event, window.start + frame_stride * (len(window.past) + len(window.future) - 1)
-        first, last = (str(event["time"][frame]) if "time" in event else str(frame) for frame in (window.start, last))
+        if not window.observed.any():
+            self.empty.add(window.index)
+        event, length = window.event, len(window.past) + len(window.future)
+        ends = window.start, window.start + frame_stride * (length - 1)
+        first, last = (str(event["time"][frame]) if "time" in event else str(frame) for frame in ends)
         self.windows[window.index] = str(event["id"]), first, last, digest.digest()
 
     def metrics(self, system: str) -> dict[str, Any]:
@@ -253,12 +257,13 @@ class Tally:
     def gather(self) -> "Tally":
         """The tally of all processes."""
         total = Tally(self.protocol)
-        of_this_process = self.shapes, self.sums, self.locations, self.errors, self.windows, self.fallbacks
-        for shapes, sums, locations, errors, windows, fallbacks in gather_object([of_this_process]):
+        of_this_process = self.shapes, self.sums, self.locations, self.errors, self.windows, self.empty, self.fallbacks
+        for shapes, sums, locations, errors, windows, empty, fallbacks in gather_object([of_this_process]):
             total.shapes |= shapes
             total.locations |= locations
             total.errors |= errors
             total.windows |= windows
+            total.empty |= empty
             for system, missed in fallbacks.items():
                 total.fallbacks[system] = total.fallbacks.get(system, set()) | missed
             for system, families in sums.items():
@@ -334,7 +339,8 @@ class Tally:
         those that occur in all units; NaN where a draw lacks one of them. Efron and Tibshirani, "An introduction to
         the bootstrap", 1993, chapter 13.
         """
-        units, drawn_scores = self.units(), {}
+        units = self.units()
+        drawn_scores: dict[str, np.ndarray] = {}
         for family, events in self.sums[system].items():
             if family.startswith(PER_EVENT):
                 chosen = self._occurring(system, family)
@@ -369,8 +375,8 @@ def differences(
     found: dict[str, list[float | None]] = {}
     for name in (name for name in draws[0] if name in draws[1]):
         if thresholds[0].get(name) == thresholds[1].get(name):
-            ends = interval(draws[0][name] - draws[1][name]) or [None, None]
-            found[name] = [summaries[0][name] - summaries[1][name], *ends]
+            low, high = interval(draws[0][name] - draws[1][name]) or (None, None)
+            found[name] = [summaries[0][name] - summaries[1][name], low, high]
     return found
 
 
