@@ -13,11 +13,10 @@ JOBS ?= 2
 
 .PHONY: forecast demo-train test test-slow quality style bench
 
+# INPUT reaches the script through the environment, so that a path may hold spaces and parentheses.
+forecast: export INPUT := $(INPUT)
 forecast: $(STAMP)
-	@$(if $(filter %.nc,$(INPUT)),true,$(BIN)/python examples/forecast_radar.py $(addprefix --input ,$(INPUT)))
-	@$(if $(filter %.nc,$(INPUT)),true,$(BIN)/python examples/forecast_prediff.py $(addprefix --input ,$(INPUT)))
-	@$(if $(filter %.nc,$(INPUT)),true,$(BIN)/python examples/guided_forecast.py $(addprefix --input ,$(INPUT)))
-	@$(if $(filter-out %.nc,$(INPUT)),true,$(BIN)/python examples/forecast_enso.py $(addprefix --input ,$(INPUT)))
+	@$(BIN)/python examples/forecast.py $${INPUT:+--input "$$INPUT"}
 
 demo-train: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo_train.py

@@ -18,6 +18,7 @@ import numpy as np
 
 from earthformer_hf import EarthformerFeatureExtractor, sharing
 from earthformer_hf.data import open_radar, simulated
+from earthformer_hf.errors import ends_in_one_line
 
 
 HERE = Path(__file__).parent
@@ -40,6 +41,7 @@ def simulated_radar(path: Path):
             group.attrs.update(tile_size=128, dt_minutes=2)
 
 
+@ends_in_one_line
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60, help="of the training")

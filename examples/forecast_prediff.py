@@ -14,11 +14,13 @@ import torch
 
 from earthformer_hf import PreDiffPipeline
 from earthformer_hf.data.inputs import rain_input, wettest_window
+from earthformer_hf.errors import ends_in_one_line
 from earthformer_hf.evaluation.baselines import persistence
 from earthformer_hf.evaluation.metrics import EnsembleScores
 from earthformer_hf.plotting import plot_sequence, sequence_row
 
 
+@ends_in_one_line
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, help="rain rates in mm/h (.npy, .npz), or open radar data (.h5)")
@@ -31,7 +33,7 @@ def main():
     try:
         pipeline = PreDiffPipeline.from_pretrained(arguments.model)
     except (ValueError, OSError) as reason:
-        raise SystemExit(f"--model: {' '.join(str(reason).split())}") from None
+        raise ValueError(f"--model: {reason}") from reason
     extractor, config = pipeline.feature_extractor, pipeline.unet.config
     past, pixels_per_latent = config.context_length, 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
     image_size = [pixels_per_latent * n for n in config.sample_size]
@@ -39,7 +41,7 @@ def main():
         label, events = rain_input(arguments.input, extractor)
         event, codes, minutes = wettest_window(events, extractor, past, config.prediction_length, image_size)
     except (ValueError, OSError) as reason:
-        raise SystemExit(f"--input: {' '.join(str(reason).split())}") from None
+        raise ValueError(f"--input: {reason}") from reason
     print(f"rain: {label}, ensemble of {arguments.ensemble_size} by {arguments.model}", flush=True)
 
     generator = torch.Generator().manual_seed(arguments.seed)

@@ -17,6 +17,7 @@ from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 import earthformer_hf  # noqa: F401  registers the Auto classes
 from earthformer_hf.data import Windows
 from earthformer_hf.data.inputs import rain_input, wettest_window
+from earthformer_hf.errors import ends_in_one_line
 from earthformer_hf.evaluation import PROTOCOLS, baseline_forecaster, evaluate, model_forecaster
 from earthformer_hf.evaluation.baselines import persistence
 from earthformer_hf.evaluation.reports import score_file, score_text
@@ -58,6 +59,7 @@ def draw(model, extractor, event: dict, codes: np.ndarray, minutes: np.ndarray, 
     return plot_sequence(rows, leads, title)
 
 
+@ends_in_one_line
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, help="rain rates in mm/h (.npy, .npz), or open radar data (.h5)")
@@ -68,13 +70,13 @@ def main():
         model = AutoModelForTimeSeriesPrediction.from_pretrained(arguments.model).eval()
         extractor = AutoFeatureExtractor.from_pretrained(arguments.model)
     except (ValueError, OSError) as reason:
-        raise SystemExit(f"--model: {' '.join(str(reason).split())}") from None
+        raise ValueError(f"--model: {reason}") from reason
     past, future = model.config.context_length, model.config.prediction_length
     try:
         label, events = rain_input(arguments.input, extractor)
         event, codes, minutes = wettest_window(events, extractor, past, future, model.config.image_size)
     except (ValueError, OSError) as reason:
-        raise SystemExit(f"--input: {' '.join(str(reason).split())}") from None
+        raise ValueError(f"--input: {reason}") from reason
     print(f"rain: {label}, forecast by {arguments.model}", flush=True)
     if len(event["values"]) >= past + future:
         print(score(model, extractor, events, label))

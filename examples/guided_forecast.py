@@ -16,10 +16,12 @@ import torch
 
 from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
 from earthformer_hf.data.inputs import rain_input, wettest_window
+from earthformer_hf.errors import ends_in_one_line
 from earthformer_hf.guidance import frame_mean, intensity_change
 from earthformer_hf.plotting import plot_sequence, sequence_row
 
 
+@ends_in_one_line
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, help="rain rates in mm/h (.npy, .npz), or open radar data (.h5)")
@@ -32,7 +34,7 @@ def main():
     try:
         pipeline = PreDiffPipeline.from_pretrained(arguments.model)
     except (ValueError, OSError) as reason:
-        raise SystemExit(f"--model: {' '.join(str(reason).split())}") from None
+        raise ValueError(f"--model: {reason}") from reason
     extractor, usual = pipeline.feature_extractor, pipeline.alignment.config.statistics
     config = pipeline.unet.config
     past, pixels_per_latent = config.context_length, 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
@@ -41,7 +43,7 @@ def main():
         label, events = rain_input(arguments.input, extractor)
         event, codes, minutes = wettest_window(events, extractor, past, config.prediction_length, image_size)
     except (ValueError, OSError) as reason:
-        raise SystemExit(f"--input: {' '.join(str(reason).split())}") from None
+        raise ValueError(f"--input: {reason}") from reason
     print(f"rain: {label}, guided forecast by {arguments.model}", flush=True)
     inputs = extractor(codes[:past])
 

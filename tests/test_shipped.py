@@ -216,9 +216,9 @@ def test_forecast_of_a_users_own_ocean(tmp_path):
     result = run("examples/forecast_enso.py", *options, data=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "mine.nc" in result.stdout and is_picture(tmp_path / "e.png")
-    write_sst(tmp_path / "short.nc", "2015-01", 30)
+    write_sst(tmp_path / "short.nc", "2015-01", 11)
     result = run("examples/forecast_enso.py", "--input", tmp_path / "short.nc", data=tmp_path)
-    assert result.returncode != 0 and "38 months" in result.stderr.splitlines()[-1]
+    assert result.returncode != 0 and "12 months are needed" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("shape", [(12, 128, 128), (25, 64, 64), (128, 128)])
@@ -236,7 +236,7 @@ def test_unusable_arguments_end_in_one_line(tmp_path, monkeypatch, script):
         monkeypatch.setattr(sys, "argv", [script, option, str(value)])
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(ROOT / "examples" / f"{script}.py"), run_name="__main__")
-        assert end.value.code.startswith(f"{option}: ") and "\n" not in end.value.code
+        assert end.value.code.startswith(f"error: {option}: ") and "\n" not in end.value.code
 
 
 def test_evaluate_without_data_says_what_to_set(tmp_path):

@@ -137,9 +137,9 @@ def test_windows_of_the_published_settings(future, gaps, counts):
 
 
 def write_record(path, first, months):
-    """Maps whose every value is the number of the month, but for missing land."""
+    """Maps whose every value is an eighth of the number of the month, but for missing land."""
     time = (np.datetime64(first, "M") + np.arange(months)).astype("datetime64[ns]")
-    values = np.arange(months)[:, None, None] * np.ones((24, 72))
+    values = np.arange(months)[:, None, None] / 8 * np.ones((24, 72))
     values[:, 0, :30] = np.nan
     places = {"time": time, "lat": np.arange(-55.0, 65, 5), "lon": np.arange(0.0, 360, 5)}
     xr.Dataset({"ssta": (("time", "lat", "lon"), values)}, places).to_netcdf(path)
@@ -154,11 +154,14 @@ def test_the_open_record_by_years(tmp_path):
     assert set(tables) == {"train", "test"} and tables["train"][0]["id"] == "mine:train"
     event = tables["test"][0]
     assert event["values"].shape == (24, 24, 48) and str(event["time"][0].astype("M8[M]")) == "2002-01"
-    np.testing.assert_array_equal(event["series"]["nino34"], np.arange(30, 54))
+    np.testing.assert_array_equal(event["series"]["nino34"], np.arange(30, 54) / 8)
     assert np.isnan(event["values"][:, 0, :11]).all() and np.isfinite(event["values"][:, 0, 11:]).all()
     extractor = EarthformerFeatureExtractor(**open_sst.OpenSst.FACTS.feature_extractor)
     item = Windows(tables["test"], extractor.encode, 12, 2, series=("nino34",))[1]
-    assert item["past_nino34"].tolist() == list(range(31, 43)) and not item["future_observed_mask"][:, 0, :11].any()
+    assert (
+        item["past_nino34"].tolist() == (np.arange(31, 43) / 8).tolist()
+        and not item["future_observed_mask"][:, 0, :11].any()
+    )
     with pytest.raises(ValueError, match="no month of 1856..1974"):
         load(folder, "train", name="open-sst", file="mine.nc")
     with pytest.raises(ValueError, match="other.nc: does not exist"):

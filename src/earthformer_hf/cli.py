@@ -7,9 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
-from datasets.exceptions import DatasetsError
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
-from safetensors import SafetensorError
+from .errors import DEBUG, described, one_line
 
 
 try:
@@ -18,24 +16,22 @@ except ModuleNotFoundError:
     raise SystemExit("earthformer-hf: typer is missing; install it with: pip install 'earthformer-hf[cli]'") from None
 
 
-app = typer.Typer(help="Earthformer and PreDiff.", no_args_is_help=True, pretty_exceptions_enable=False)
+# An option may be written with - or _ between its words.
+app = typer.Typer(
+    help="Earthformer and PreDiff.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+)
 hub_app = typer.Typer(help="Write, push and check model folders.", no_args_is_help=True)
 app.add_typer(hub_app, name="hub")
 data_app = typer.Typer(help="Prepare, describe, draw and push data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
-# What wrong arguments, broken files, missing extras, and a hub that refuses or cannot be reached raise.
-EXPECTED_ERRORS = (
-    ValueError, TypeError, LookupError, ImportError, RuntimeError,
-    SafetensorError, DatasetsError, StrictDataclassError,
-    *HfHubHTTPError.__bases__,  # OSError, and that of the hub's client for connections that fail
-)  # fmt: skip
-
-
 def fail(reason: object):
     """End with one line of what is wrong, and exit code 1."""
-    typer.echo(f"error: {' '.join(str(reason).split())}", err=True)
+    typer.echo(f"error: {one_line(reason)}", err=True)
     raise typer.Exit(1)
 
 
@@ -46,12 +42,20 @@ def fails_in_one_line(command: Callable) -> Callable:
     def wrapped(*args, **kwargs):
         try:
             return command(*args, **kwargs)
-        except typer.Exit:  # which is a RuntimeError
+        except typer.Exit:
             raise
-        except EXPECTED_ERRORS as reason:
-            fail(reason)
+        except Exception as reason:  # whatever it is, a user wants the words first
+            if DEBUG in sys.argv:
+                raise
+            fail(described(reason))
 
     return wrapped
+
+
+@app.callback()
+def options_of_all_commands(
+    debug: Annotated[bool, typer.Option(DEBUG, help="show where an error arose; anywhere on the line")] = False,
+): ...
 
 
 # -- evaluate ---------------------------------------------------------------------------------------------------------
@@ -64,20 +68,14 @@ def evaluate_command(
     protocol: Annotated[
         str | None, typer.Option(help="a name, or a .yaml file; the one that the model names if omitted")
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", "--data_dir", help="EARTHFORMER_HF_DATA, or ../shared/data if omitted")
-    ] = None,
-    ensemble_size: Annotated[int, typer.Option("--ensemble-size", "--ensemble_size", help="members")] = 8,
-    num_inference_steps: Annotated[
-        int, typer.Option("--num-inference-steps", "--num_inference_steps", help="of a pipeline")
-    ] = 20,
-    max_windows: Annotated[
-        int | None, typer.Option("--max-windows", "--max_windows", help="a quick look at so many windows")
-    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="EARTHFORMER_HF_DATA, or ../shared/data if omitted")] = None,
+    ensemble_size: Annotated[int, typer.Option(help="members")] = 8,
+    num_inference_steps: Annotated[int, typer.Option(help="of a pipeline")] = 20,
+    max_windows: Annotated[int | None, typer.Option(help="a quick look at so many windows")] = None,
     output: Annotated[Path | None, typer.Option(help="folder for scores.json and figures")] = None,
     new_protocol: Annotated[
         Path | None,
-        typer.Option("--new-protocol", "--new_protocol", help="write a protocol for your own data, to fill in"),
+        typer.Option(help="write a protocol for your own data, to fill in"),
     ] = None,
 ):
     """Score a model under a protocol, beside forecasts without a neural network."""
@@ -262,11 +260,11 @@ def info_command(
 
     from huggingface_hub import DatasetCard
 
-    from .data.events import SOURCES, load_dataset, make_builder
+    from .data.events import is_source, load_dataset, make_builder
     from .data.hosted import event_in_memory, missing_values
     from .feature_extraction_earthformer import EarthformerFeatureExtractor
 
-    if name not in SOURCES:
+    if not is_source(name):
         typer.echo(DatasetCard.load(Path(name) / "README.md" if Path(name).is_dir() else name).content)
         return
     options = source_options(option)
@@ -308,12 +306,12 @@ def preview_command(
     import datasets
     import numpy as np
 
-    from .data.events import SOURCES, as_event, check_origin, load_dataset, make_builder
+    from .data.events import as_event, check_origin, is_source, load_dataset, make_builder
     from .feature_extraction_earthformer import EarthformerFeatureExtractor
     from .plotting import plot_events
 
     chosen: Any
-    if name in SOURCES:
+    if is_source(name):
         options = source_options(option)
         facts = make_builder(name, data_dir, **options).facts
         extractor = EarthformerFeatureExtractor(**facts.feature_extractor)
@@ -373,6 +371,10 @@ def sst_anomalies_command(
 
 
 def main():
+    """The program."""
+    if DEBUG in sys.argv:  # an option of the program, which its parser wants before the command
+        sys.argv.remove(DEBUG)
+        sys.argv.insert(1, DEBUG)
     app()
 
 

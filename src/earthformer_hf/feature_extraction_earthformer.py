@@ -45,6 +45,8 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             refused.
         valid_range (`tuple[float, float]`, *optional*): lowest and highest raw value that exist, compared in float32.
             Values outside it count as not observed; predictions are clipped to it.
+        coverage (`list[str]`, *optional*): of a model that learnt of some grid points only, those: a text per row, "1"
+            where the training data held values and "0" elsewhere. Values elsewhere count as not observed.
         thresholds (`list[float]`): raw values at which forecasts are scored.
         protocol (`str`, *optional*): name of the evaluation protocol of `earthformer_hf.evaluation.protocols`.
         physical_units (`str`, *optional*): units of `to_physical`, such as "mm/h".
@@ -84,6 +86,7 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         physical_thresholds: tuple[float, ...] = (),
         transform: str | None = None,
         floor: float | None = None,
+        coverage: list[str] | None = None,
         **kwargs,
     ):
         self._refuse_unknown(kwargs)
@@ -105,7 +108,13 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"`transform` must be one of {sorted(TRANSFORMS)}, got {transform!r}.")
         if (transform is None) != (floor is None) or (floor is not None and not 0 < floor < np.inf):
             raise ValueError(f"`floor` must be above 0 with a `transform`, and None without, got {floor}.")
+        rows = [coverage] if isinstance(coverage, str) else coverage or []
+        if len({len(row) for row in rows}) > 1 or set("".join(rows)) - {"0", "1"} or coverage == []:
+            raise ValueError(
+                f"`coverage` must be texts of 0 and 1, of equal length, one per grid row, got {coverage}."
+            )
         self.offset, self.scale, self.transform, self.floor = offset, scale, transform, floor
+        self.coverage = None if coverage is None else list(rows)
         self.variable, self.units = variable, units
         self.time_step, self.grid_spacing = time_step, grid_spacing
         self.missing_value, self.fill_value = missing_value, fill_value
@@ -164,7 +173,10 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
     def observed(self, raw: Any) -> np.ndarray:
         """True where a raw value was observed, of the same shape.
 
-        False where it is masked, not finite, the missing value, or outside `valid_range`.
+        False where it is masked, not finite, the missing value, outside `valid_range`, or not in `coverage`.
+
+        Raises:
+            ValueError: the raw values are not on the grid of `coverage`.
         """
         raw = _as_array(raw)
         observed = np.isfinite(raw)
@@ -174,7 +186,18 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             low, high = map(np.float32, self.valid_range)
             values = raw.astype("float32")
             observed &= (low <= values) & (values <= high)
+        if self.coverage is not None:
+            observed &= self._covered(raw.shape)
         return observed
+
+    def _covered(self, shape: tuple[int, ...]) -> np.ndarray:
+        """`coverage`, bool, as it broadcasts to raw values (..., H, W) or (..., H, W, C)."""
+        covered = np.array([list(row) for row in self.coverage or ()]) == "1"
+        if shape[-2:] == covered.shape:
+            return covered
+        if shape[-3:-1] == covered.shape:
+            return covered[..., None]
+        raise ValueError(f"`raw` must be on the grid of `coverage`, {covered.shape}, got the shape {shape}.")
 
     def encode(self, raw: Any) -> tuple[np.ndarray, np.ndarray]:
         """Raw values of any shape -> values in the model's range, float32, and the mask of observed ones.
@@ -192,6 +215,7 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         if refused.any():
             first = tuple(int(n) for n in np.argwhere(refused)[0])
             outside = "" if self.valid_range is None else f" (or outside `valid_range` {self.valid_range})"
+            outside += "" if self.coverage is None else " (or outside `coverage`)"
             raise ValueError(
                 f"`raw` holds {int(refused.sum())} missing or non-finite values of {raw.size}{outside}, the first is "
                 f"{raw[first]} at {first}; "

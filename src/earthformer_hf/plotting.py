@@ -242,51 +242,52 @@ def plot_rank_histogram(panels: dict[str, dict[str, np.ndarray]], title: str) ->
 
 def plot_ocean(
     skill: dict[str, np.ndarray],
-    months: np.ndarray,
-    index: np.ndarray,
-    plumes: list[tuple[np.ndarray, np.ndarray]],
+    observed: tuple[np.ndarray, np.ndarray],
+    forecast: tuple[np.ndarray, np.ndarray, np.ndarray | None],
     maps: dict[str, np.ndarray],
-    lat: np.ndarray,
-    lon: np.ndarray,
+    geo: dict,
     title: str,
 ) -> "Figure":
-    """Skill by lead, a plume of forecasts through one event, and maps of the ocean.
+    """Skill by lead, the index of the coming months as a plume, and maps of the ocean.
 
     Args:
-        skill: label -> correlation per lead (leads,); the first is drawn boldest.
-        months, index: (T,) datetime64 months and the observed index in degrees Celsius.
-        plumes: (months, index) of each forecast.
-        maps: label -> anomalies in degrees Celsius (H, W), NaN on land.
-        lat, lon: coordinates of the maps, in degrees.
+        skill: label -> correlation per lead (leads,); the first is drawn boldest. Empty where there is none.
+        observed: (T,) datetime64 months and the observed index in degrees Celsius.
+        forecast: (leads,) datetime64 months, the forecast index, and half the width of its range or None.
+        maps: label -> anomalies in degrees Celsius (H, W), NaN where there are none.
+        geo: `lat` and `lon` of the maps, in degrees.
         title: says what is drawn, and whether it is real.
     """
     figure = _figure(figsize=(13, 6.6), layout="constrained")
-    grid = figure.add_gridspec(2, 2 * len(maps), height_ratios=[1.25, 1])
-    axis = figure.add_subplot(grid[0, : len(maps)])
-    for number, (label, values) in enumerate(skill.items()):
-        axis.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, label=label, lw=2.6 - 0.4 * number)
-    axis.axhline(0, color="0.6", lw=0.8)
-    axis.set(
-        xlabel="lead, months (start of the three-month mean)", ylabel="correlation", title="Nino3.4 skill by lead"
-    )
-    axis.legend(fontsize=8)
+    columns = len(maps)
+    grid = figure.add_gridspec(2, 2 * columns, height_ratios=[1.25, 1])
+    if skill:
+        axis = figure.add_subplot(grid[0, :columns])
+        for place, (label, values) in enumerate(skill.items()):
+            leads = np.arange(1, len(values) + 1)
+            axis.plot(leads, values, marker="o", markersize=3, label=label, lw=2.6 - 0.4 * place)
+        axis.axhline(0, color="0.6", lw=0.8)
+        axis.set(xlabel="lead, months (start of the three-month mean)", ylabel="correlation")
+        axis.set_title("Nino3.4 skill of the hindcasts, by lead")
+        axis.legend(fontsize=8)
 
-    axis = figure.add_subplot(grid[0, len(maps) :])
-    for number, (plume_months, values) in enumerate(plumes):
-        color = f"C{number % 10}"
-        axis.plot(plume_months, values, color=color, lw=1.3, alpha=0.9)
-        axis.plot(plume_months[:1], values[:1], color=color, marker="o", markersize=4)
-    axis.plot(months, index, color="black", lw=2.4, label="observed")
+    axis = figure.add_subplot(grid[0, columns:] if skill else grid[0, :])
+    months, index, half_width = forecast
+    if half_width is not None:
+        axis.fill_between(months, index - half_width, index + half_width, color="C0", alpha=0.25, label="90 % range")
+    axis.plot(months, index, color="C0", marker="o", markersize=4, lw=2, label="forecast, three-month means")
+    axis.plot(*observed, color="black", lw=2.4, label="observed, months")
     axis.axhline(0, color="0.6", lw=0.8)
-    axis.set(ylabel="Nino3.4 anomaly, degC", title="forecasts through one event (a dot marks the first month)")
+    axis.set(ylabel="Nino3.4 anomaly, degC", title="the coming months")
     axis.legend(fontsize=8)
     axis.tick_params(axis="x", labelrotation=30)
 
     highest = max(float(np.nanmax(np.abs(values))) for values in maps.values())
     axes, mesh = [], None
-    for number, (label, values) in enumerate(maps.items()):
-        axis = figure.add_subplot(grid[1, 2 * number : 2 * number + 2])
-        mesh = axis.pcolormesh(lon, lat, values, cmap="RdBu_r", vmin=-highest, vmax=highest, shading="nearest")
+    for place, (label, values) in enumerate(maps.items()):
+        axis = figure.add_subplot(grid[1, 2 * place : 2 * place + 2])
+        colours = {"cmap": "RdBu_r", "vmin": -highest, "vmax": highest}
+        mesh = axis.pcolormesh(geo["lon"], geo["lat"], values, shading="nearest", **colours)
         axis.set_facecolor("0.85")
         axis.set(title=label, xlabel="longitude")
         axis.add_patch(_nino34_box())

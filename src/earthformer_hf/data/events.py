@@ -4,6 +4,7 @@ A builder's table has a row per event, and the frames stay in the source's files
 terabyte is ready in seconds and never copied. A hosted table (`hosted.py`) holds the frames themselves.
 """
 
+import difflib
 import hashlib
 import importlib
 import inspect
@@ -343,9 +344,24 @@ def builder_of(name: str) -> type[EventBuilder]:
         ValueError: no source has that name.
     """
     if name not in SOURCES:
-        raise ValueError(f"`name` must be one of {sorted(SOURCES)}, got {name!r}.")
+        close = difflib.get_close_matches(name, SOURCES, n=1)
+        guess = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"`name` must be one of {sorted(SOURCES)}, got {name!r}.{guess}")
     module, class_name = SOURCES[name]
     return getattr(importlib.import_module(f".{module}", __package__), class_name)
+
+
+def is_source(name: str) -> bool:
+    """Whether a name is that of a source, and not a prepared folder or an id on a hub, "namespace/name".
+
+    Raises:
+        ValueError: it is none of them; the nearest source is suggested.
+    """
+    if name in SOURCES:
+        return True
+    if not (Path(name).is_dir() or "/" in name):
+        builder_of(name)
+    return False
 
 
 def find_data_dir(data_dir: str | Path | None = None) -> Path:
@@ -464,6 +480,7 @@ __all__ = [
     "builder_of",
     "check_origin",
     "find_data_dir",
+    "is_source",
     "load_dataset",
     "make_builder",
     "options_of",

@@ -11,10 +11,11 @@ import numpy as np
 
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from .events import Events, find_data_dir, load_dataset
-from .guards import load_npz, open_npy
+from .guards import load_npz, open_dataset, open_npy
 from .open_radar import OpenRadarConfig
 from .open_sst import OpenSstConfig
 from .simulated import rain_events, sst_events
+from .sst_anomalies import NAMES
 
 
 def rain_input(path: str | Path | None, extractor: EarthformerFeatureExtractor) -> tuple[str, Sequence[dict]]:
@@ -137,4 +138,24 @@ def ocean_input(path: str | Path | None) -> tuple[str, dict[str, Sequence[dict]]
     return "simulated ocean (not real)", {split: sst_events(*numbers) for split, numbers in years_and_seed.items()}
 
 
-__all__ = ["ocean_input", "rain_input", "wettest_window"]
+def holds_ocean(path: str | Path) -> bool:
+    """Whether a file holds temperatures or anomalies of the sea's surface; rain otherwise.
+
+    Raises:
+        ValueError: the file is missing, damaged, or of no known kind.
+    """
+    path = Path(path)
+    if path.suffix in (".npy", ".npz", ".h5", ".hdf5"):
+        return False
+    with open_dataset(path) as dataset:
+        standard = [str(array.attrs.get("standard_name", "")) for array in dataset.data_vars.values()]
+        return bool({"ssta", *NAMES} & set(dataset.data_vars)) or any("sea_surface_temperature" in n for n in standard)
+
+
+def last_frames(event: dict, count: int) -> dict:
+    """The last frames of an event, at most so many, with their times and series."""
+    series = {name: numbers[-count:] for name, numbers in event.get("series", {}).items()}
+    return event | {name: event[name][-count:] for name in ("time", "values")} | {"series": series}
+
+
+__all__ = ["holds_ocean", "last_frames", "ocean_input", "rain_input", "wettest_window"]

@@ -13,13 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from .events import EventBuilder, EventConfig, Facts
-from .guards import open_dataset
+from .folder import FolderConfig
+from .gridded_file import GriddedFile
 
+
+logger = logging.get_logger(__name__)
 
 SPLITS = {"train": (1856, 1974), "val": (1977, 1990), "test": (1993, 2014)}
 CROP = (0, 24, 19, 67)  # rows and columns: all latitudes, longitudes 95..330, as in ICAR-ENSO
+HIGHEST = 12.0  # degrees Celsius; no node of 5 degrees was ever farther from its normal
+HOW_TO_CONVERT = "Temperatures become such anomalies by: earthformer-hf data sst-anomalies IN OUT --base 1981-2010"
 NINO34 = (slice(10, 13), slice(19, 30))  # rows and columns of the crop: latitude -5..5, longitude 190..240
 
 
@@ -82,26 +88,67 @@ class OpenSst(EventBuilder):
 
 def _months(path: str | Path, first: int, last: int) -> dict[str, Any]:
     """The event of the months of some years, without its id."""
+    record = _record(Path(path))
+    years = record["time"].astype("datetime64[Y]").astype(int) + 1970
+    chosen = (years >= first) & (years <= last)
+    if not chosen.any():
+        raise ValueError(f"`split`: {path} holds no month of {first}..{last}.")
+    values = record["values"][chosen]
+    _check_anomalies(values, record["time"][chosen], path)
+    series = {"nino34": nino34(values)}
+    return {"time": record["time"][chosen], "values": values, "geo": record["geo"], "series": series}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """All months of a file: dimensions by their names, latitudes and longitudes in rising order from 95 to 330.
+
+    Raises:
+        ValueError: no such field, another grid, or months that do not follow each other.
+    """
+    try:
+        grid = GriddedFile(str(path), FolderConfig(variable="ssta").layout)
+    except ValueError as reason:
+        raise ValueError(
+            f"`path`: {path} must hold `ssta` (time, lat 24, lon 72): {reason} {HOW_TO_CONVERT}"
+        ) from None
+    dates, values = grid.dates(), grid.read(slice(None)).astype("float32")
+    if dates is None or dates.dtype.kind != "M":
+        raise ValueError(f"`path`: {path} must have dates along {grid.order[0]!r} of `ssta`, it has none.")
+    time = np.atleast_1d(dates.values).astype("datetime64[M]")
+    for before, after in zip(time, time[1:]):
+        if after - before != np.timedelta64(1, "M"):
+            raise ValueError(f"`path`: months of {path} must follow each other, {before} is followed by {after}.")
+    places = {"lat": np.array(grid.geo.get("y", [])), "lon": np.array(grid.geo.get("x", [])) % 360}
+    expected = {"lat": np.arange(-55, 65, 5), "lon": np.arange(0, 360, 5)}
+    orders = {name: np.argsort(found) for name, found in places.items()}
+    for name, nodes in expected.items():
+        found = places[name][orders[name]]
+        if len(found) != len(nodes) or not np.allclose(found, nodes):
+            held = f"{len(found)} from {found[0]:g} to {found[-1]:g}" if len(found) else "none"
+            wanted = f"{nodes[0]}, {nodes[1]} .. {nodes[-1]}"
+            raise ValueError(
+                f"`path`: {path} must hold `ssta` (time, lat 24, lon 72); {name} of it must be {wanted}, got {held}. "
+                f"{HOW_TO_CONVERT}"
+            )
+        if (np.diff(orders[name]) != 1).any():
+            logger.warning(f"{path}: {name} is put in rising order from {nodes[0]} to {nodes[-1]}.")
     top, bottom, left, right = CROP
-    with open_dataset(path) as dataset:
-        if "ssta" not in dataset or dict(dataset.ssta.sizes) | {"time": 0} != {"time": 0, "lat": 24, "lon": 72}:
-            found = dict(dataset.ssta.sizes) if "ssta" in dataset else list(dataset.data_vars)
-            raise ValueError(f"`path`: {path} must hold `ssta` (time, lat 24, lon 72), found {found}.")
-        grid = {"lat": np.arange(-55, 65, 5), "lon": np.arange(0, 360, 5)}
-        for name, expected in grid.items():
-            if not np.allclose(dataset[name], expected):
-                raise ValueError(f"`path`: {name} of {path} must be {expected[0]}, {expected[1]} .. {expected[-1]}.")
-        part = dataset.ssta.isel(lat=slice(top, bottom), lon=slice(left, right))
-        part = part.sel(time=(part.time.dt.year >= first) & (part.time.dt.year <= last))
-        if part.sizes["time"] == 0:
-            raise ValueError(f"`split`: {path} holds no month of {first}..{last}.")
-        values = part.values.astype("float32")
-        return {
-            "time": part.time.values.astype("datetime64[M]"),
-            "values": values,
-            "geo": {"lat": part.lat.values, "lon": part.lon.values},
-            "series": {"nino34": nino34(values)},
-        }
+    values = values[:, orders["lat"][top:bottom]][:, :, orders["lon"][left:right]]
+    geo = {"lat": expected["lat"][top:bottom], "lon": expected["lon"][left:right]}
+    return {"time": time, "values": values, "geo": geo}
+
+
+def _check_anomalies(values: np.ndarray, time: np.ndarray, path: str | Path):
+    """Refuse what is no anomaly of the sea's temperature, and months without a value in the region of the index."""
+    known = values[np.isfinite(values)]
+    if len(known) and np.abs(known).max() > HIGHEST:
+        raise ValueError(
+            f"`path`: {path} must hold anomalies within {HIGHEST:g} degC of 0, it holds {known.min():g} to "
+            f"{known.max():g}: a missing value that the file does not state, or temperatures. {HOW_TO_CONVERT}"
+        )
+    empty = np.flatnonzero(~np.isfinite(values[:, *NINO34]).any((1, 2)))
+    if len(empty):
+        raise ValueError(f"`path`: {path} holds no value of {time[empty[0]]} in the region of Nino3.4.")
 
 
 @lru_cache(8)

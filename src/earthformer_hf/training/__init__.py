@@ -9,11 +9,12 @@
 | `publishing.py` | figures and the card of a run |
 """
 
+from ..errors import ends_in_one_line
 from .arguments import DataArguments, LatentArguments, PublishedArguments, TrainingArguments
 from .distributed import mean_over
 from .loading import load_latents, load_windows, run_settings
 from .publishing import MODEL_INPUTS, forecast_figure, publish
-from .recipe import build, ends_in_one_line, parse_recipe
+from .recipe import build, parse_recipe
 from .run import Run, train
 from .seeds import validation_generator
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -12,7 +11,7 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL
 
 from ..data import TrainingWindows, Windows, load_dataset
-from ..data.events import SOURCES, Events, usable
+from ..data.events import Events, is_source, usable
 from ..data.hosted import cached
 from ..data.latents import EncodedWindows
 from ..data.open_sst import nino34
@@ -96,7 +95,7 @@ def load_events(data: DataArguments, split: str, image_size: Sequence[int] | Non
     Raises:
         ValueError: there are no such data, or they are of another size.
     """
-    if data.source in SOURCES or not (Path(data.source).is_dir() or "/" in data.source):
+    if is_source(data.source):
         table = usable(load_dataset(data.source, data.data_dir, split, **options), data.source)
     elif options:
         raise ValueError(f"`options` are those of a source, {data.source!r} is a data set that was prepared.")

@@ -6,7 +6,6 @@ entries; the others (`model`, `vae`, ...) are the keyword arguments of a class, 
 
 import argparse
 import difflib
-import functools
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,9 +15,9 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 import yaml
 from huggingface_hub.dataclasses import type_validator
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
+from ..errors import one_line
 from .distributed import join_processes
 
 
@@ -29,19 +28,6 @@ BLOCKS = (
     "model", "vae", "unet", "alignment_network", "scheduler", "feature_extractor", "data",
     "training", "autoencoder", "denoiser", "alignment",
 )  # fmt: skip
-
-
-def ends_in_one_line(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a script's `main`: what is wrong with its input is said in one line, without a traceback."""
-
-    @functools.wraps(main)
-    def run_main():
-        try:
-            main()
-        except (ValueError, OSError, ImportError, SafetensorError) as reason:
-            raise SystemExit(f"error: {_one_line(reason)}") from reason
-
-    return run_main
 
 
 def parse_recipe(description: str | None = None, /, **blocks: Any) -> tuple[dict, ...]:
@@ -73,7 +59,7 @@ def parse_recipe(description: str | None = None, /, **blocks: Any) -> tuple[dict
     try:
         *parsed, _ = parser.parse_args_into_dataclasses(look_for_args_file=False)
     except ValueError as reason:  # also an option that no dataclass has
-        parser.error(_one_line(reason))
+        parser.error(one_line(reason))
     return recipe, *parsed
 
 
@@ -91,7 +77,7 @@ def build(recipe: dict, block: str, factory: Callable[..., Built], **further: An
     try:
         return factory(**recipe[block], **further)
     except (TypeError, ValueError, StrictDataclassError) as reason:
-        raise ValueError(f"`{block}` of the recipe: {_one_line(reason)}") from reason
+        raise ValueError(f"`{block}` of the recipe: {one_line(reason)}") from reason
 
 
 class _Parser(HfArgumentParser):
@@ -107,7 +93,7 @@ def _read(path: Path) -> dict:
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as reason:
-        sys.exit(f"--recipe {path} cannot be read: {_one_line(reason)}")
+        sys.exit(f"--recipe {path} cannot be read: {one_line(reason)}")
     if not isinstance(recipe, dict):
         sys.exit(f"--recipe {path} must hold blocks such as `data:`, got {type(recipe).__name__}.")
     for block in recipe:
@@ -137,13 +123,9 @@ def _entries(recipe: dict, block: str, dataclass: type, path: Path) -> dict[str,
         try:
             type_validator(name, value, expected)
         except TypeError as reason:
-            sys.exit(f"{path}: `{block}`: {_one_line(reason)}")
+            sys.exit(f"{path}: `{block}`: {one_line(reason)}")
         checked[name] = value
     return checked
 
 
-def _one_line(reason: object) -> str:
-    return " ".join(str(reason).split())
-
-
-__all__ = ["build", "ends_in_one_line", "parse_recipe"]
+__all__ = ["build", "parse_recipe"]

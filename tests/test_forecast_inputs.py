@@ -1,0 +1,159 @@
+"""Files of a user's own that are forecast: read by what they say, or refused by name."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+from tiny import ROOT
+from transformers import AutoFeatureExtractor
+from typer.testing import CliRunner
+
+from earthformer_hf.cli import app
+from earthformer_hf.data.inputs import holds_ocean, last_frames, ocean_input
+
+
+LAT, LON = np.arange(-55.0, 65, 5), np.arange(0.0, 360, 5)
+
+
+def ocean(months=14, first="2010-01"):
+    """Anomalies that differ at every node and month; land is missing."""
+    time = (np.datetime64(first, "M") + np.arange(months)).astype("datetime64[ns]")
+    values = np.sin(np.arange(months))[:, None, None] + 0.01 * LAT[:, None] + 0.001 * LON
+    values[:, :2] = np.nan
+    return xr.Dataset({"ssta": (("time", "lat", "lon"), values)}, {"time": time, "lat": LAT, "lon": LON})
+
+
+def read(tmp_path, dataset):
+    dataset.to_netcdf(tmp_path / "mine.nc")
+    _, events = ocean_input(tmp_path / "mine.nc")
+    return events["test"][0]
+
+
+@pytest.mark.parametrize("change", ["order", "time last", "descending", "dateline", "names"])
+def test_the_ocean_is_read_by_the_names_of_its_dimensions(tmp_path, change):
+    data = ocean()
+    expected = read(tmp_path, data)
+    changed = {
+        "order": lambda: data.transpose("time", "lon", "lat"),
+        "time last": lambda: data.transpose("lat", "lon", "time"),
+        "descending": lambda: data.isel(lat=slice(None, None, -1)),
+        "dateline": lambda: data.assign_coords(lon=(LON + 180) % 360 - 180).sortby("lon"),
+        "names": lambda: data.rename(lat="latitude", lon="longitude"),
+    }[change]()
+    (tmp_path / "changed").mkdir()
+    found = read(tmp_path / "changed", changed)
+    np.testing.assert_array_equal(found["values"], expected["values"])
+    np.testing.assert_array_equal(found["time"], expected["time"])
+    assert found["geo"] == expected["geo"] and found["geo"]["lon"][0] == 95
+
+
+def days(data):
+    return data.assign_coords(time=np.datetime64("2010-01-01", "ns") + np.arange(14) * np.timedelta64(1, "D"))
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda data: data.isel(time=slice(None, None, -1)), "2011-02 is followed by 2011-01"),
+        (days, "2010-01 is followed by 2010-01"),
+        (lambda data: data.isel(time=[0, 1, 2, 5, 6]), "2010-03 is followed by 2010-06"),
+        (lambda data: data + 300, "within 12 degC of 0, it holds 29.*sst-anomalies IN OUT"),
+        (lambda data: data.fillna(-999.0), "it holds -999 to .*a missing value that the file does not state"),
+        (lambda data: data * np.nan, "no value of 2010-01 in the region of Nino3.4"),
+        (lambda data: data.drop_vars("time"), "must have dates along 'time' of `ssta`, it has none"),
+        (
+            lambda data: data.coarsen(lat=2, lon=2).mean(),
+            "lat of it must be -55, -50 .. 60, got 12 from -52.5 to 57.5",
+        ),
+        (lambda data: data.rename(ssta="sst"), "must hold `ssta` .*sst.*sst-anomalies IN OUT"),
+    ],
+)
+def test_what_is_no_monthly_anomaly_is_refused_by_name(tmp_path, change, named):
+    change(ocean()).to_netcdf(tmp_path / "mine.nc")
+    with pytest.raises(ValueError, match=f"mine.nc.*{named}|{named}"):
+        ocean_input(tmp_path / "mine.nc")
+
+
+def test_the_ocean_model_sees_only_the_grid_points_that_it_knows(tmp_path):
+    extractor = AutoFeatureExtractor.from_pretrained(ROOT / "model_cards/earthformer-sst-small")
+    assert sum(row.count("1") for row in extractor.coverage) == 229  # of Kaplan's record
+    event = read(tmp_path, ocean())
+    values, observed = extractor.encode(event["values"])
+    assert observed.sum() == 14 * 229 and (values[~observed] == 0).all()
+    np.testing.assert_allclose(values[observed], 0.3 * event["values"][observed], rtol=1e-6)
+    beyond = event["values"].copy()
+    beyond[:, np.array([list(row) for row in extractor.coverage]) == "0"] += 5
+    np.testing.assert_array_equal(extractor.encode(beyond)[0], values)
+    channels = extractor.observed(event["values"][..., None])
+    np.testing.assert_array_equal(channels[..., 0], observed)
+    with pytest.raises(ValueError, match=r"on the grid of `coverage`, \(24, 48\), got the shape \(14, 24, 47\)"):
+        extractor.observed(event["values"][..., 1:])
+    for wrong in ([], ["01", "1"], ["0x"]):
+        with pytest.raises(ValueError, match="`coverage` must be texts of 0 and 1"):
+            type(extractor)(coverage=wrong)
+
+
+def forecast(script, *options):
+    command = [sys.executable, f"examples/{script}.py", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_coming_months_follow_the_last_of_the_record(tmp_path):
+    ocean(30, "2019-01").to_netcdf(tmp_path / "my ocean (1).nc")
+    result = forecast("forecast", "--input", tmp_path / "my ocean (1).nc")
+    assert result.returncode == 0, result.stderr
+    assert "no hindcast: it needs 38 months, there are 30" in result.stdout
+    assert "229 grid points are used, which the model knows; " in result.stdout
+    rows = [line for line in result.stdout.splitlines() if line.startswith("202") and " .. " in line]
+    assert rows[0].startswith("2021-07 .. 2021-09  ") and rows[-1].startswith("2022-06 .. 2022-08  ")
+    assert len(rows) == 12
+
+
+def test_files_are_told_apart_by_what_they_hold(tmp_path):
+    ocean().to_netcdf(tmp_path / "a.nc")
+    ocean().rename(ssta="rain").to_netcdf(tmp_path / "b.nc")
+    assert holds_ocean(tmp_path / "a.nc") and not holds_ocean(tmp_path / "b.nc")
+    assert not holds_ocean(tmp_path / "rain.npy")
+    with pytest.raises(ValueError, match="c.nc"):
+        holds_ocean(tmp_path / "c.nc")
+
+
+def test_the_last_frames_keep_times_and_series():
+    event = {"id": "a", "time": np.arange(5), "values": np.arange(5) * 2, "series": {"n": np.arange(5) * 3}}
+    cut = last_frames(event, 2)
+    assert [cut["time"].tolist(), cut["values"].tolist(), cut["series"]["n"].tolist()] == [[3, 4], [6, 8], [9, 12]]
+
+
+# The command line
+
+
+def cli(*command):
+    return CliRunner().invoke(app, list(map(str, command)))
+
+
+def test_options_are_spelt_either_way(tmp_path):
+    for option in ("--data-dir", "--data_dir"):
+        for command in (["data", "info", "folder"], ["evaluate", "--protocol", "radar-open"]):
+            result = cli(*command, option, tmp_path / "nowhere")
+            assert result.exit_code == 1 and "nowhere" in result.output and "No such option" not in result.output
+
+
+def test_an_unknown_data_set_suggests_the_nearest():
+    for command in (["data", "info", "open_radr"], ["data", "preview", "open_radr", "x.png"]):
+        result = cli(*command)
+        assert result.exit_code == 1 and "Did you mean 'open-radar'?" in result.output
+
+
+def test_a_traceback_is_shown_only_when_asked_for(tmp_path):
+    (tmp_path / "a.txt").write_text("neither")
+    command = [sys.executable, "-m", "earthformer_hf.cli", "data", "info", "folder", "--data-dir", str(tmp_path)]
+    plain, debug = (
+        subprocess.run([*command, *more], capture_output=True, text=True, cwd=ROOT) for more in ([], ["--debug"])
+    )
+    assert plain.returncode == 1 and "Traceback" not in plain.stderr and "holds no file" in plain.stderr
+    assert debug.returncode == 1 and "Traceback" in debug.stderr and "holds no file" in debug.stderr
+    plain, debug = (forecast("forecast", "--input", tmp_path / "a.txt", *more) for more in ([], ["--debug"]))
+    assert plain.returncode == 1 and "Traceback" not in plain.stderr and "a.txt" in plain.stderr
+    assert debug.returncode == 1 and "Traceback" in debug.stderr
