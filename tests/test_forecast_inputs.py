@@ -11,7 +11,8 @@ from transformers import AutoFeatureExtractor
 from typer.testing import CliRunner
 
 from earthformer_hf.cli import app
-from earthformer_hf.data.inputs import holds_ocean, last_frames, ocean_input
+from earthformer_hf.data import simulated
+from earthformer_hf.data.inputs import holds_ocean, last_frames, ocean_input, rain_input, wettest_window
 
 
 LAT, LON = np.arange(-55.0, 65, 5), np.arange(0.0, 360, 5)
@@ -124,6 +125,49 @@ def test_the_last_frames_keep_times_and_series():
     event = {"id": "a", "time": np.arange(5), "values": np.arange(5) * 2, "series": {"n": np.arange(5) * 3}}
     cut = last_frames(event, 2)
     assert [cut["time"].tolist(), cut["values"].tolist(), cut["series"]["n"].tolist()] == [[3, 4], [6, 8], [9, 12]]
+
+
+def rain(minutes=2, spacing=3000.0, units="mm/h", factor=1.0):
+    """Rain (26, 32, 32), projected in metres."""
+    values = simulated.rain_events(1, length=26, size=32)[0]["values"] * factor
+    time = np.datetime64("2020-06-01", "ns") + np.arange(26) * np.timedelta64(60 * minutes, "s")
+    places = {name: (name, spacing * np.arange(32), {"units": "m"}) for name in "yx"}
+    return xr.Dataset({"rate": (("time", "y", "x"), values, {"units": units})}, {"time": time} | places)
+
+
+def test_rain_of_any_unit_and_kind_of_file_is_the_same(tmp_path):
+    extractor = AutoFeatureExtractor.from_pretrained(ROOT / "model_cards/earthformer-radar-tiny")
+    np.save(tmp_path / "a.npy", rain()["rate"].values)
+    _, expected = rain_input(tmp_path / "a.npy", extractor)
+    for units, factor in {"mm/h": 1.0, "mm hr-1": 1.0, "kg m-2 s-1": 1 / 3600, "mm": 2 / 60}.items():
+        rain(units=units, factor=factor).to_netcdf(tmp_path / "b.nc")
+        _, events = rain_input(tmp_path / "b.nc", extractor)
+        np.testing.assert_allclose(events[0]["values"], expected[0]["values"], atol=1e-3)
+        (tmp_path / "b.nc").unlink()
+    one_minute = rain(minutes=1)
+    one_minute.to_netcdf(tmp_path / "c.nc")
+    _, events = rain_input(tmp_path / "c.nc", extractor)
+    event, codes, minutes = wettest_window(events, extractor, 6, 4, (32, 32))
+    assert event["geo"]["minutes"] == 1 and minutes[-1] == 8  # every other frame
+    np.testing.assert_array_equal(codes, events[0]["values"][:20:2])
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"minutes": 5}, "frames every 2 minutes, or a part of that, are needed, got 5 minutes"),
+        ({"spacing": 1000.0}, "mine.nc must have a grid of 3 km, got 1 km"),
+        ({"units": "degC"}, "mine.nc: the data must be rain in one of .*, got the units 'degC'"),
+        ({"units": "", "factor": -1.0}, "mine.nc: the data must be rain in one of .*, got the units 'unknown'"),
+        ({"factor": -1.0}, "mine.nc holds .* negative or infinite rates"),
+    ],
+)
+def test_rain_that_the_model_does_not_know_is_refused_by_name(tmp_path, change, named):
+    extractor = AutoFeatureExtractor.from_pretrained(ROOT / "model_cards/earthformer-radar-tiny")
+    rain(**change).to_netcdf(tmp_path / "mine.nc")
+    with pytest.raises(ValueError, match=named):
+        _, events = rain_input(tmp_path / "mine.nc", extractor)
+        wettest_window(events, extractor, 6, 4, (32, 32))
 
 
 # The command line

@@ -15,7 +15,9 @@ from earthformer_hf import EarthformerFeatureExtractor
 from earthformer_hf.cli import app
 from earthformer_hf.data import Windows, load_dataset, simulated
 from earthformer_hf.data.hosted import cached, prepare
+from earthformer_hf.data.measures import DataFacts, canonical_units, spacing_of, step_of
 from earthformer_hf.data.open_radar import OpenRadar
+from earthformer_hf.data.rain import rain_coding
 from earthformer_hf.evaluation import (
     PROTOCOLS,
     Protocol,
@@ -28,8 +30,7 @@ from earthformer_hf.evaluation import (
     window_at,
 )
 from earthformer_hf.evaluation import evaluate as score
-from earthformer_hf.evaluation.data_facts import DataFacts, canonical_units, facts_of, spacing_of, step_of
-from earthformer_hf.evaluation.rain import rain_coding
+from earthformer_hf.evaluation.data_facts import facts_of
 
 
 pysteps = pytest.mark.skipif(

@@ -108,13 +108,13 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"`transform` must be one of {sorted(TRANSFORMS)}, got {transform!r}.")
         if (transform is None) != (floor is None) or (floor is not None and not 0 < floor < np.inf):
             raise ValueError(f"`floor` must be above 0 with a `transform`, and None without, got {floor}.")
-        rows = [coverage] if isinstance(coverage, str) else coverage or []
-        if len({len(row) for row in rows}) > 1 or set("".join(rows)) - {"0", "1"} or coverage == []:
+        texts = [coverage] if isinstance(coverage, str) else coverage or []
+        if len({len(text) for text in texts}) > 1 or set("".join(texts)) - {"0", "1"} or coverage == []:
             raise ValueError(
                 f"`coverage` must be texts of 0 and 1, of equal length, one per grid row, got {coverage}."
             )
         self.offset, self.scale, self.transform, self.floor = offset, scale, transform, floor
-        self.coverage = None if coverage is None else list(rows)
+        self.coverage = None if coverage is None else list(texts)
         self.variable, self.units = variable, units
         self.time_step, self.grid_spacing = time_step, grid_spacing
         self.missing_value, self.fill_value = missing_value, fill_value

@@ -11,9 +11,12 @@ import numpy as np
 
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from .events import Events, find_data_dir, load_dataset
+from .folder import from_folder
 from .guards import load_npz, open_dataset, open_npy
+from .measures import UNKNOWN, DataFacts, alike, spacing_of, step_of
 from .open_radar import OpenRadarConfig
 from .open_sst import OpenSstConfig
+from .rain import rain_coding
 from .simulated import rain_events, sst_events
 from .sst_anomalies import NAMES
 
@@ -22,16 +25,17 @@ def rain_input(path: str | Path | None, extractor: EarthformerFeatureExtractor) 
     """Rain to forecast.
 
     Args:
-        path: a `.npy` or `.npz` file of one array (T, H, W), rain rates in mm/h every 2 minutes, NaN where missing; or
-            a file in the layout of the open radar data (`.h5`), whose test split is taken. If omitted, the open radar
-            data where they are at hand, else simulated rain.
+        path: a `.npy` or `.npz` file of one array (T, H, W), rain rates in mm/h every 2 minutes, NaN where missing; a
+            file in the layout of the open radar data (`.h5`), whose test split is taken; or any file that
+            [`~earthformer_hf.data.from_folder`] reads, of rain rates, amounts or dBZ in stated units. If omitted, the
+            open radar data where they are at hand, else simulated rain.
         extractor: of the model, with a table of rain rates.
 
     Returns:
         What it is, in words; and its events, `values` in the extractor's raw values.
 
     Raises:
-        ValueError: a file of another kind, or one that holds anything else.
+        ValueError: a file of another kind, or one that holds anything else, at another time step or grid spacing.
     """
     open_data = find_data_dir() / OpenRadarConfig.file
     if path is None and not open_data.exists():
@@ -40,25 +44,50 @@ def rain_input(path: str | Path | None, extractor: EarthformerFeatureExtractor) 
     if path.suffix in (".h5", ".hdf5"):
         events = Events(load_dataset("open-radar", path.parent, "test", file=path.name))
         return f"real radar (MRMS groups of {path.name})", events
-    event = {"id": path.stem, "values": _rain_array(path), "geo": {"minutes": 2}}
-    return f"input {path.name}", [_encoded_rain(event, extractor)]
+    if path.suffix in (".npy", ".npz"):
+        rain = [{"id": path.stem, "values": _rain_array(path), "geo": {"minutes": 2}}]
+    else:
+        table = from_folder(path, split="train", fractions=(1, 0, 0))
+        rain = [_rain_event(event, path, extractor) for event in Events(table)]
+    return f"input {path.name}", [_encoded_rain(event, extractor) for event in rain]
 
 
 def _rain_array(path: Path) -> np.ndarray:
     """Rain rates in mm/h (T, H, W) of a user's file."""
-    if path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"{path} must be .npy or .npz (mm/h) or .h5 (open radar layout).")
     arrays = load_npz(path) if path.suffix == ".npz" else {"": open_npy(path)}
     if len(arrays) != 1:
         raise ValueError(f"{path} must hold one array, it holds {sorted(arrays)}.")
     (rain,) = arrays.values()
     if rain.ndim != 3 or rain.dtype.kind not in "iuf":
         raise ValueError(f"{path} must hold rain rates in mm/h (T, H, W), got {rain.dtype} {rain.shape}.")
+    return _checked_rain(rain, path)
+
+
+def _checked_rain(rain: np.ndarray, path: Path) -> np.ndarray:
     wrong = np.isinf(rain) | (rain < 0)
     if wrong.any():
         first = tuple(int(n) for n in np.argwhere(wrong)[0])
         raise ValueError(f"{path} holds {wrong.sum()} negative or infinite rates, the first at {first}.")
     return rain
+
+
+def _rain_event(event: dict, path: Path, extractor: EarthformerFeatureExtractor) -> dict:
+    """An event with its values in mm/h and its time step in minutes."""
+    geo = event["geo"]
+    facts = DataFacts(geo.get("units", UNKNOWN), step_of(event["time"], geo), spacing_of(geo))
+    if event["values"].ndim != 3 or facts.minutes is None or not float(facts.minutes).is_integer():
+        raise ValueError(
+            f"{path} must hold dated maps (T, H, W), whole minutes apart, got {event['values'].shape} every "
+            f"{facts.time_step}."
+        )
+    if alike("grid_spacing", extractor.grid_spacing, facts.grid_spacing) is False:
+        raise ValueError(f"{path} must have a grid of {extractor.grid_spacing}, got {facts.grid_spacing}.")
+    try:
+        coding = rain_coding(EarthformerFeatureExtractor(), facts)
+    except ValueError as reason:
+        raise ValueError(f"{path}: {str(reason).partition(';')[0]}.") from reason
+    rain = _checked_rain(coding.to_rain(np.asarray(event["values"])), path)
+    return event | {"values": rain, "geo": geo | {"minutes": int(facts.minutes)}}
 
 
 def _encoded_rain(event: dict, extractor: EarthformerFeatureExtractor) -> dict:
@@ -95,8 +124,10 @@ def wettest_window(
     amount, unit = extractor.time_step[:-1], extractor.time_step[-1:]
     if unit != "m" or not amount.isdecimal():
         raise ValueError(f"`extractor` must state a time step in minutes, such as '2m', got {extractor.time_step!r}.")
-    minutes = int(amount)
-    frame_stride = max(1, minutes // events[0]["geo"]["minutes"])
+    minutes, given = int(amount), events[0]["geo"]["minutes"]
+    if minutes % given:
+        raise ValueError(f"frames every {minutes} minutes, or a part of that, are needed, got {given} minutes.")
+    frame_stride = minutes // given
     past_span, span = (frame_stride * (frames - 1) + 1 for frames in (context_length, length))
 
     def rank(event: dict) -> tuple[bool, bool, float]:

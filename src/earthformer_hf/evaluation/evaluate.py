@@ -9,7 +9,7 @@ by one process; the sums that a score is made of are kept per event, added up ov
 
 What [`evaluate`] returns, and a score file holds:
 
-- `data`: what the numbers are, [`~earthformer_hf.evaluation.data_facts.DataFacts`];
+- `data`: what the numbers are, [`~earthformer_hf.data.measures.DataFacts`];
 - `scored`: the events, their times, and digests of the values;
 - `windows`, `independent_events`: how many there are; `unobserved_windows`: how many windows have no observed context
   or future, and count for nothing;
@@ -31,7 +31,8 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from ..data import Windows
-from .data_facts import DataFacts, check_model, facts_of
+from ..data.measures import DataFacts
+from .data_facts import check_model, facts_of
 from .forecasters import (
     Forecaster,
     OceanForecaster,

@@ -18,14 +18,15 @@ from accelerate import PartialState
 from .. import data
 from ..data import Windows, load_dataset
 from ..data.events import SOURCES, builder_of, usable
+from ..data.measures import DataFacts
 from ..data.open_sst import nino34
+from ..data.rain import RainCoding, lowest_value, rain_coding
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..pipeline_prediff import PreDiffPipeline
 from ..sharing.push import load
 from . import baselines
-from .data_facts import DataFacts, facts_of_events
+from .data_facts import facts_of_events
 from .protocols import Protocol
-from .rain import RainCoding, lowest_value, rain_coding
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import plotting
+from ..data.measures import UNKNOWN, DataFacts, canonical_units
+from ..data.rain import rain_coding
 from ..data.windows import Windows
 from ..sharing.tables import format_number, text_table
-from .data_facts import UNKNOWN, DataFacts, canonical_units
 from .forecasters import Forecaster, data_extractor, window_at
 from .protocols import Protocol
-from .rain import rain_coding
 
 
 if TYPE_CHECKING:

@@ -1,13 +1,13 @@
-"""Rain rates in mm/h from stored values and back, for baselines that know nothing but rain."""
+"""Rain rates in mm/h from stored values and back, for what knows nothing but rain."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.open_radar import rain_rate, rain_table, stored_code
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
-from .data_facts import DataFacts, canonical_units
+from .measures import DataFacts, canonical_units
+from .open_radar import rain_rate, rain_table, stored_code
 
 
 RATES = {"mm/h": 1.0, "mm/s": 3600.0, "m/s": 3.6e6, "mm/day": 1 / 24}  # unit -> mm/h
