@@ -80,6 +80,27 @@ def test_files_are_compared_by_the_same_draws(tmp_path):
     assert "no paired differences with" in compare([tmp_path / "few", tmp_path / "few"])
 
 
+def test_a_long_record_is_drawn_by_stretches_of_time():
+    """30 hours of one event, with windows every hour: by the hour they count as 30 events of two frames."""
+    random, protocol = np.random.default_rng(1), replace(COIN, independent="1h", window_stride=2)
+    values = random.integers(0, 2, (60, 1, 1)).astype("uint8")
+    time = np.datetime64("2024-01-01T00:00", "s") + np.timedelta64(1800, "s") * np.arange(60)
+    record = {"id": "record", "time": time, "values": values, "geo": {}}
+    apart = [
+        {"id": f"{n:02d}", "time": time[2 * n :][:2], "values": values[2 * n :][:2], "geo": {}} for n in range(30)
+    ]
+    forecasters = {"always": always, "persistence": persistence(protocol)}
+    results = evaluate(forecasters, cut([record], protocol), protocol)
+    events = evaluate(forecasters, cut(apart, COIN), COIN)
+    assert results["windows"] == results["independent_events"] == 30
+    assert results["differences"] == events["differences"] and results["differences"]
+    assert [results["scores"][name]["interval"] for name in forecasters] == [
+        events["scores"][name]["interval"] for name in forecasters
+    ]
+    by_day = evaluate(forecasters, cut([record], protocol), replace(protocol, independent="1D"))
+    assert by_day["independent_events"] == 2 and "differences" not in by_day
+
+
 def test_a_mean_over_thresholds_is_of_those_that_occur():
     protocol, events = replace(PROTOCOLS["radar-open"], scores=("contingency",), pools=(4,)), codes(1, length=25)
     events[0]["values"] = np.minimum(events[0]["values"], 150)  # thresholds 160, 181 and 219 do not occur

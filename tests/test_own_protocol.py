@@ -163,12 +163,16 @@ def times(text, count, step):
 
 def test_time_steps_are_those_of_the_times():
     assert step_of(times("2024-01-01T00:00", 5, np.timedelta64(5, "m")), {}) == "5m"
-    assert step_of(times("2024-01-01T00:00", 5, np.timedelta64(5, "m")), {"minutes": 2}, frame_stride=2) == "10m"
+    assert step_of(times("2024-01-01T00:00", 5, np.timedelta64(5, "m")), {"minutes": 2}, None, 2) == "10m"
     assert step_of(times("2024-01-01T00:00", 5, np.timedelta64(90, "s")), {}) == "90s"
     assert step_of(times("2024-01", 30, np.timedelta64(1, "M")).astype("datetime64[s]"), {}) == "1M"
     assert step_of(times("2024-01-01", 5, np.timedelta64(5, "D")), {}) == "5D"
     jitter = np.array([0, 31, -17, 44, -40, 12, 5, -3]).astype("timedelta64[s]")
     assert step_of(times("2024-01-01T00:00:00", 8, np.timedelta64(300, "s")) + jitter, {}) == "5m"
+    # of a few frames alone it would be the mean of two
+    few = times("2024-01-01T00:00:00", 3, np.timedelta64(300, "s")) + np.array([40, -35, 20]).astype("timedelta64[s]")
+    assert step_of(few, {}, np.timedelta64(300, "s")) == "5m"
+    assert step_of(times("2024-01-01T00:00", 5, np.timedelta64(10, "m")), {}, np.timedelta64(300, "s")) == "10m"
     undated = np.full(4, np.datetime64("NaT", "s"))
     assert step_of(undated, {"minutes": 10}) == "10m" and step_of(undated, {}) == "unknown"
 

@@ -4,7 +4,7 @@ Texts are those of [`~earthformer_hf.EarthformerFeatureExtractor`]: "mm/h", "5m"
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,15 +72,43 @@ class DataFacts:
         return None if factor is None else amount * factor
 
 
-def step_of(time: np.ndarray, geo: Mapping[str, Any], frame_stride: int = 1) -> str:
-    """The time step of every `frame_stride`th frame: of its times, or, where it is undated, of `geo["minutes"]`."""
+def common_step(times: Iterable[np.ndarray]) -> np.timedelta64 | None:
+    """The step between the frames of events, (T,) each: the most common one, the mean where scan times jitter."""
+    dated = [time for time in (np.asarray(time, "datetime64[s]") for time in times) if _is_dated(time)]
+    if not dated:
+        return None
+    step = most_common_step(dated)
+    if np.datetime_data(step)[0] == "s" and np.mean(np.concatenate([np.diff(time) for time in dated]) == step) < 0.5:
+        step = most_common_step(dated, np.timedelta64(0, "s"))
+    return step
+
+
+def _is_dated(time: np.ndarray) -> bool:
+    return len(time) > 1 and not np.isnat(time).any()
+
+
+def step_of(
+    time: np.ndarray, geo: Mapping[str, Any], common: np.timedelta64 | None = None, frame_stride: int = 1
+) -> str:
+    """The time step of every `frame_stride`th frame of an event.
+
+    Args:
+        time: (T,) of its frames; where it is undated, `geo["minutes"]` says the step.
+        common: the step of all events, which is this one's if the median of its own is within a quarter of it.
+    """
     time = np.asarray(time, "datetime64[s]")
-    if len(time) < 2 or np.isnat(time).any():
+    if not _is_dated(time):
         return _step_text(np.timedelta64(60 * geo["minutes"], "s") * frame_stride) if "minutes" in geo else UNKNOWN
-    step = most_common_step([time])
-    if np.datetime_data(step)[0] == "s" and np.mean(np.diff(time) == step) < 0.5:  # scan times that jitter
-        step = most_common_step([time], np.timedelta64(0, "s"))
-    return _step_text(step * frame_stride)
+    off = 1.0 if common is None else abs(_seconds(common) / float(np.median(np.diff(time).astype(int))) - 1)
+    step = common if off < 0.25 else common_step([time])
+    return UNKNOWN if step is None else _step_text(step * frame_stride)
+
+
+def _seconds(step: np.timedelta64) -> float:
+    """About how long a step is."""
+    unit = np.datetime_data(step)[0]
+    days = {"M": 365.2425 / 12, "Y": 365.2425}.get(unit)
+    return float(step / np.timedelta64(1, "s")) if days is None else 86400 * days * int(step.astype(int))
 
 
 def _step_text(step: np.timedelta64) -> str:
@@ -136,4 +164,13 @@ def alike(field: str, one: str, other: str) -> bool | None:
     return abs(first - second) <= SPACING_TOLERANCE * max(first, second)
 
 
-__all__ = ["UNKNOWN", "DataFacts", "alike", "canonical_units", "parsed_spacing", "spacing_of", "step_of"]
+__all__ = [
+    "UNKNOWN",
+    "DataFacts",
+    "alike",
+    "canonical_units",
+    "common_step",
+    "parsed_spacing",
+    "spacing_of",
+    "step_of",
+]

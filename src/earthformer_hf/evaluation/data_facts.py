@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from ..data import Windows
 from ..data.events import SOURCES, Events, builder_of
-from ..data.measures import UNKNOWN, DataFacts, alike, spacing_of, step_of
+from ..data.measures import UNKNOWN, DataFacts, alike, common_step, spacing_of, step_of
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from .protocols import Protocol
 
@@ -34,18 +34,20 @@ def facts_of_events(headers: Iterable[tuple[str, np.ndarray, dict[str, Any]]], p
     Raises:
         ValueError: events of several units, time steps or grid spacings, two of them by name.
     """
+    known = list(headers)
+    common = common_step([time for _, time, _ in known])
     found: dict[str, tuple[str, str]] = {}  # field -> value and event
-    for name, time, geo in headers:
+    for name, time, geo in known:
         said = {"units": str(geo.get("units", UNKNOWN)), "grid_spacing": spacing_of(geo)}
-        said["time_step"] = step_of(time, geo, protocol.frame_stride)
+        said["time_step"] = step_of(time, geo, common, protocol.frame_stride)
         for field, value in said.items():
             if value == UNKNOWN:
                 continue
-            known, first = found.setdefault(field, (value, name))
-            if alike(field, known, value) is False:
+            first, event = found.setdefault(field, (value, name))
+            if alike(field, first, value) is False:
                 raise ValueError(
-                    f"`dataset`: the events of a protocol must have one {field.replace('_', ' ')}, got {known} in "
-                    f"{first!r} and {value} in {name!r}; choose by its options."
+                    f"`dataset`: the events of a protocol must have one {field.replace('_', ' ')}, got {first} in "
+                    f"{event!r} and {value} in {name!r}; choose by its options."
                 )
     facts = {field: value for field, (value, _) in found.items()}
     if protocol.dataset in SOURCES:

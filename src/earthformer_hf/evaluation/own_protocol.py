@@ -35,7 +35,8 @@ options:                          # of the data set; of a folder those of `Folde
   # keep_bad: true                # go on without files that cannot be read, each with its reason
   fractions: [0.8, 0.1, 0.1]      # of the frames for train, val and test, in the order of time
 split: test                       # what is scored
-independent: id                   # what makes events independent of each other: id, or a key of their `geo`, as file
+independent: id                   # what makes events independent of each other: id, or a key of their `geo`; or, of a
+                                  # long record, a length of time such as 1D: only windows of two days are independent
 feature_extractor: {{}}             # what the files do not say of their numbers, such as
                                   # {{units: mm/h, grid_spacing: 1 km, missing_value: -1, valid_range: [0, 300]}}
 

@@ -34,7 +34,8 @@ class Protocol:
             [`~earthformer_hf.EarthformerFeatureExtractor`]: {"units": "mm/h", "missing_value": -1}.
         split: that is scored.
         training_split, validation_split: on which baselines are fitted, and choose their settings.
-        independent: what makes events independent of each other: "id", or a key of their `geo`.
+        independent: what makes events independent of each other: "id", or a key of their `geo`; or, of long records, a
+            length of time such as "1D": windows that start in one day are not, and those of two days are.
         context_length, prediction_length: frames of a window.
         window_stride, frame_stride: frames of the event between the starts of two windows, and of two in a window.
         max_windows: score so many windows only, evenly spread; a quick look, which compares with nothing else.

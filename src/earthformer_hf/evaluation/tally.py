@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torchmetrics import Metric
+from transformers.utils import logging
 
+from ..data.file_times import parsed_step
 from ..data.open_sst import nino34, three_month_means
 from .benchmark_metrics import EarthNetScore, Nino34Skill
 from .forecasters import Window, data_extractor
@@ -29,6 +32,7 @@ from .metrics import (
 from .protocols import Protocol
 
 
+logger = logging.get_logger(__name__)
 BOOTSTRAP_SAMPLES = 1000
 
 # Families whose sums are kept per event, for intervals and regions.
@@ -183,13 +187,28 @@ class EventLocation:
         geo, event = window.event.get("geo", {}), str(window.event["id"])
         is_tile = {"row", "column"} <= set(geo)
         field, corner = (geo.get("source", event), (geo["row"], geo["column"])) if is_tile else (event, (0, 0))
-        return cls(str(geo.get(independent, event)), field, corner, window.future.shape[1:3])
+        unit = stretch_of(window, independent)
+        if unit is None and independent != "id" and independent not in geo:
+            logger.warning_once(
+                f"`independent`: {event!r} has no {independent!r}; it is taken as independent of others."
+            )
+        return cls(unit or str(geo.get(independent, event)), field, corner, window.future.shape[1:3])
 
     def overlaps(self, other: "EventLocation") -> bool:
         """Whether they share a pixel."""
         return self.field == other.field and all(
             a < b + m and b < a + n for a, b, n, m in zip(self.corner, other.corner, self.size, other.size)
         )
+
+
+def stretch_of(window: Window, independent: str) -> str | None:
+    """The begin of the stretch of time in which a window starts, if `independent` is its length, such as "1D"."""
+    if not re.fullmatch(r"\d+[smhDWMY]", independent):
+        return None
+    length: Any = parsed_step(independent, "independent")
+    unit = np.datetime_data(length)[0]
+    time, size = window.event["time"][window.start].astype(f"datetime64[{unit}]"), int(length.astype(int))
+    return str((time.astype(int) // size * size).astype(f"datetime64[{unit}]"))
 
 
 class Tally:
@@ -240,7 +259,8 @@ class Tally:
                 f"forecasts of {system!r} must all have the same image size and ensemble size, "
                 f"got {self.shapes[system]} and {shape}."
             )
-        event = str(window.event["id"])
+        stretch = stretch_of(window, self.protocol.independent)
+        event = str(window.event["id"]) + (f" from {stretch}" if stretch else "")  # what is drawn, or is a region
         self.locations[event] = EventLocation.of(window, self.protocol.independent)
         for family, metric in self.metrics(system).items():
             if family.startswith(families):
