@@ -97,24 +97,13 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"`scale` and `offset` must be finite and `scale` not 0, got {scale} and {offset}.")
         if fill_value is not None and not np.isfinite(fill_value):
             raise ValueError(f"`fill_value` must be finite, got {fill_value}.")
-        if physical_table is not None:
-            rows = [np.asarray(row, dtype="float64") for row in physical_table]
-            rising = (
-                len(rows) == 2 and rows[0].shape == rows[1].shape and all((np.diff(row) > 0).all() for row in rows)
-            )
-            if not rising:
-                raise ValueError("`physical_table` must be two rising rows of equal length: raw and physical values.")
+        _check_table(physical_table)
         if transform is not None and transform not in TRANSFORMS:
             raise ValueError(f"`transform` must be one of {sorted(TRANSFORMS)}, got {transform!r}.")
         if (transform is None) != (floor is None) or (floor is not None and not 0 < floor < np.inf):
             raise ValueError(f"`floor` must be above 0 with a `transform`, and None without, got {floor}.")
-        texts = [coverage] if isinstance(coverage, str) else coverage or []
-        if len({len(text) for text in texts}) > 1 or set("".join(texts)) - {"0", "1"} or coverage == []:
-            raise ValueError(
-                f"`coverage` must be texts of 0 and 1, of equal length, one per grid row, got {coverage}."
-            )
         self.offset, self.scale, self.transform, self.floor = offset, scale, transform, floor
-        self.coverage = None if coverage is None else list(texts)
+        self.coverage = _checked_coverage(coverage)
         self.variable, self.units = variable, units
         self.time_step, self.grid_spacing = time_step, grid_spacing
         self.missing_value, self.fill_value = missing_value, fill_value
@@ -187,17 +176,8 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             values = raw.astype("float32")
             observed &= (low <= values) & (values <= high)
         if self.coverage is not None:
-            observed &= self._covered(raw.shape)
+            observed &= _covered(self.coverage, raw.shape)
         return observed
-
-    def _covered(self, shape: tuple[int, ...]) -> np.ndarray:
-        """`coverage`, bool, as it broadcasts to raw values (..., H, W) or (..., H, W, C)."""
-        covered = np.array([list(row) for row in self.coverage or ()]) == "1"
-        if shape[-2:] == covered.shape:
-            return covered
-        if shape[-3:-1] == covered.shape:
-            return covered[..., None]
-        raise ValueError(f"`raw` must be on the grid of `coverage`, {covered.shape}, got the shape {shape}.")
 
     def encode(self, raw: Any) -> tuple[np.ndarray, np.ndarray]:
         """Raw values of any shape -> values in the model's range, float32, and the mask of observed ones.
@@ -223,8 +203,8 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             )
         if not observed.all():
             raw = np.where(observed, raw, np.float64(self.fill_value or 0))
-        if self.transform is not None:
-            raw = self._to_decibel(raw)
+        if self.transform is not None and self.floor is not None:
+            raw = _to_decibel(raw, self.transform, self.floor)
         return ((raw.astype("float32") - np.float32(self.offset)) * np.float32(self.scale)), observed
 
     def decode(self, values: Any) -> np.ndarray:
@@ -235,17 +215,6 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
                 raw = TRANSFORMS[self.transform][1](raw)
             raw = np.where(raw < DRY_BELOW * self.floor, 0, raw).astype("float32")
         return raw if self.valid_range is None else np.clip(raw, self.valid_range[0], self.valid_range[1])
-
-    def _to_decibel(self, raw: np.ndarray) -> np.ndarray:
-        if (raw < 0).any():
-            first = tuple(int(n) for n in np.argwhere(raw < 0)[0])
-            raise ValueError(
-                f"`raw` must not be below 0 with the transform {self.transform!r}, the first is {raw[first]} at "
-                f"{first}; `valid_range` makes such values missing."
-            )
-        floor = np.float64(self.floor or 0)
-        dry = raw.astype("float32") < np.float32(floor)  # compared as the values are stored
-        return TRANSFORMS[str(self.transform)][0](np.where(dry, DRY * floor, raw.astype("float64")))
 
     def to_physical(self, raw: Any) -> np.ndarray:
         """Raw values -> physical values by `physical_table`, float32; NaN where nothing was observed.
@@ -295,6 +264,42 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             )
         values, _ = self.encode(raw)
         return BatchFeature({"past_values": values}, tensor_type=return_tensors)
+
+
+def _check_table(table: list[list[float]] | None):
+    if table is not None:
+        rows = [np.asarray(row, dtype="float64") for row in table]
+        if len(rows) != 2 or rows[0].shape != rows[1].shape or not all((np.diff(row) > 0).all() for row in rows):
+            raise ValueError("`physical_table` must be two rising rows of equal length: raw and physical values.")
+
+
+def _checked_coverage(coverage: list[str] | None) -> list[str] | None:
+    texts = [coverage] if isinstance(coverage, str) else coverage or []
+    if len({len(text) for text in texts}) > 1 or set("".join(texts)) - {"0", "1"} or coverage == []:
+        raise ValueError(f"`coverage` must be texts of 0 and 1, of equal length, one per grid row, got {coverage}.")
+    return None if coverage is None else list(texts)
+
+
+def _covered(coverage: list[str], shape: tuple[int, ...]) -> np.ndarray:
+    """`coverage`, bool, as it broadcasts to raw values (..., H, W) or (..., H, W, C)."""
+    covered = np.array([list(row) for row in coverage]) == "1"
+    if shape[-2:] == covered.shape:
+        return covered
+    if shape[-3:-1] == covered.shape:
+        return covered[..., None]
+    raise ValueError(f"`raw` must be on the grid of `coverage`, {covered.shape}, got the shape {shape}.")
+
+
+def _to_decibel(raw: np.ndarray, transform: str, floor: float) -> np.ndarray:
+    """Raw values of 0 or more in decibels; those below the floor become one value."""
+    if (raw < 0).any():
+        first = tuple(int(n) for n in np.argwhere(raw < 0)[0])
+        raise ValueError(
+            f"`raw` must not be below 0 with the transform {transform!r}, the first is {raw[first]} at {first}; "
+            "`valid_range` makes such values missing."
+        )
+    dry = raw.astype("float32") < np.float32(floor)  # compared as the values are stored
+    return TRANSFORMS[transform][0](np.where(dry, DRY * floor, raw.astype("float64")))
 
 
 def _as_array(values: Any) -> np.ndarray:
