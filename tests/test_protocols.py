@@ -12,6 +12,7 @@ from earthformer_hf.evaluation.protocols import PROTOCOLS, Protocol
 
 CHANGES = {
     "options": {"sources": ["fmi"]},
+    "feature_extractor": {"units": "mm/h"},
     "scores": ("errors",),
     "average": "per lead",
     "ensemble": "each",

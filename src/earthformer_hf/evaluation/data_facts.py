@@ -22,7 +22,7 @@ def facts_of(windows: Windows, protocol: Protocol) -> DataFacts:
     return facts_of_events(_headers(windows), protocol)
 
 
-def facts_of_events(headers: Iterable[tuple[str, np.ndarray, dict[str, Any]]], protocol: Protocol) -> DataFacts:
+def facts_of_events(headers: Iterable[tuple[str, Any, dict[str, Any]]], protocol: Protocol) -> DataFacts:
     """What events say of their numbers.
 
     What `feature_extractor` of the protocol states comes first; then what the events say (their times, and `geo`);

@@ -276,7 +276,8 @@ def protocol_baselines(
 
 
 def _facts_of_window(window: Window, protocol: Protocol) -> DataFacts:
-    return facts_of_events([(str(window.event["id"]), window.event["time"], window.event.get("geo", {}))], protocol)
+    event = window.event
+    return facts_of_events([(str(event["id"]), event.get("time", ()), event.get("geo", {}))], protocol)
 
 
 def _dressed_persistence(
