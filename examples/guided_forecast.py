@@ -27,6 +27,7 @@ def main():
     parser.add_argument("--input", type=Path, help="rain rates in mm/h (.npy, .npz), or open radar data (.h5)")
     parser.add_argument("--model", default="model_cards/prediff-radar-tiny", help="a pipeline's folder, or a hub id")
     parser.add_argument("--guidance_scale", type=float, default=1000.0, help="how strongly each step is pulled")
+    parser.add_argument("--num_inference_steps", type=int, default=20, help="fewer are faster, and follow less well")
     parser.add_argument("--network", action="store_true", help="read the noisy latents, not the decoded frames")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--output", type=Path, default=Path("outputs/guided_forecast.png"), help="the figure")
@@ -35,6 +36,8 @@ def main():
         pipeline = PreDiffPipeline.from_pretrained(arguments.model)
     except (ValueError, OSError) as reason:
         raise ValueError(f"--model: {reason}") from reason
+    if pipeline.alignment is None or pipeline.feature_extractor is None:
+        raise ValueError(f"--model: {arguments.model} must have an alignment network and a feature extractor.")
     extractor, usual = pipeline.feature_extractor, pipeline.alignment.config.statistics
     config = pipeline.unet.config
     past, pixels_per_latent = config.context_length, 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
@@ -55,7 +58,8 @@ def main():
         target = intensity_change(usual["change_mean"], usual["change_deviation"], n)
         guide = KnowledgeAlignmentCallback(target, quantity, arguments.guidance_scale)
         generator = torch.Generator().manual_seed(arguments.seed)
-        member = pipeline(**inputs, ensemble_size=1, generator=generator, callback_on_step_end=guide).predictions[0, 0]
+        steps = {"num_inference_steps": arguments.num_inference_steps, "generator": generator}
+        member = pipeline(**inputs, ensemble_size=1, callback_on_step_end=guide, **steps).predictions[0, 0]
         asked, got = float(target(inputs["past_values"])[0]), float(member.mean())
         print(f"n = {n:+d}: mean intensity asked {asked:.4f}, got {got:.4f} (code / 255)", flush=True)
         rows[f"n = {n:+d}"] = sequence_row(extractor.to_physical(extractor.decode(member[..., 0])))

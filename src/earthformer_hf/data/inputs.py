@@ -165,7 +165,7 @@ def ocean_input(path: str | Path | None) -> tuple[str, dict[str, Sequence[dict]]
         splits = load_dataset("open-sst")
         label = f"real ocean (Kaplan SST, {OpenSstConfig.file}, 1993-2014)"
         return label, {split: Events(table) for split, table in splits.items()}
-    years_and_seed = {"train": (60, 1), "val": (20, 2), "test": (20, 0)}
+    years_and_seed = {"train": (60, 1), "val": (20, 2), "test": (10, 0)}
     return "simulated ocean (not real)", {split: sst_events(*numbers) for split, numbers in years_and_seed.items()}
 
 
