@@ -1,5 +1,7 @@
 """`earthformer-hf data`: what can be used is written, what cannot is named with its file and row."""
 
+import zipfile
+
 import datasets
 import h5py
 import numpy as np
@@ -197,3 +199,14 @@ def test_own_files_by_plain_text_options_and_the_reasons_of_bad_ones(tmp_path):
     assert f"  r_202001010003.npy: {folder / 'r_202001010003.npy'}: is not npy" in result.output
     result = run("info", "folder", "--data-dir", folder, "-o", "pattern=*3.npy", *options[:2])
     assert result.exit_code == 1 and "is not npy" in result.output and "no event can be used" in result.output
+
+
+def test_an_archive_is_unpacked_or_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("deep/x.txt", "one")
+    result = run("unpack", tmp_path / "a.zip", tmp_path / "out", "--limit", "3")
+    assert result.exit_code == 0 and (tmp_path / "out/deep/x.txt").read_text() == "one"
+    for folder, limit in ((tmp_path / "out", "3"), (tmp_path / "small", "2")):
+        result = run("unpack", tmp_path / "a.zip", folder, "--limit", limit)
+        assert result.exit_code == 1 and result.output.startswith("error: ")
+    assert not (tmp_path / "small").exists()

@@ -340,6 +340,21 @@ def preview_command(
     typer.echo(f"{output}: written")
 
 
+@data_app.command("unpack")
+@fails_in_one_line
+def unpack_command(
+    archive: Annotated[Path, typer.Argument(help=".zip, .tar, .tar.gz or .gz, as data sets are published")],
+    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    limit: Annotated[str, typer.Option(help="an archive that holds more is refused")] = "100GB",
+):
+    """Unpack an archive, completely or not at all; what leads out of the folder is refused."""
+    from datasets.utils.py_utils import convert_file_size_to_int
+
+    from .data.guards import extract
+
+    typer.echo(f"{extract(archive, folder, convert_file_size_to_int(limit))}: written")
+
+
 @data_app.command("downsample")
 @fails_in_one_line
 def downsample_command(
