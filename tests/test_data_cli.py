@@ -203,10 +203,10 @@ def test_own_files_by_plain_text_options_and_the_reasons_of_bad_ones(tmp_path):
 
 def test_an_archive_is_unpacked_or_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("deep/x.txt", "one")
-    result = run("unpack", tmp_path / "a.zip", tmp_path / "out", "--limit", "3")
-    assert result.exit_code == 0 and (tmp_path / "out/deep/x.txt").read_text() == "one"
-    for folder, limit in ((tmp_path / "out", "3"), (tmp_path / "small", "2")):
+        archive.writestr("deep/x.txt", "x" * 2000)
+    result = run("unpack", tmp_path / "a.zip", tmp_path / "out", "--limit", "2KB")
+    assert result.exit_code == 0 and (tmp_path / "out/deep/x.txt").read_text() == "x" * 2000
+    for folder, limit in ((tmp_path / "out", "2KB"), (tmp_path / "small", "1KB")):
         result = run("unpack", tmp_path / "a.zip", folder, "--limit", limit)
         assert result.exit_code == 1 and result.output.startswith("error: ")
     assert not (tmp_path / "small").exists()
