@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from earthformer_hf.data.inputs import holds_ocean
-from earthformer_hf.errors import ends_in_one_line
+from earthformer_hf.errors import DEBUG, ends_in_one_line
 
 
+DEBUGGING = [DEBUG] if DEBUG in sys.argv else []
 HERE = Path(__file__).parent
 RAIN, OCEAN = ("forecast_radar", "forecast_prediff", "guided_forecast"), ("forecast_enso",)
 
@@ -28,7 +29,7 @@ def main():
     if arguments.input is not None:
         scripts, options = OCEAN if holds_ocean(arguments.input) else RAIN, ["--input", str(arguments.input)]
     for script in scripts:
-        code = subprocess.run([sys.executable, str(HERE / f"{script}.py"), *options]).returncode
+        code = subprocess.run([sys.executable, str(HERE / f"{script}.py"), *options, *DEBUGGING]).returncode
         if code:
             sys.exit(code)
 

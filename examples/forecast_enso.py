@@ -101,7 +101,8 @@ def main():
     shown = {f"observed, {months[0] - 1}": np.where(used, event["values"][-1], np.nan)}
     shown[f"forecast for {months[MAP_LEAD - 1]}, {MAP_LEAD} months ahead"] = maps[MAP_LEAD - 1]
     skill = {system: entries["correlation_by_lead"] for system, entries in scores.items()}
-    known = event["time"][-24:].astype("datetime64[M]"), nino34(event["values"][-24:])
+    recent = event["time"][-24:].astype("datetime64[M]")
+    known = recent[1:-1], three_month_means(nino34(event["values"][-24:]))
     figure = plot_ocean(skill, known, (months[1:-1], means, spread), shown, event["geo"], f"{label}: {title}")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.output, dpi=110)

@@ -1,5 +1,6 @@
 """Files of a user's own that are forecast: read by what they say, or refused by name."""
 
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 from earthformer_hf.cli import app
 from earthformer_hf.data import simulated
 from earthformer_hf.data.inputs import holds_ocean, last_frames, ocean_input, rain_input, wettest_window
+from earthformer_hf.data.sst_anomalies import sst_anomalies
+from earthformer_hf.plotting import plot_ocean
 
 
 LAT, LON = np.arange(-55.0, 65, 5), np.arange(0.0, 360, 5)
@@ -48,6 +51,34 @@ def test_the_ocean_is_read_by_the_names_of_its_dimensions(tmp_path, change):
     np.testing.assert_array_equal(found["values"], expected["values"])
     np.testing.assert_array_equal(found["time"], expected["time"])
     assert found["geo"] == expected["geo"] and found["geo"]["lon"][0] == 95
+
+
+def test_a_changed_order_is_said(tmp_path, caplog):
+    read(tmp_path, ocean().transpose("lat", "lon", "time"))
+    assert "('lat', 'lon', 'time') of `ssta` is put in the order ('time', 'lat', 'lon')" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "numbers, units",
+    [
+        (600.5 + np.arange(14), {"units": "months since 1960-01-01"}),
+        (15.0 + 30 * np.arange(14), {"units": "days since 2010-01-01", "calendar": "360_day"}),
+    ],
+)
+def test_months_of_any_calendar(tmp_path, numbers, units):
+    expected = read(tmp_path, ocean())
+    dated = ocean().assign_coords(time=("time", numbers, units)).rename(time="T", lat="Y", lon="X")
+    dated.to_netcdf(tmp_path / "dated.nc")
+    assert holds_ocean(tmp_path / "dated.nc")
+    _, events = ocean_input(tmp_path / "dated.nc")
+    np.testing.assert_array_equal(events["test"][0]["time"], expected["time"])
+    np.testing.assert_array_equal(events["test"][0]["values"], expected["values"])
+    sst_anomalies(tmp_path / "dated.nc", tmp_path / "based.nc", (2010, 2010))
+    _, events = ocean_input(tmp_path / "based.nc")  # the mean of a month over one year is that month
+    assert events["test"][0]["time"][-1] == expected["time"][-1] and np.nanmax(events["test"][0]["values"][:12]) == 0
+    np.testing.assert_allclose(
+        events["test"][0]["values"][12:], expected["values"][12:] - expected["values"][:2], atol=1e-6
+    )
 
 
 def days(data):
@@ -152,6 +183,24 @@ def test_rain_of_any_unit_and_kind_of_file_is_the_same(tmp_path):
     np.testing.assert_array_equal(codes, events[0]["values"][:20:2])
 
 
+def test_rain_is_found_by_its_units_and_not_by_the_files_ending(tmp_path):
+    extractor = AutoFeatureExtractor.from_pretrained(ROOT / "model_cards/earthformer-radar-tiny")
+    alone = rain()
+    alone.to_netcdf(tmp_path / "a.nc")
+    _, expected = rain_input(tmp_path / "a.nc", extractor)
+    beside = alone.assign(
+        quality=alone["rate"].assign_attrs(units="1"), wind=alone["rate"].assign_attrs(units="m s-1")
+    )
+    for name in ("b.nc", "b.h5", "b"):
+        beside.to_netcdf(tmp_path / name, engine="netcdf4")
+        assert not holds_ocean(tmp_path / name)
+        _, events = rain_input(tmp_path / name, extractor)
+        np.testing.assert_array_equal(events[0]["values"], expected[0]["values"])
+    alone.assign(amount=alone["rate"].assign_attrs(units="mm")).to_netcdf(tmp_path / "c.nc")
+    with pytest.raises(ValueError, match=r"must be one of \['amount', 'rate'\], which .*c.nc holds"):
+        rain_input(tmp_path / "c.nc", extractor)
+
+
 @pytest.mark.parametrize(
     "change, named",
     [
@@ -168,6 +217,23 @@ def test_rain_that_the_model_does_not_know_is_refused_by_name(tmp_path, change, 
     with pytest.raises(ValueError, match=named):
         _, events = rain_input(tmp_path / "mine.nc", extractor)
         wettest_window(events, extractor, 6, 4, (32, 32))
+
+
+def test_the_plume_begins_at_the_last_observed_month():
+    months = np.datetime64("2019-01", "M") + np.arange(24)
+    observed, forecast = (months[:12], np.arange(12.0)), (months[14:], np.arange(10.0), np.arange(1.0, 11))
+    geo = {"lat": LAT, "lon": LON}
+    figure = plot_ocean({}, observed, forecast, {"a map": np.ones((24, 72))}, geo, "a test")
+    (axis,) = (axis for axis in figure.axes if axis.get_title().startswith("the coming months"))
+    assert axis.get_title() == "the coming months, 2020-02 to 2021-01"  # the first and last that the means hold
+    drawn = {line.get_label(): line.get_ydata() for line in axis.lines}
+    np.testing.assert_array_equal(drawn["forecast"], forecast[1])
+    np.testing.assert_array_equal(drawn["observed"], observed[1])
+    edges = axis.collections[0].get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == (
+        -1,
+        19,
+    ) and 11 in edges  # 0 - 1, 9 + 10, and the last observed, without width
 
 
 # The command line
@@ -201,3 +267,26 @@ def test_a_traceback_is_shown_only_when_asked_for(tmp_path):
     plain, debug = (forecast("forecast", "--input", tmp_path / "a.txt", *more) for more in ([], ["--debug"]))
     assert plain.returncode == 1 and "Traceback" not in plain.stderr and "a.txt" in plain.stderr
     assert debug.returncode == 1 and "Traceback" in debug.stderr
+    np.save(tmp_path / "flat.npy", np.zeros((4, 4)))  # which a script finds that `forecast` starts
+    plain, debug = (forecast("forecast", "--input", tmp_path / "flat.npy", *more) for more in ([], ["--debug"]))
+    assert plain.returncode == 1 and "Traceback" not in plain.stderr and "must hold rain rates" in plain.stderr
+    assert debug.returncode == 1 and "Traceback" in debug.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_passes_a_path_as_it_is(tmp_path):
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "python"
+    program.write_text('#!/bin/sh\nprintf "<%s>" "$@"\nexit ${CODE:-0}\n')
+    program.chmod(0o755)
+    (tmp_path / "installed").touch()
+    options = [f"BIN={tmp_path / 'bin'}", f"STAMP={tmp_path / 'installed'}"]
+    for path in ("a b/it's (1).nc", "plain.npy"):
+        result = subprocess.run(
+            ["make", "forecast", *options, f"INPUT={path}"], capture_output=True, text=True, cwd=ROOT
+        )
+        assert result.returncode == 0 and result.stdout == f"<examples/forecast.py><--input><{path}>"
+    result = subprocess.run(["make", "forecast", *options], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout == "<examples/forecast.py>"
+    failed = subprocess.run(["make", "forecast", *options, "CODE=1"], capture_output=True, text=True, cwd=ROOT)
+    assert failed.returncode != 0 and "Error 1" in failed.stderr

@@ -252,8 +252,8 @@ def plot_ocean(
 
     Args:
         skill: label -> correlation per lead (leads,); the first is drawn boldest. Empty where there is none.
-        observed: (T,) datetime64 months and the observed index in degrees Celsius.
-        forecast: (leads,) datetime64 months, the forecast index, and half the width of its range or None.
+        observed: (T,) datetime64 months in the middle of three, and the observed index in degrees Celsius.
+        forecast: (leads,) such months, the forecast index, and half the width of its range or None.
         maps: label -> anomalies in degrees Celsius (H, W), NaN where there are none.
         geo: `lat` and `lon` of the maps, in degrees.
         title: says what is drawn, and whether it is real.
@@ -271,16 +271,7 @@ def plot_ocean(
         axis.set_title("Nino3.4 skill of the hindcasts, by lead")
         axis.legend(fontsize=8)
 
-    axis = figure.add_subplot(grid[0, columns:] if skill else grid[0, :])
-    months, index, half_width = forecast
-    if half_width is not None:
-        axis.fill_between(months, index - half_width, index + half_width, color="C0", alpha=0.25, label="90 % range")
-    axis.plot(months, index, color="C0", marker="o", markersize=4, lw=2, label="forecast, three-month means")
-    axis.plot(*observed, color="black", lw=2.4, label="observed, months")
-    axis.axhline(0, color="0.6", lw=0.8)
-    axis.set(ylabel="Nino3.4 anomaly, degC", title="the coming months")
-    axis.legend(fontsize=8)
-    axis.tick_params(axis="x", labelrotation=30)
+    _draw_plume(figure.add_subplot(grid[0, columns:] if skill else grid[0, :]), observed, forecast)
 
     highest = max(float(np.nanmax(np.abs(values))) for values in maps.values())
     axes, mesh = [], None
@@ -297,6 +288,25 @@ def plot_ocean(
         figure.colorbar(mesh, ax=axes, label="degC", shrink=0.9, pad=0.01)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _draw_plume(axis: Any, observed: tuple, forecast: tuple):
+    """The index that was observed and, from its last month on, the forecast; arguments as of [`plot_ocean`]."""
+    months, index, half_width = forecast
+    from_last = np.append(observed[0][-1], months), np.append(observed[1][-1], index)
+    if half_width is not None:
+        width = np.append(0, half_width)
+        ends, label = (from_last[1] - width, from_last[1] + width), "90 %, by the errors of the hindcasts"
+        axis.fill_between(from_last[0], *ends, color="C0", alpha=0.25, label=label)
+    axis.plot(*from_last, color="C0", lw=1, ls=":")
+    axis.plot(months, index, color="C0", marker="o", markersize=4, lw=2, label="forecast")
+    axis.plot(*observed, color="black", lw=2.4, label="observed")
+    axis.axhline(0, color="0.6", lw=0.8)
+    axis.set(
+        ylabel="Nino3.4, three-month means, degC", title=f"the coming months, {months[0] - 1} to {months[-1] + 1}"
+    )
+    axis.legend(fontsize=8)
+    axis.tick_params(axis="x", labelrotation=30)
 
 
 def _nino34_box():

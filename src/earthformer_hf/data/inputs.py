@@ -11,14 +11,18 @@ import numpy as np
 
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from .events import Events, find_data_dir, load_dataset
+from .file_checks import format_of
 from .folder import from_folder
-from .guards import load_npz, open_dataset, open_npy
-from .measures import UNKNOWN, DataFacts, alike, spacing_of, step_of
+from .guards import load_npz, open_dataset, open_hdf5, open_npy
+from .measures import UNKNOWN, DataFacts, alike, canonical_units, spacing_of, step_of
 from .open_radar import OpenRadarConfig
 from .open_sst import OpenSstConfig
 from .rain import rain_coding
 from .simulated import rain_events, sst_events
 from .sst_anomalies import NAMES
+
+
+RAIN_UNITS = ("mm/h", "mm/s", "mm/day", "mm", "dBZ")  # m/s are those of wind as well
 
 
 def rain_input(path: str | Path | None, extractor: EarthformerFeatureExtractor) -> tuple[str, Sequence[dict]]:
@@ -41,13 +45,13 @@ def rain_input(path: str | Path | None, extractor: EarthformerFeatureExtractor) 
     if path is None and not open_data.exists():
         return "simulated rain (not real)", [_encoded_rain(event, extractor) for event in rain_events(8)]
     path = Path(path or open_data)
-    if path.suffix in (".h5", ".hdf5"):
+    if path.suffix in (".h5", ".hdf5") and "vil_lut" in open_hdf5(path):
         events = Events(load_dataset("open-radar", path.parent, "test", file=path.name))
         return f"real radar (MRMS groups of {path.name})", events
     if path.suffix in (".npy", ".npz"):
         rain = [{"id": path.stem, "values": _rain_array(path), "geo": {"minutes": 2}}]
     else:
-        table = from_folder(path, split="train", fractions=(1, 0, 0))
+        table = from_folder(path, _rain_variable(path), "train", fractions=(1, 0, 0))
         rain = [_rain_event(event, path, extractor) for event in Events(table)]
     return f"input {path.name}", [_encoded_rain(event, extractor) for event in rain]
 
@@ -69,6 +73,20 @@ def _checked_rain(rain: np.ndarray, path: Path) -> np.ndarray:
         first = tuple(int(n) for n in np.argwhere(wrong)[0])
         raise ValueError(f"{path} holds {wrong.sum()} negative or infinite rates, the first at {first}.")
     return rain
+
+
+def _rain_variable(path: Path) -> str | None:
+    """The only field of a file in units of rain; None if there are none or several, which its reader then names."""
+    try:
+        format_of(path)
+    except ValueError as reason:
+        raise ValueError(
+            f"{path} must be .npy or .npz (mm/h), .h5 (open radar layout) or a dated grid such as .nc: it {reason}."
+        ) from None
+    with open_dataset(path, decode_times=False) as dataset:
+        fields = [name for name, array in dataset.data_vars.items() if array.ndim > 1]
+        names = [name for name in fields if canonical_units(str(dataset[name].attrs.get("units", ""))) in RAIN_UNITS]
+    return str(names[0]) if len(names) == 1 else None
 
 
 def _rain_event(event: dict, path: Path, extractor: EarthformerFeatureExtractor) -> dict:
@@ -176,11 +194,11 @@ def holds_ocean(path: str | Path) -> bool:
         ValueError: the file is missing, damaged, or of no known kind.
     """
     path = Path(path)
-    if path.suffix in (".npy", ".npz", ".h5", ".hdf5"):
+    if path.suffix in (".npy", ".npz"):
         return False
-    with open_dataset(path) as dataset:
+    with open_dataset(path, decode_times=False) as dataset:
         standard = [str(array.attrs.get("standard_name", "")) for array in dataset.data_vars.values()]
-        return bool({"ssta", *NAMES} & set(dataset.data_vars)) or any("sea_surface_temperature" in n for n in standard)
+        return bool(set(NAMES) & set(dataset.data_vars)) or any("sea_surface_temperature" in n for n in standard)
 
 
 def last_frames(event: dict, count: int) -> dict:

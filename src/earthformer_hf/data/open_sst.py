@@ -111,6 +111,8 @@ def _record(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"`path`: {path} must hold `ssta` (time, lat 24, lon 72): {reason} {HOW_TO_CONVERT}"
         ) from None
+    if [name for name in grid.arrays[0].dims if name in grid.order] != grid.order:
+        logger.warning(f"{path}: {grid.arrays[0].dims} of `ssta` is put in the order {tuple(grid.order)}, by name.")
     dates, values = grid.dates(), grid.read(slice(None)).astype("float32")
     if dates is None or dates.dtype.kind != "M":
         raise ValueError(f"`path`: {path} must have dates along {grid.order[0]!r} of `ssta`, it has none.")

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from .file_times import decode_times
 from .guards import open_dataset
 
 
 logger = logging.get_logger(__name__)
 LATITUDES, LONGITUDES = np.arange(-55.0, 65, 5), np.arange(0.0, 360, 5)
-NAMES = ("sst", "tos", "analysed_sst", "sea_surface_temperature", "thetao")
+NAMES = ("sst", "tos", "analysed_sst", "sea_surface_temperature", "thetao", "ssta")
 LEAST_OBSERVED = 0.5  # share of a node's area that must be observed, else the node is missing
 
 
@@ -25,7 +26,8 @@ def sst_anomalies(source: str | Path, target: str | Path, base: tuple[int, int] 
 
     Args:
         source: a file of monthly temperatures of the sea's surface: `sst`, `tos` or the one with that standard name,
-            on any grid of latitudes and longitudes, in either order and direction, 0..360 or -180..180.
+            on any grid of latitudes and longitudes, in either order and direction, 0..360 or -180..180. Or of
+            anomalies `ssta`, which become those of this grid and base period.
         target: of the anomalies.
         base: first and last year of the base period, each of whose months must be there at least 10 times, or in every
             year of a shorter period.
@@ -36,8 +38,8 @@ def sst_anomalies(source: str | Path, target: str | Path, base: tuple[int, int] 
     """
     import xarray
 
-    with open_dataset(source) as dataset:
-        field = _temperature(dataset, source)
+    with open_dataset(source, decode_times=False) as dataset:
+        field = _temperature(decode_times(dataset), source)
         time = field["time"].values.astype("datetime64[M]")
         gaps = np.flatnonzero(np.diff(time) != np.timedelta64(1, "M"))
         if len(gaps):
@@ -56,9 +58,8 @@ def sst_anomalies(source: str | Path, target: str | Path, base: tuple[int, int] 
                 f"{least} are needed; it has {years[0]}..{years[-1]}."
             )
         of_month = months == month
-        anomalies[of_month] = coarse[of_month] - coarse[chosen].mean(
-            0
-        )  # NaN where a month of the base period is missing
+        normal = coarse[chosen].mean(0)  # NaN where a month of the base period is missing
+        anomalies[of_month] = coarse[of_month] - normal
     observed = int(np.isfinite(anomalies).any(0).sum())
     logger.info(f"{target}: {observed} of {len(LATITUDES) * len(LONGITUDES)} nodes are sea; base {base[0]}..{base[1]}")
     attributes = {"units": "degC", "standard_name": "sea_surface_temperature_anomaly"}
@@ -106,7 +107,7 @@ def _celsius(field: Any, source: str | Path) -> np.ndarray:
     known = values[np.isfinite(values)]
     if not len(known):
         raise ValueError(f"`source`: {source} holds nothing but missing values.")
-    if known.min() < -5 or known.max() > 45:
+    if known.min() < (-12 if field.name == "ssta" else -5) or known.max() > 45:
         raise ValueError(
             f"`source`: {source} holds {known.min():g}..{known.max():g}, units {units!r}: no temperatures of the sea "
             "in degrees Celsius; state kelvin, or the missing value, in the file."
