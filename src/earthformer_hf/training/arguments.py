@@ -1,5 +1,6 @@
 """What a recipe and the command line may choose: the blocks that several training scripts share."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -52,10 +53,23 @@ class TrainingArguments:
     seed: int = field(default=0, metadata={"help": "of weights, order of the data, dropout and noise"})
 
     def __post_init__(self):
-        least = {"max_steps": 1, "batch_size": 1, "eval_every": 1, "save_every": 1, "num_workers": 0, "seed": 0}
-        for name, limit in least.items():
-            if getattr(self, name) < limit:
-                raise ValueError(f"`{name}` must be at least {limit}, got {getattr(self, name)}.")
+        _check(
+            self,
+            at_least_1=(
+                "max_steps",
+                "batch_size",
+                "total_batch_size",
+                "eval_every",
+                "save_every",
+                "stop_at",
+                "patience",
+            ),
+            at_least_0=("learning_rate", "position_rate", "weight_decay", "warmup_steps", "num_workers", "seed"),
+            between_0_and_1=("ema_decay", "min_lr_rate"),
+            above_0=("max_grad_norm",),
+        )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"`betas` must be two numbers from 0 to below 1, got {self.betas}.")
 
 
 @dataclass
@@ -71,6 +85,10 @@ class LatentArguments(TrainingArguments):
 
     latents: str = field(default="runs/latents", metadata={"help": "folder of the encoded windows"})
     encoded_windows: int = field(default=4096, metadata={"help": "how many varied windows are encoded, once"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check(self, at_least_1=("encoded_windows",))
 
 
 @dataclass
@@ -114,6 +132,35 @@ class DataArguments:
     frame_stride: int = field(default=1, metadata={"help": "2 takes every other frame"})
     train_stride: int = field(default=1, metadata={"help": "frames between training windows"})
     eval_stride: int = field(default=4, metadata={"help": "frames between validation windows"})
+
+    def __post_init__(self):
+        _check(
+            self,
+            at_least_1=("gain", "frame_stride", "train_stride", "eval_stride"),
+            between_0_and_1=("teacher_weight",),
+        )
+        if self.tile is not None and (len(self.tile) != 2 or min(self.tile) < 1):
+            raise ValueError(f"`tile` must be a height and a width of at least 1, got {self.tile}.")
+
+
+def _check(
+    arguments: object,
+    at_least_1: tuple[str, ...] = (),
+    at_least_0: tuple[str, ...] = (),
+    between_0_and_1: tuple[str, ...] = (),
+    above_0: tuple[str, ...] = (),
+):
+    """Refuse numbers out of bounds, also those that are not finite; what is None is left alone."""
+    bounds = {
+        **{name: ("at least 1", lambda x: 1 <= x < math.inf) for name in at_least_1},
+        **{name: ("at least 0", lambda x: 0 <= x < math.inf) for name in at_least_0},
+        **{name: ("from 0 to 1", lambda x: 0 <= x <= 1) for name in between_0_and_1},
+        **{name: ("above 0", lambda x: 0 < x < math.inf) for name in above_0},
+    }
+    for name, (words, holds) in bounds.items():
+        value = getattr(arguments, name)
+        if value is not None and not holds(value):
+            raise ValueError(f"`{name}` must be {words}, got {value}.")
 
 
 __all__ = ["DataArguments", "LatentArguments", "PublishedArguments", "TrainingArguments"]

@@ -1,14 +1,20 @@
-"""The checkpoint of a run: its complete state, on disk, replaced as a whole.
+"""The checkpoint of a run: its complete state, on disk, replaced as a whole, and checked before it is read.
 
 ```
-OUTPUT_DIR/checkpoints/new     the state that is being written; complete once it holds progress.json
+OUTPUT_DIR/checkpoints/new     the state that is being written; complete once it holds manifest.json
                       /last    the state that a run resumes from
                       /old     the one before, between the two renames that put `new` in the place of `last`
+                      /lock    held by the run that writes here; a kill releases it
 ```
+
+The averaged weights are safetensors, the progress is JSON, and what Accelerate writes is read as weights only. The
+manifest is written last and holds the digest of every other file.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -16,10 +22,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from diffusers import EMAModel
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from .batches import StreamBatches
+
+
+AVERAGE, MANIFEST, PROGRESS = "average.safetensors", "manifest.json", "progress.json"
+# What a checkpoint may hold, none of which runs code when it is read as it is here.
+KNOWN_FILES = re.compile(
+    r"(model(_\d+)?|average)\.safetensors|(optimizer|scheduler|sampler|dl_state_dict)(_\d+)?\.bin"
+    r"|pytorch_model(_fsdp)?(_\d+)?\.bin|random_states_\d+\.pkl|stream_\d+\.pt|scaler\.pt|progress\.json"
+)
 
 
 class Checkpoint:
@@ -29,22 +48,47 @@ class Checkpoint:
 
     Args:
         output_dir: of the run.
-        accelerator: has what it saves and loads prepared or registered.
+        accelerator: has what it saves and loads prepared.
     """
 
     def __init__(self, output_dir: str | Path, accelerator: Accelerator):
         self.accelerator = accelerator
         self.folder = Path(output_dir) / "checkpoints" / "last"
         self.new, self.old = self.folder.with_name("new"), self.folder.with_name("old")
+        self._lock = FileLock(self.folder.with_name("lock"), timeout=0)
 
     def __str__(self) -> str:
         return str(self.folder)
 
     @property
     def exists(self) -> bool:
-        return (self.folder / "progress.json").exists()
+        return self.folder.exists()
 
-    def save(self, progress: dict, stream: StreamBatches | None = None):
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of this folder; [`unlock`] or the end of the process lets them in as well.
+
+        Raises:
+            SystemExit: another run is in it.
+        """
+        problem = [""]
+        if self.accelerator.is_main_process:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout:
+                problem = [f"another run writes into {self.folder.parent.parent}; choose another `output_dir`."]
+        self._refuse(problem)
+        try:
+            yield
+        finally:
+            self.unlock()
+
+    def unlock(self):
+        """Let other runs into this folder."""
+        self._lock.release()
+
+    def save(self, progress: dict, average: EMAModel | None = None, stream: StreamBatches | None = None):
         """Write a checkpoint beside the last one, then put it in its place; all processes call it.
 
         Raises:
@@ -61,8 +105,12 @@ class Checkpoint:
         wait_for_everyone()
         if is_main:
             with writing(self.new):
-                (self.new / "progress").write_text(json.dumps(progress))
-            os.replace(self.new / "progress", self.new / "progress.json")  # this completes it
+                if average is not None:
+                    _save_average(average, self.new / AVERAGE)
+                (self.new / PROGRESS).write_text(json.dumps(progress))
+                digests = {path.name: _digest(path) for path in sorted(self.new.iterdir())}
+                (self.new / "manifest").write_text(json.dumps(digests, indent=1))
+            os.replace(self.new / "manifest", self.new / MANIFEST)  # this completes it
             shutil.rmtree(self.old, ignore_errors=True)
             if self.folder.exists():
                 os.replace(self.folder, self.old)
@@ -70,26 +118,30 @@ class Checkpoint:
             shutil.rmtree(self.old, ignore_errors=True)
         wait_for_everyone()
 
-    def restore(self, settings: dict, extend: bool = False) -> dict:
+    def restore(self, settings: dict, average: EMAModel | None = None, extend: bool = False) -> dict:
         """Load the last checkpoint, if there is one; all processes call it.
 
         Args:
             settings: what must be as it was when the run began, as JSON can hold it.
+            average: receives the averaged weights.
             extend: `max_steps` may be higher than it was.
 
         Returns:
             The stored progress, with these settings; empty without a checkpoint.
 
         Raises:
-            SystemExit: the checkpoint's settings are others; which, in one line.
+            SystemExit: the checkpoint is damaged, or its settings are others; which, in one line.
         """
-        if self.accelerator.is_main_process and not self.folder.exists() and (self.new / "progress.json").exists():
-            os.replace(self.new, self.folder)  # a kill came between the two renames of `save`
-        self.accelerator.wait_for_everyone()
+        problem = [""]
+        if self.accelerator.is_main_process:
+            if not self.exists and (self.new / MANIFEST).exists():
+                os.replace(self.new, self.folder)  # a kill came between the two renames of `save`
+            problem = [_damage(self.folder) if self.exists else ""]
+        self._refuse(problem)
         if not self.exists:
             return {}
-        progress = json.loads((self.folder / "progress.json").read_text())
-        stored = progress.get("settings", {})
+        progress = json.loads((self.folder / PROGRESS).read_text())
+        stored = progress["settings"]
         differing = _differences(stored, settings)
         if set(differing) == {"max_steps"} and settings["max_steps"] > stored["max_steps"]:
             if not extend:
@@ -102,7 +154,50 @@ class Checkpoint:
             words = "; ".join(f"{name} {old}, not with {new}" for name, (old, new) in differing.items())
             raise SystemExit(f"{self.folder} was started with {words}. Choose another `output_dir`.")
         self.accelerator.load_state(self.folder)
+        if average is not None:
+            _load_average(average, self.folder / AVERAGE)
         return progress | {"settings": settings}
+
+    def _refuse(self, problem: list[str]):
+        """End all processes if the main one has found a problem."""
+        broadcast_object_list(problem)
+        if problem[0]:
+            raise SystemExit(problem[0])
+
+
+def _save_average(average: EMAModel, path: Path):
+    tensors = {f"{n:06d}": tensor.contiguous() for n, tensor in enumerate(average.shadow_params)}
+    safetensors.torch.save_file(tensors | {"step": torch.tensor(average.optimization_step)}, path)
+
+
+def _load_average(average: EMAModel, path: Path):
+    tensors = safetensors.torch.load_file(path)
+    average.optimization_step = int(tensors.pop("step"))
+    average.shadow_params = [tensors[name] for name in sorted(tensors)]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with the files of a checkpoint, in one line; empty if nothing is."""
+    if not (folder / MANIFEST).is_file():
+        return f"{folder} is no complete checkpoint: {MANIFEST} is missing; choose another `output_dir`."
+    try:
+        digests = json.loads((folder / MANIFEST).read_text())
+        found = {path.name for path in folder.iterdir()} - {MANIFEST}
+        for name in sorted({PROGRESS} | found | digests.keys()):
+            if not KNOWN_FILES.fullmatch(name):
+                return f"{folder} holds {name!r}, which no checkpoint holds; it is not read."
+            if name not in found or (folder / name).is_symlink():
+                return f"{folder} is damaged: {name} is missing."
+            if digests.get(name) != _digest(folder / name):
+                return f"{folder} is damaged: {name} is not as it was written."
+    except (OSError, ValueError, AttributeError) as reason:
+        return f"{folder} is damaged: {MANIFEST}: {' '.join(str(reason).split())}."
+    return ""
 
 
 def _differences(stored: Any, given: Any, name: str = "") -> dict[str, tuple[str, str]]:

@@ -113,14 +113,7 @@ class Run:
     """
 
     def __init__(self, arguments: TrainingArguments, settings: dict[str, Any] | None = None):
-        at_once = arguments.batch_size * join_processes().num_processes
-        self.samples_per_step = arguments.total_batch_size or at_once
-        self.micro_steps, rest = divmod(self.samples_per_step, at_once)
-        if rest or not self.micro_steps:
-            raise ValueError(
-                f"`total_batch_size` must be a multiple of {at_once}, which is `batch_size` times the processes, "
-                f"got {self.samples_per_step}."
-            )
+        self.samples_per_step, self.micro_steps = _divided(arguments)
         self.arguments, self.folder = arguments, Path(arguments.output_dir)
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
@@ -170,8 +163,12 @@ class Run:
         """
         arguments, accelerator = self.arguments, self.accelerator
         if accelerator.is_fsdp2:
-            if arguments.optimizer != "adamw" or arguments.ema_decay is not None:
-                raise ValueError("Sharded weights need `optimizer: adamw` and `ema_decay: null`.")
+            whole = "FULL" in str(accelerator.state.fsdp_plugin.state_dict_type)
+            if arguments.optimizer != "adamw" or arguments.ema_decay is not None or not whole:
+                raise ValueError(
+                    "Sharded weights need `optimizer: adamw`, `ema_decay: null` and `fsdp_state_dict_type: "
+                    "FULL_STATE_DICT`."
+                )
             self.gathered_model = copy.deepcopy(model)
         _checkpoint_and_compile(model, arguments)
         optimizers = optimizers_of(model, arguments)
@@ -182,28 +179,31 @@ class Run:
         if not self.models and arguments.ema_decay is not None:
             # with this offset the decay of update n is min(ema_decay, (1 + n) / (10 + n)), as in PreDiff
             self.ema = EMAModel(model.parameters(), decay=arguments.ema_decay, update_after_step=-1)
-            accelerator.register_for_checkpointing(self.ema)
         self.models.append(model.train())
         return model
 
     def steps(self, train_set: Dataset | datasets.IterableDataset) -> Iterator[Iterator[dict]]:
         """From the last checkpoint to the end: for each step its micro-batches, on the device."""
-        self.progress |= self.checkpoint.restore(self.progress["settings"], self.arguments.extend)
-        if self.ema is not None:
-            self.ema.to(self.accelerator.device)
-        if self.arguments.report_to != "none":
-            plain = {k: v for k, v in asdict(self.arguments).items() if isinstance(v, int | float | str)}
-            self.accelerator.init_trackers("tracking", plain)
-        batches = self._batches(train_set)
-        self.bar = tqdm(
-            total=self.last_step * self.samples_per_step,
-            initial=self.step * self.samples_per_step,
-            unit=" samples",
-            disable=not self.accelerator.is_main_process,
-        )
-        with self.bar:
-            while not self.done:
-                yield self._micro_batches(batches)
+        with self.checkpoint.locked():
+            restored = self.checkpoint.restore(self.progress["settings"], self.ema, self.arguments.extend)
+            self.progress |= restored
+            if self.ema is not None:
+                self.ema.to(self.accelerator.device)
+            if self.arguments.report_to != "none":
+                plain = {k: v for k, v in asdict(self.arguments).items() if isinstance(v, int | float | str)}
+                self.accelerator.init_trackers("tracking", plain)
+            batches = self._batches(train_set)
+            self.bar = tqdm(
+                total=self.last_step * self.samples_per_step,
+                initial=self.step * self.samples_per_step,
+                unit=" samples",
+                disable=not self.accelerator.is_main_process,
+            )
+            with self.bar:
+                while not self.done:
+                    yield self._micro_batches(batches)
+        if self.step >= self.arguments.max_steps and not self.progress["best_step"]:
+            raise SystemExit(f"no evaluation of {self.step} steps gave a finite score: there is no model.")
 
     def _batches(self, train_set: Dataset | datasets.IterableDataset) -> Iterator[dict]:
         options = self.arguments.batch_size, self.arguments.num_workers, self.accelerator
@@ -260,7 +260,9 @@ class Run:
         self.accelerator.log(record, step=self.step)
 
     def _stop_or_skip(self, losses: list[torch.Tensor]):
-        """Name the items that made the step not finite; stop unless such steps are skipped."""
+        """Name the items that made the step not finite; stop unless such steps are skipped, or weights are lost."""
+        if not all(bool(torch.isfinite(p).all()) for model in self.models for p in model.parameters()):
+            self._stop("the weights are not finite; a lower learning rate, or a longer warm-up, may keep them so")
         own = torch.stack([loss.detach().isfinite().int() for loss in losses])
         finite = self.accelerator.gather(own).view(-1, len(losses)).T  # (micro-batches, processes)
         batches_before = self.step * self.micro_steps  # that each process has read
@@ -281,6 +283,8 @@ class Run:
             return
         with self._averaged() as model:
             score = score_of(model, self.accelerator)
+            if not math.isfinite(score) and self.arguments.on_nan == "stop":
+                self._stop(f"the validation score is {score}")
             if score < self.progress["best"]:
                 self.progress |= {"best": score, "best_step": self.step}
                 best = self._gather(model)
@@ -313,22 +317,17 @@ class Run:
         return self.gathered_model
 
     def _save_figure(self, figure: "Figure"):
-        from matplotlib.image import imread
-
         path = self.folder / "figures" / f"step_{self.step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._stop_on(OSError), writing(path):
             figure.savefig(path)
-        pixels = imread(path)[None, ..., :3]
-        for tracker in self.accelerator.trackers:
-            if hasattr(tracker, "log_images"):
-                tracker.log_images({"forecast": pixels}, step=self.step, dataformats="NHWC")
+        _log_picture(self.accelerator, path, self.step)
 
     def save(self):
         """Every `save_every` steps and at the end: replace the checkpoint."""
         if self.step % self.arguments.save_every == 0 or self.done:
             with self._stop_on(OSError):
-                self.checkpoint.save(self.progress, self.stream)
+                self.checkpoint.save(self.progress, self.ema, self.stream)
 
     def _print(self, text: str):
         if self.accelerator.is_main_process:
@@ -345,8 +344,31 @@ class Run:
         """End with one line, also where `text` is the several lines of a worker's error: its first and its last."""
         lines = text.strip().splitlines()
         line = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+        self.checkpoint.unlock()
         kept = f"the last checkpoint is {self.checkpoint}" if self.checkpoint.exists else "there is no checkpoint yet"
         raise SystemExit(f"step {self.step}: {line}; {kept}.") from reason
+
+
+def _divided(arguments: TrainingArguments) -> tuple[int, int]:
+    """Samples of a step over all processes, and micro-batches that each of them takes in it."""
+    at_once = arguments.batch_size * join_processes().num_processes
+    samples = arguments.total_batch_size or at_once
+    if samples % at_once:
+        raise ValueError(
+            f"`total_batch_size` must be a multiple of {at_once}, which is `batch_size` times the processes, "
+            f"got {samples}."
+        )
+    return samples, samples // at_once
+
+
+def _log_picture(accelerator: Accelerator, path: Path, step: int):
+    """Hand a picture to the trackers that take pictures."""
+    from matplotlib.image import imread
+
+    pixels = imread(path)[None, ..., :3]
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            tracker.log_images({"forecast": pixels}, step=step, dataformats="NHWC")
 
 
 def _name_items(finite: torch.Tensor, batches_before: int, batch_size: int, streamed: bool) -> str:
