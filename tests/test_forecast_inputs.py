@@ -88,9 +88,9 @@ def days(data):
 @pytest.mark.parametrize(
     "change, named",
     [
-        (lambda data: data.isel(time=slice(None, None, -1)), "2011-02 is followed by 2011-01"),
-        (days, "2010-01 is followed by 2010-01"),
-        (lambda data: data.isel(time=[0, 1, 2, 5, 6]), "2010-03 is followed by 2010-06"),
+        (lambda data: data.isel(time=slice(None, None, -1)), "2011-02-01 is followed by 2011-01-01"),
+        (days, "2010-01-01 is followed by 2010-01-02"),
+        (lambda data: data.isel(time=[0, 1, 2, 5, 6]), "2010-03-01 is followed by 2010-06-01"),
         (lambda data: data + 300, "within 12 degC of 0, it holds 29.*sst-anomalies IN OUT"),
         (lambda data: data.fillna(-999.0), "it holds -999 to .*a missing value that the file does not state"),
         (lambda data: data * np.nan, "no value of 2010-01 in the region of Nino3.4"),

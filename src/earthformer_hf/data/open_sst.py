@@ -116,10 +116,12 @@ def _record(path: Path) -> dict[str, Any]:
     dates, values = grid.dates(), grid.read(slice(None)).astype("float32")
     if dates is None or dates.dtype.kind != "M":
         raise ValueError(f"`path`: {path} must have dates along {grid.order[0]!r} of `ssta`, it has none.")
-    time = np.atleast_1d(dates.values).astype("datetime64[M]")
-    for before, after in zip(time, time[1:]):
-        if after - before != np.timedelta64(1, "M"):
-            raise ValueError(f"`path`: months of {path} must follow each other, {before} is followed by {after}.")
+    days = np.atleast_1d(dates.values).astype("datetime64[D]")
+    time = days.astype("datetime64[M]")
+    for index in np.flatnonzero(np.diff(time) != np.timedelta64(1, "M")).tolist():
+        raise ValueError(
+            f"`path`: months of {path} must follow each other, {days[index]} is followed by {days[index + 1]}."
+        )
     places = {"lat": np.array(grid.geo.get("y", [])), "lon": np.array(grid.geo.get("x", [])) % 360}
     expected = {"lat": np.arange(-55, 65, 5), "lon": np.arange(0, 360, 5)}
     orders = {name: np.argsort(found) for name, found in places.items()}
