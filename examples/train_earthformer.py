@@ -48,7 +48,10 @@ def main():
     lengths = config.context_length, config.prediction_length
     train_set, eval_set = load_windows(data, extractor, lengths, arguments.seed, config.image_size)
     if arguments.pretrained:
-        model = EarthformerForPrediction.from_pretrained(arguments.pretrained, config=config)
+        try:
+            model = EarthformerForPrediction.from_pretrained(arguments.pretrained, config=config)
+        except (ValueError, OSError) as reason:
+            raise ValueError(f"--pretrained {arguments.pretrained}: {reason}") from reason
     else:
         model = EarthformerForPrediction(config)
 

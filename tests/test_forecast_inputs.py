@@ -201,6 +201,19 @@ def test_rain_is_found_by_its_units_and_not_by_the_files_ending(tmp_path):
         rain_input(tmp_path / "c.nc", extractor)
 
 
+def test_scan_times_may_jitter_and_a_lone_frame_is_left_out(tmp_path, caplog):
+    extractor = AutoFeatureExtractor.from_pretrained(ROOT / "model_cards/earthformer-radar-tiny")
+    data = rain()
+    seconds = np.random.default_rng(0).integers(-4, 5, 26) * np.timedelta64(1, "s")
+    late = data.isel(time=[25]).assign_coords(time=data.time[25:] + np.timedelta64(1, "h"))
+    xr.concat([data.assign_coords(time=data.time + seconds).isel(time=slice(25)), late], "time").to_netcdf(
+        tmp_path / "mine.nc"
+    )
+    _, events = rain_input(tmp_path / "mine.nc", extractor)
+    assert [len(event["values"]) for event in events] == [25] and events[0]["geo"]["minutes"] == 2
+    assert "mine.nc: 1 frames stand alone between gaps, and are left out" in caplog.text
+
+
 @pytest.mark.parametrize(
     "change, named",
     [

@@ -241,6 +241,10 @@ def test_digests_tell_values_names_and_windows_apart():
     changed[0, 0, 0] += 1
     known = [digest(rain), digest(changed), digest(rain, "b"), digest(rain, stride=2), digest(rain[:20])]
     assert len(set(known)) == 5 and digest(rain.copy()) == known[0]
+    for frame in range(len(rain)):  # any of them
+        changed = rain.copy()
+        changed[frame, 3, 4] += 1
+        assert digest(changed) not in known
 
 
 # What is refused, in one line
@@ -262,6 +266,12 @@ def test_mistakes_are_said_in_one_line(tmp_path, monkeypatch):
     assert re.search("must all be 16 x 20, event '.*' has 8 x 20", end_of(recipe=recipe_of(mixed)))
     floored = recipe_of(folder, feature_extractor={"transform": "decibel", "floor": 0.1}, data={"gain": 1.2})
     assert "`gain` needs an extractor without `transform`" in end_of(recipe=floored)
+    assert "`model` of entries, it has [1]" in end_of({"model": [1]})
+    assert "`name` must be one of" in end_of({"data": {}})
+    lost = end_of(recipe=recipe_of(folder, training={"pretrained": "/no/where"}))
+    assert lost.startswith("error: --pretrained /no/where: ")
+    dry = end_of(recipe=recipe_of(folder, data={"heavy_threshold": 1e6}))
+    assert "`heavy_threshold`: 1000000.0 tells no window from the others" in dry
     nowhere = end_of(recipe=recipe_of(folder, data={"source": "foldr"}))
     assert "'foldr'" in nowhere and "folder" in nowhere
 

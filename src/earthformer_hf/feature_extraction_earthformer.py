@@ -102,6 +102,12 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"`transform` must be one of {sorted(TRANSFORMS)}, got {transform!r}.")
         if (transform is None) != (floor is None) or (floor is not None and not 0 < floor < np.inf):
             raise ValueError(f"`floor` must be above 0 with a `transform`, and None without, got {floor}.")
+        if transform is not None and (fill_value or 0) < 0:
+            raise ValueError(f"`fill_value` must not be below 0 with a `transform`, got {fill_value}.")
+        if transform is not None and valid_range is not None and valid_range[0] > 0:
+            raise ValueError(
+                f"`valid_range` must hold 0 with a `transform`, which makes it of the dry, got {valid_range}."
+            )
         self.offset, self.scale, self.transform, self.floor = offset, scale, transform, floor
         self.coverage = _checked_coverage(coverage)
         self.variable, self.units = variable, units
@@ -275,6 +281,8 @@ def _check_table(table: list[list[float]] | None):
 
 def _checked_coverage(coverage: list[str] | None) -> list[str] | None:
     texts = [coverage] if isinstance(coverage, str) else coverage or []
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`coverage` must be texts of 0 and 1, one per grid row, got {coverage}.")
     if len({len(text) for text in texts}) > 1 or set("".join(texts)) - {"0", "1"} or coverage == []:
         raise ValueError(f"`coverage` must be texts of 0 and 1, of equal length, one per grid row, got {coverage}.")
     return None if coverage is None else list(texts)

@@ -359,7 +359,7 @@ def is_source(name: str) -> bool:
     """
     if name in SOURCES:
         return True
-    if not (Path(name).is_dir() or "/" in name):
+    if not name or not (Path(name).is_dir() or "/" in name):
         builder_of(name)
     return False
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from transformers.utils import logging
 
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from .events import Events, find_data_dir, load_dataset
@@ -22,6 +23,8 @@ from .simulated import rain_events, sst_events
 from .sst_anomalies import NAMES
 
 
+logger = logging.get_logger(__name__)
+JITTER = 0.1  # by what part a time step may be off whole minutes
 RAIN_UNITS = ("mm/h", "mm/s", "mm/day", "mm", "dBZ")  # m/s are those of wind as well
 
 
@@ -52,7 +55,11 @@ def rain_input(path: str | Path | None, extractor: EarthformerFeatureExtractor) 
         rain = [{"id": path.stem, "values": _rain_array(path), "geo": {"minutes": 2}}]
     else:
         table = from_folder(path, _rain_variable(path), "train", fractions=(1, 0, 0))
-        rain = [_rain_event(event, path, extractor) for event in Events(table)]
+        events = Events(table)
+        longest = max(events.lengths)
+        rain = [_rain_event(event, path, extractor) for event in events if len(event["values"]) > 1 or longest == 1]
+        if len(rain) < len(events):
+            logger.warning(f"{path}: {len(events) - len(rain)} frames stand alone between gaps, and are left out.")
     return f"input {path.name}", [_encoded_rain(event, extractor) for event in rain]
 
 
@@ -93,7 +100,8 @@ def _rain_event(event: dict, path: Path, extractor: EarthformerFeatureExtractor)
     """An event with its values in mm/h and its time step in minutes."""
     geo = event["geo"]
     facts = DataFacts(geo.get("units", UNKNOWN), step_of(event["time"], geo), spacing_of(geo))
-    if event["values"].ndim != 3 or facts.minutes is None or not float(facts.minutes).is_integer():
+    minutes = round(facts.minutes or 0)  # scan times jitter
+    if event["values"].ndim != 3 or not minutes or abs((facts.minutes or 0) - minutes) > JITTER * minutes:
         raise ValueError(
             f"{path} must hold dated maps (T, H, W), whole minutes apart, got {event['values'].shape} every "
             f"{facts.time_step}."
@@ -105,7 +113,7 @@ def _rain_event(event: dict, path: Path, extractor: EarthformerFeatureExtractor)
     except ValueError as reason:
         raise ValueError(f"{path}: {str(reason).partition(';')[0]}.") from reason
     rain = _checked_rain(coding.to_rain(np.asarray(event["values"])), path)
-    return event | {"values": rain, "geo": geo | {"minutes": int(facts.minutes)}}
+    return event | {"values": rain, "geo": geo | {"minutes": minutes}}
 
 
 def _encoded_rain(event: dict, extractor: EarthformerFeatureExtractor) -> dict:

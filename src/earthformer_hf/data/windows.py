@@ -8,6 +8,7 @@ window 1      stride ->|--- context_length ---|- prediction_length -|
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ logger = logging.get_logger(__name__)
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 ON_MISSING = ("leave out", "stop")
 REDRAWS = 1000  # of a training window, before giving up
-DIGEST_WINDOWS = 8  # whose values are part of a digest
+DIGEST_BYTES, DIGEST_EVENTS = 2**28, 512  # at most so much is read for a digest
 
 
 @dataclass(frozen=True)
@@ -199,15 +200,21 @@ class Windows(Dataset):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the events' names and lengths, the windows' starts, and the stored values of some windows."""
+        """SHA-256 of the starts of all windows, and of the names, times and values of the events.
+
+        Of data larger than `DIGEST_BYTES`, and of more than `DIGEST_EVENTS` events, a part, spread evenly.
+        """
         digest = hashlib.sha256(np.ascontiguousarray(self.index).tobytes())
-        lengths = self.events.lengths if isinstance(self.events, Events | Tiles) else ()
-        digest.update(f"{self.context_length} {self.length} {self.frame_stride} {lengths}".encode())
-        for item in np.unique(np.linspace(0, len(self) - 1, DIGEST_WINDOWS).round().astype(int)).tolist():
-            event_index, start = self.index[item].tolist()
-            event = self.events[event_index]
-            digest.update(f"{event.get('id')} {event['time'][start] if 'time' in event else ''}".encode())
-            digest.update(np.ascontiguousarray(self.cutter.frames(event, start)).tobytes())
+        digest.update(f"{self.context_length} {self.length} {self.frame_stride} {len(self.events)}".encode())
+        chosen = np.unique(np.linspace(0, len(self.events) - 1, DIGEST_EVENTS).round().astype(int)).tolist()
+        for event in (self.events[index] for index in chosen):
+            values = event["values"]
+            size = math.prod(values.shape) * values.dtype.itemsize * len(chosen)
+            digest.update(f"{event.get('id')} {values.shape} {np.asarray(event.get('time', ())).tolist()}".encode())
+            try:
+                digest.update(np.ascontiguousarray(values[:: math.ceil(size / DIGEST_BYTES)]).tobytes())
+            except ValueError as reason:  # a damaged part of a file, which its windows name when they are read
+                digest.update(str(reason).encode())
         return digest.hexdigest()
 
     def raw(self, item: int) -> np.ndarray:

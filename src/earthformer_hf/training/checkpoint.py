@@ -151,7 +151,10 @@ class Checkpoint:
                 )
             progress["extensions"].append({"max_steps": stored["max_steps"], "step": progress["step"]})
         elif differing:
-            words = "; ".join(f"{name} {old}, not with {new}" for name, (old, new) in differing.items())
+            said = {"samples_per_step": "samples_per_step (of batch_size or total_batch_size)"}
+            words = "; ".join(
+                f"{said.get(name, name)} {old}, not with {new}" for name, (old, new) in differing.items()
+            )
             raise SystemExit(f"{self.folder} was started with {words}. Choose another `output_dir`.")
         self.accelerator.load_state(self.folder)
         if average is not None:

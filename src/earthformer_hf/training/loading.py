@@ -60,6 +60,8 @@ def load_windows(
     weights = None
     if data.heavy_threshold is not None:
         weights = heavy_share(windows, data.heavy_threshold, data.heavy_part)
+        if weights.max() == weights.min():
+            raise ValueError(f"`heavy_threshold`: {data.heavy_threshold} tells no window from the others.")
     if data.gain != 1 and extractor.transform is not None:
         raise ValueError(f"`gain` needs an extractor without `transform`, got {extractor.transform!r}.")
     highest = float("inf")

@@ -73,7 +73,9 @@ def build(recipe: dict, block: str, factory: Callable[..., Built], **further: An
         ValueError: the recipe lacks the block, or the class refuses an entry.
     """
     if not isinstance(recipe.get(block), dict):
-        raise ValueError(f"The recipe must hold a block `{block}`, it has {sorted(recipe)}.")
+        raise ValueError(
+            f"The recipe must hold a block `{block}` of entries, it has {recipe.get(block, sorted(recipe))!r}."
+        )
     try:
         return factory(**recipe[block], **further)
     except (TypeError, ValueError, StrictDataclassError) as reason:
