@@ -321,12 +321,15 @@ def interrupted_upload():
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.5)
-    request = urllib.request.Request(
-        f"{os.environ['HF_ENDPOINT']}/interrupt/{os.getpid()}", b"",
-        {"Authorization": f"Bearer {os.environ['HF_TOKEN']}"},
-    )  # fmt: skip
-    urllib.request.urlopen(request).close()
+
+    def interrupt(process):
+        token = {"Authorization": f"Bearer {os.environ['HF_TOKEN']}"}
+        request = urllib.request.Request(f"{os.environ['HF_ENDPOINT']}/interrupt/{process}", b"", token)
+        urllib.request.urlopen(request).close()
+
+    interrupt(os.getpid())
     raises(KeyboardInterrupt, lambda: sharing.push(network, "someone/model", extractor))
+    interrupt(0)
     assert HfApi().model_info("someone/model").sha == before
     old = EarthformerForPrediction.from_pretrained("someone/model", force_download=True)
     assert not torch.equal(forecast(old, extractor), forecast(network, extractor))

@@ -58,7 +58,8 @@ class LocalHub:
     def __init__(self):
         self.repositories: dict[tuple[str, str], Repository] = {}  # by type ("models", "datasets") and id
         self.objects: dict[str, bytes] = {}  # LFS objects by hash
-        self.interrupt: int | None = None  # the process to interrupt in the middle of its next large upload
+        self.interrupt = 0  # the process to interrupt in the middle of its next large upload
+        self.interrupted = ""  # that upload: Python drops an interrupt that comes at the end of an object's life
         self.lock = threading.RLock()
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -236,7 +237,7 @@ class LocalHub:
         return {}
 
     def interrupt_process(self, query, body, process):
-        self.interrupt = int(process)
+        self.interrupt, self.interrupted = int(process), ""
         return {}
 
     def repository(self, kind: str, name: str) -> Repository:
@@ -332,10 +333,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self):
         """A large file on its way up."""
-        process, self.hub.interrupt = self.hub.interrupt, None
-        if process is not None:
+        with self.hub.lock:
+            self.hub.interrupted = self.hub.interrupted or self.path
+            interrupted = self.hub.interrupt and self.hub.interrupted == self.path
+        if interrupted:
             self.rfile.read(int(self.headers["Content-Length"]) // 2)
-            os.kill(process, signal.SIGINT)
+            os.kill(self.hub.interrupt, signal.SIGINT)
             self.close_connection = True
             return
         data = self.body()
