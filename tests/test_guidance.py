@@ -12,7 +12,7 @@ from tiny import tiny_pipeline
 from earthformer_hf import EarthformerAlignmentModel, KnowledgeAlignmentCallback
 from earthformer_hf.data.nbody_mnist import n_body_energy
 from earthformer_hf.guidance import energy_gradient, frame_mean, intensity_change, mean_intensity
-from earthformer_hf.schedules import STEPWISE_SCHEDULERS, noise_levels, posterior_deviation
+from earthformer_hf.schedules import STEPWISE_SCHEDULERS, noise_levels, posterior_deviation, use_float64_tables
 
 
 def gaussian_network(pipeline):
@@ -91,6 +91,8 @@ def linear(scheduler, steps: int, target: float | None, ends: bool = False):
     latents = run(
         pipeline, past(1), ensemble_size=2, num_inference_steps=steps, latents=noise, output_type="latent", **options
     ).latents
+    use_float64_tables(pipeline.scheduler)
+    pipeline.scheduler.set_timesteps(steps)
     return latents.double(), noise_levels(pipeline.scheduler)
 
 
@@ -187,6 +189,25 @@ def test_guidance_that_changes_nothing_says_so(caplog, monkeypatch):
         guide = KnowledgeAlignmentCallback(5.0, frame_mean, guidance_scale=scale)
         run(pipeline, past(1), ensemble_size=1, num_inference_steps=steps, callback_on_step_end=guide)
         assert ("guidance changed nothing" in caplog.text) == said
+
+
+def test_a_call_within_a_call_changes_nothing_of_what_guidance_says(caplog, monkeypatch):
+    monkeypatch.setattr(diffusers_logging.get_logger("diffusers"), "propagate", True)
+    pipeline, x = tiny_pipeline(SCHEDULERS["ddpm"]), past(1)
+    guide = KnowledgeAlignmentCallback(5.0, frame_mean)
+
+    class OneStepMore(PipelineCallback):
+        tensor_inputs = ["latents"]
+
+        def callback_fn(self, pipe, step_index, timesteps, callback_kwargs):
+            run(pipeline, x, ensemble_size=1, num_inference_steps=1, callback_on_step_end=guide)
+            assert pipe.num_timesteps == 2 and len(pipe.scheduler.timesteps) == 2
+            return callback_kwargs
+
+    both = MultiPipelineCallbacks([guide, OneStepMore()])
+    run(pipeline, x, ensemble_size=1, num_inference_steps=2, callback_on_step_end=both)
+    assert caplog.text.count("guidance changed nothing in 1 step(s)") == 2
+    assert caplog.text.count("guidance changed nothing") == 2
 
 
 # -- energies and targets ---------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The pipeline: members that never change with their company, every scheduler, saving and loading, refusals."""
 
+import copy
 import json
 import re
 import subprocess
@@ -274,6 +275,16 @@ def test_what_a_callback_returns_is_checked(answer, message):
         run(tiny_pipeline(), past(1), ensemble_size=2, callback_on_step_end=callback)
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_call_leaves_the_pipeline_and_its_scheduler_as_they_were(name):
+    pipeline, x = tiny_pipeline(SCHEDULERS[name]), past(1)
+    run(pipeline, x, ensemble_size=1)  # which sets the progress bar
+    before, tables = dict(vars(pipeline)), copy.deepcopy(vars(pipeline.scheduler))
+    run(pipeline, x, ensemble_size=2, num_inference_steps=4, max_batch_size=1)
+    assert vars(pipeline) == before and vars(pipeline.scheduler).keys() == tables.keys()
+    assert all(np.array_equal(value, tables[name]) for name, value in vars(pipeline.scheduler).items())
+
+
 # -- schedules --------------------------------------------------------------------------------------------------------
 
 
@@ -325,9 +336,14 @@ def test_a_saved_pipeline_forecasts_the_same(tmp_path):
 
 
 def test_float64_tables_are_not_saved(tmp_path):
-    pipeline = tiny_pipeline(SCHEDULERS["ddpm"])
-    run(pipeline, past(1), ensemble_size=1)
-    assert pipeline.scheduler.alphas_cumprod.dtype == torch.float64
+    pipeline, dtypes = tiny_pipeline(SCHEDULERS["ddpm"]), set()
+
+    def callback(pipe, step, timestep, tensors):
+        dtypes.add(pipe.scheduler.alphas_cumprod.dtype)
+        return {}
+
+    run(pipeline, past(1), ensemble_size=1, callback_on_step_end=callback)
+    assert dtypes == {torch.float64} and pipeline.scheduler.alphas_cumprod.dtype == torch.float32
     pipeline.save_pretrained(tmp_path / "used")
     tiny_pipeline(DDPMScheduler(clip_sample=False, **SCALED)).save_pretrained(tmp_path / "fresh")
     used, fresh = ((tmp_path / name / "scheduler/scheduler_config.json").read_text() for name in ("used", "fresh"))

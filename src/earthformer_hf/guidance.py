@@ -12,6 +12,7 @@ section 3.3, equation 6.
 import math
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from diffusers.callbacks import PipelineCallback
@@ -81,7 +82,7 @@ class KnowledgeAlignmentCallback(PipelineCallback):
             target = (quantity or frame_mean)(future_values)
         self.target, self.quantity = target, quantity
         self.guidance_scale, self.alignment = guidance_scale, alignment
-        self._has_shifted = False
+        self._shifted: WeakSet = WeakSet()  # the pipelines, one per call, whose latents were changed
 
     @classmethod
     def from_pretrained(
@@ -190,8 +191,9 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         shifted = (latents.float() + shift).to(latents.dtype)
         _shift_corrector(pipeline.scheduler, before, after, shift.flatten(0, 1))
 
-        self._has_shifted = (step_index > 0 and self._has_shifted) or not torch.equal(shifted, latents)
-        if step_index == pipeline.num_timesteps - 1 and not self._has_shifted:
+        if not torch.equal(shifted, latents):
+            self._shifted.add(pipeline)
+        if step_index == pipeline.num_timesteps - 1 and pipeline not in self._shifted:
             logger.warning(
                 f"KnowledgeAlignmentCallback: guidance changed nothing in {pipeline.num_timesteps} step(s). The last "
                 "step of a schedule is never shifted, so take more steps, or a larger `guidance_scale` than "

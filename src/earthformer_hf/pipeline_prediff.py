@@ -10,11 +10,15 @@ Source: Gao et al., "PreDiff: Precipitation Nowcasting with Latent Diffusion Mod
 https://arxiv.org/abs/2307.10422.
 """
 
+import copy
 import inspect
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Self
 
 import numpy as np
 import torch
@@ -29,6 +33,8 @@ from .schedules import check_steps, check_stepwise, denoised, noise_levels, use_
 
 
 MAX_PIXELS = 2**18  # that the autoencoder takes at once: 16 frames of 128 x 128
+
+_TURN = threading.RLock()  # of calls whose networks are offloaded
 
 
 @dataclass
@@ -65,6 +71,10 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
     r"""
     Draws an ensemble of forecasts from the frames before.
 
+    Several threads may call one pipeline. A call works on a copy of it that has a scheduler of its own and shares the
+    networks; its callbacks are given that copy. The pipeline and its scheduler stay as they are. Calls with offloaded
+    networks, which move between devices, take turns.
+
     Args:
         vae ([`~diffusers.AutoencoderKL`]): between frames and latents, frame by frame.
         unet ([`EarthformerUNetModel`]): denoises the latents of a forecast, given those of its context.
@@ -73,6 +83,17 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         alignment ([`EarthformerAlignmentModel`], *optional*): for [`KnowledgeAlignmentCallback`].
         feature_extractor ([`EarthformerFeatureExtractor`], *optional*): carried along for the caller; the pipeline
             takes and returns the model's range.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from earthformer_hf import PreDiffPipeline
+
+    >>> pipeline = PreDiffPipeline.from_pretrained("model_cards/prediff-radar-tiny")
+    >>> ensemble = pipeline(past_values, ensemble_size=10, generator=torch.Generator().manual_seed(0)).predictions
+    >>> chance = (ensemble[..., 0] > 0.6).mean(axis=1)  # of exceeding a threshold, (B, T_out, H, W)
+    ```
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -98,17 +119,17 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Set `_interrupt` in a callback to leave out the remaining steps."""
+        """A callback sets `_interrupt` of the pipeline that it is given, to leave out the remaining steps."""
         return self._interrupt
 
     @property
     def num_timesteps(self) -> int:
-        """Denoising steps of the call in progress."""
+        """Denoising steps of a call; read by its callbacks, 0 outside."""
         return self._num_timesteps
 
     @property
     def max_batch_size(self) -> int | None:
-        """The bound of the call in progress on the members of one network call."""
+        """A call's bound on the members of one network call; read by its callbacks, None outside."""
         return self._max_batch_size
 
     @torch.no_grad()
@@ -153,52 +174,46 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
 
         Raises:
             ValueError: an argument that cannot work, before any computation; a callback that returns something else.
-
-        Example:
-
-        ```python
-        >>> import torch
-        >>> from earthformer_hf import PreDiffPipeline
-
-        >>> pipeline = PreDiffPipeline.from_pretrained("model_cards/prediff-radar-tiny")
-        >>> ensemble = pipeline(past_values, ensemble_size=10, generator=torch.Generator().manual_seed(0)).predictions
-        >>> chance = (ensemble[..., 0] > 0.6).mean(axis=1)  # of exceeding a threshold, (B, T_out, H, W)
-        ```
         """
         # 1. Check inputs
         past_values, callback = _stack(past_values), callback_on_step_end
-        tensor_names = callback_on_step_end_tensor_inputs
-        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-            tensor_names = list(dict.fromkeys(callback.tensor_inputs))
+        tensor_names = _tensor_names(callback, callback_on_step_end_tensor_inputs)
         self.check_inputs(
             past_values, ensemble_size, num_inference_steps, generator, latents, eta, output_type, max_batch_size,
             callback, tensor_names,
         )  # fmt: skip
         grid = (len(past_values), int(ensemble_size))  # B, E
-        self._interrupt, self._max_batch_size = False, max_batch_size and int(max_batch_size)
-        try:
+        with self._call(max_batch_size) as call:
             # 2. Encode the context, once for all members
-            past_values = past_values.to(self._execution_device)
-            context_latents = self._encode(past_values)  # (B, T_in, h, w, c)
+            past_values = past_values.to(call._execution_device)
+            context_latents = call._encode(past_values)  # (B, T_in, h, w, c)
             # 3. Prepare timesteps
-            use_float64_tables(self.scheduler)
-            self.scheduler.set_timesteps(int(num_inference_steps), device=self._execution_device)
+            use_float64_tables(call.scheduler)
+            call.scheduler.set_timesteps(int(num_inference_steps), device=call._execution_device)
             # 4. Prepare latents
             generators = _member_generators(generator, *grid)
-            latents = self.prepare_latents(generators, latents)  # (B * E, T_out, h, w, c)
+            latents = call.prepare_latents(generators, latents)  # (B * E, T_out, h, w, c)
             # 5. Denoise
-            latents = self._denoise(latents, context_latents, past_values, generators, eta, callback, tensor_names)
+            latents = call._denoise(latents, context_latents, past_values, generators, eta, callback, tensor_names)
             # 6. Decode
-            predictions = latents if output_type == "latent" else self.decode(latents)
-        finally:
-            self._interrupt, self._max_batch_size = False, None
-            self.maybe_free_model_hooks()
+            predictions = latents if output_type == "latent" else call.decode(latents)
         predictions, latents = predictions.unflatten(0, grid), latents.unflatten(0, grid)
-        if output_type == "np":
-            predictions = predictions.float().cpu().numpy()
-        if not return_dict:
-            return predictions, latents
-        return PreDiffPipelineOutput(predictions=predictions, latents=latents)
+        predictions = predictions.float().cpu().numpy() if output_type == "np" else predictions
+        output = PreDiffPipelineOutput(predictions=predictions, latents=latents)
+        return output if return_dict else output.to_tuple()
+
+    @contextmanager
+    def _call(self, max_batch_size: int | None) -> Iterator[Self]:
+        """What one call works on: a copy of the pipeline, with its own scheduler and state."""
+        call = copy.copy(self)
+        call.scheduler = copy.deepcopy(self.scheduler)
+        call._interrupt, call._max_batch_size = False, max_batch_size and int(max_batch_size)
+        offloaded = hasattr(self, "_offload_device") or self._maybe_raise_error_if_group_offload_active()
+        with _TURN if offloaded else nullcontext():
+            try:
+                yield call
+            finally:
+                self.maybe_free_model_hooks()
 
     def check_inputs(
         self,
@@ -227,19 +242,10 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         _check_frames(past_values, (unet.context_length, *size, vae.in_channels))
         bound = 1 if max_batch_size is None else max_batch_size
         _check_integers(ensemble_size=ensemble_size, num_inference_steps=num_inference_steps, max_batch_size=bound)
-        _check_noise(generator, latents, (len(past_values), ensemble_size, *self._latent_shape))
-        if not isinstance(eta, Real) or not 0 <= eta <= 1:
-            raise ValueError(f"`eta` must be a number from 0 to 1, got {eta!r}.")
+        _check_noise(generator, latents, eta, (len(past_values), ensemble_size, *self._latent_shape))
         if output_type not in ("np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'np', 'pt' or 'latent', got {output_type!r}.")
-        unknown = sorted(set(tensor_names) - set(known := self._callback_tensor_inputs))
-        if unknown:
-            raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {known}, got {unknown}.")
-        if callback is not None and "denoised_latents" in tensor_names:
-            check_stepwise(self.scheduler)
-        for part in getattr(callback, "callbacks", [callback]):
-            if hasattr(part, "check_inputs"):
-                part.check_inputs(self, past_values, ensemble_size)
+        _check_callback(self, callback, tensor_names, past_values, ensemble_size)
         check_steps(self.scheduler, int(num_inference_steps))
 
     def prepare_latents(self, generators: list[torch.Generator], latents: torch.Tensor | None = None) -> torch.Tensor:
@@ -397,7 +403,7 @@ def _check_integers(**values):
             raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
 
 
-def _check_noise(generator, latents, shape: tuple[int, ...]):
+def _check_noise(generator, latents, eta: float, shape: tuple[int, ...]):
     """`shape`: of the latents of all members, (B, E, T_out, h, w, c)."""
     generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
     if not all(isinstance(one, torch.Generator) for one in generators):
@@ -412,6 +418,26 @@ def _check_noise(generator, latents, shape: tuple[int, ...]):
         raise ValueError("`latents` must be a tensor of finite values.")
     if latents is not None and tuple(latents.shape) != shape:
         raise ValueError(f"`latents` must have shape (B, E, T_out, h, w, c) = {shape}, got {tuple(latents.shape)}.")
+    if not isinstance(eta, Real) or not 0 <= eta <= 1:
+        raise ValueError(f"`eta` must be a number from 0 to 1, got {eta!r}.")
+
+
+def _tensor_names(callback, given: list[str]) -> list[str]:
+    """What a callback is given: a class of diffusers says so itself, for a function it is an argument."""
+    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+        return list(dict.fromkeys(callback.tensor_inputs))
+    return given
+
+
+def _check_callback(pipeline, callback, tensor_names: list[str], past_values: torch.Tensor, ensemble_size: int):
+    unknown = sorted(set(tensor_names) - set(known := pipeline._callback_tensor_inputs))
+    if unknown:
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {known}, got {unknown}.")
+    if callback is not None and "denoised_latents" in tensor_names:
+        check_stepwise(pipeline.scheduler)
+    for part in getattr(callback, "callbacks", [callback]):
+        if hasattr(part, "check_inputs"):
+            part.check_inputs(pipeline, past_values, ensemble_size)
 
 
 def _member_generators(generator, batch: int, ensemble_size: int) -> list[torch.Generator]:
