@@ -15,7 +15,11 @@ from .file_times import follows
 
 
 logger = logging.get_logger(__name__)
-DATED_FOLDER = re.compile(r"((year|month|day|hour)=)?[\d\-_.T]+")  # such folders tell dates apart, not series
+# Folders that tell dates apart, not series: 2024, 07, 2024-07, 20240715, 2024-07-15T12, year=2024, ...
+DATED_FOLDER = re.compile(
+    r"(year=)?(18|19|20|21)\d\d([-_.]?[01]\d([-_.]?[0-3]\d([-_.T]?[0-2]\d([-_.]?[0-5]\d){0,2})?)?)?"
+    r"|(month=|day=|hour=)?[0-3]?\d"
+)
 SAME_PLACE = 1e-6  # by what part of the spacing coordinates of one grid may differ
 Frame = tuple[np.datetime64, int, int]  # time, number of the file in its group, number of the frame in the file
 
@@ -67,7 +71,27 @@ def without_copies(
     group: list[dict[str, Any]], read: Callable[[dict[str, Any], int], np.ndarray]
 ) -> tuple[dict[str, str], list[Frame]]:
     """The frames of files in the order of time, one copy of each; and path -> problem of files that contradict."""
-    frames = [(time, n, frame) for n, file in enumerate(group) for frame, time in enumerate(file["time"])]
+    problems: dict[str, str] = {}
+    while True:
+        found, copies, kept = _one_pass(group, read, problems)
+        if not found:
+            break
+        problems |= found  # without these files, others may no longer be copies of anything
+    for (path, copy), count in copies.items():
+        logger.warning(f"{copy}: {count} frames are copies of those in {path}, and are left out.")
+    return problems, kept
+
+
+def _one_pass(
+    group: list[dict[str, Any]], read: Callable[[dict[str, Any], int], np.ndarray], refused: dict[str, str]
+) -> tuple[dict[str, str], dict[tuple[str, str], int], list[Frame]]:
+    """Problems, copies and kept frames of the files that are not refused."""
+    frames = [
+        (time, n, frame)
+        for n, file in enumerate(group)
+        if file["path"] not in refused
+        for frame, time in enumerate(file["time"])
+    ]
     frames.sort(key=lambda entry: (entry[0], entry[1]))
     problems: dict[str, str] = {}
     kept: list[Frame] = []
@@ -86,9 +110,7 @@ def without_copies(
             continue
         for path, against in (paths, paths[::-1]):
             problems.setdefault(path, f"{path}: holds other values than {against} at the same time {time}")
-    for (path, copy), count in copies.items():
-        logger.warning(f"{copy}: {count} frames are copies of those in {path}, and are left out.")
-    return problems, [entry for entry in kept if group[entry[1]]["path"] not in problems]
+    return problems, copies, kept
 
 
 def cut_at_gaps(

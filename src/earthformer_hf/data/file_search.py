@@ -102,7 +102,11 @@ def _walk(
                 continue
             if os.path.isdir(target) and target in visited:
                 continue
-        if not entry.is_dir():
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a ring of links
+            is_folder = False
+        if not is_folder:
             yield entry.path
         elif is_zarr_store(entry.path):
             yield entry.path

@@ -55,6 +55,8 @@ def _decoded(variable: Any) -> np.ndarray:
         plain = np.where(missing, numbers[~missing][0] if (~missing).any() else 0, numbers)
         decoded = xarray.decode_cf(xarray.Dataset({"times": (variable.dims, plain, attributes)})).times.values
         times = decoded if decoded.dtype.kind == "M" else _from_other_calendar(decoded, calendar)
+    if np.datetime_data(times.dtype)[0] in ("ms", "us", "ns"):  # fractions of days are rarely exact
+        times = (times.astype("datetime64[ms]") + 500).astype("datetime64[s]")
     return np.where(missing, np.datetime64("NaT", "s"), times.astype("datetime64[s]"))
 
 

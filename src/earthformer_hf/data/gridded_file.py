@@ -142,7 +142,9 @@ def _is_field(dataset: Any, name: str) -> bool:
     """Whether a variable may be a map: not the bounds of another, and no classes under flags."""
     attributes = dataset[name].attrs
     bounds = {other.attrs.get("bounds") or other.attrs.get("climatology") for other in dataset.variables.values()}
-    return dataset[name].ndim >= 2 and name not in bounds and "flag_meanings" not in attributes
+    return (
+        dataset[name].ndim >= 2 and name not in bounds and ("flag_meanings" not in attributes or "units" in attributes)
+    )
 
 
 def _only_variable(dataset: Any, path: str) -> list[str]:
@@ -190,7 +192,8 @@ def _one_variable(dataset: Any, name: str, path: str, layout: dict[str, Any]) ->
 def _valid_interval(array: Any) -> tuple[float, float, list] | None:
     """The lowest and highest value that exists, and values that are flags; None if the file says nothing of it.
 
-    CF conventions, section 2.5.1: `valid_range` is in the units of the stored, packed numbers.
+    CF conventions, section 2.5.1: `valid_range` is in the units of the stored, packed numbers; NetCDF user guide,
+    appendix A: but in those of the unpacked ones if it is of a wider type than the stored.
     """
     attributes, packing = array.attrs, array.encoding
     lowest, highest = attributes.get("valid_range", (attributes.get("valid_min"), attributes.get("valid_max")))
@@ -198,12 +201,18 @@ def _valid_interval(array: Any) -> tuple[float, float, list] | None:
     if lowest is None and highest is None and flags is None:
         return None
     scale, offset = float(packing.get("scale_factor", 1)), float(packing.get("add_offset", 0))
+    stored = np.dtype(packing.get("dtype", array.dtype)).kind
+    packed = all(np.asarray(end).dtype.kind != "f" or stored == "f" for end in (lowest, highest) if end is not None)
     ends = sorted(
-        float(end) * scale + offset if end is not None else default
+        (float(end) * scale + offset if packed else float(end)) if end is not None else default
         for end, default in ((lowest, -np.inf * np.sign(scale)), (highest, np.inf * np.sign(scale)))
     )
     slack = 1e-6 * abs(scale) if scale != 1 or offset != 0 else 0.0  # of rounding in unpacking
-    return ends[0] - slack, ends[1] + slack, [float(flag) * scale + offset for flag in np.ravel(flags or [])]
+    return (
+        ends[0] - slack,
+        ends[1] + slack,
+        [float(flag) * scale + offset for flag in np.ravel([] if flags is None else flags)],
+    )
 
 
 def _dtype(array: Any, mask: Any) -> np.dtype:

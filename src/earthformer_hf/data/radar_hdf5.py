@@ -13,6 +13,7 @@ import numpy as np
 
 
 UNITS = {"RATE": "mm/h", "ACRR": "mm", "DBZH": "dBZ", "DBZV": "dBZ", "TH": "dBZ", "TV": "dBZ"}  # of ODIM's quantities
+NO_ECHO = -32.0  # dBZ, where a radar looked and found nothing
 RATES = ("RATE", "ACRR")  # quantities that are 0, not missing, where there is no echo
 
 
@@ -114,7 +115,8 @@ def _places(shape: tuple[int, ...], height: Any, width: Any, units: str) -> dict
 def _odim_rule(what: dict[str, Any], quantity: str) -> tuple[float, float, list[float], dict[float, float]]:
     """Gain, offset, stored values that are missing, and stored values that stand for others."""
     gain, offset = float(what.get("gain", 1)), float(what.get("offset", 0))
-    undetect = {float(what["undetect"]): 0.0} if "undetect" in what and quantity in RATES else {}
+    dry = 0.0 if quantity in RATES else NO_ECHO if UNITS.get(quantity) == "dBZ" else None
+    undetect = {float(what["undetect"]): dry} if "undetect" in what and dry is not None else {}
     return gain, offset, [float(what["nodata"])] if "nodata" in what else [], undetect
 
 

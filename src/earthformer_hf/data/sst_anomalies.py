@@ -38,12 +38,15 @@ def sst_anomalies(source: str | Path, target: str | Path, base: tuple[int, int] 
     """
     import xarray
 
+    if Path(source).resolve() == Path(target).resolve():
+        raise ValueError(f"`target` must be another file than the source, got {target}.")
     with open_dataset(source, decode_times=False) as dataset:
         field = _temperature(decode_times(dataset), source)
         time = field["time"].values.astype("datetime64[M]")
         gaps = np.flatnonzero(np.diff(time) != np.timedelta64(1, "M"))
         if len(gaps):
-            raise ValueError(f"`source`: months of {source} must follow each other, {time[gaps[0]]} is not followed.")
+            before, after = time[gaps[0]], time[gaps[0] + 1]
+            raise ValueError(f"`source`: months of {source} must follow each other, {before} is followed by {after}.")
         values = _celsius(field, source)
         coarse = _on_nodes(values, field["lat"].values, field["lon"].values)
     years, months = time.astype("datetime64[Y]").astype(int) + 1970, time.astype(int) % 12
@@ -123,7 +126,8 @@ def _on_nodes(values: np.ndarray, lat: np.ndarray, lon: np.ndarray) -> np.ndarra
     known = np.isfinite(values)
     total = rows @ np.where(known, values, 0) @ columns.T
     weight = rows @ known.astype("float64") @ columns.T
-    whole = rows.sum(1)[:, None] * columns.sum(1)
+    heights = np.sin(np.deg2rad(LATITUDES + 2.5)) - np.sin(np.deg2rad(LATITUDES - 2.5))
+    whole = heights[:, None] * np.deg2rad(np.full(len(LONGITUDES), 5.0))  # of the nodes themselves
     return np.where(weight >= LEAST_OBSERVED * whole, total / np.maximum(weight, 1e-12), np.nan)
 
 
