@@ -1,5 +1,7 @@
 """Guidance: its direction and size under every scheduler, what it refuses, and quantities that it holds on to."""
 
+import pickle
+
 import diffusers
 import pytest
 import torch
@@ -208,6 +210,7 @@ def test_a_call_within_a_call_changes_nothing_of_what_guidance_says(caplog, monk
     run(pipeline, x, ensemble_size=1, num_inference_steps=2, callback_on_step_end=both)
     assert caplog.text.count("guidance changed nothing in 1 step(s)") == 2
     assert caplog.text.count("guidance changed nothing") == 2
+    assert pickle.loads(pickle.dumps(guide)).target == 5.0
 
 
 # -- energies and targets ---------------------------------------------------------------------------------------------

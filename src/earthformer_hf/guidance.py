@@ -12,7 +12,6 @@ section 3.3, equation 6.
 import math
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from diffusers.callbacks import PipelineCallback
@@ -82,7 +81,6 @@ class KnowledgeAlignmentCallback(PipelineCallback):
             target = (quantity or frame_mean)(future_values)
         self.target, self.quantity = target, quantity
         self.guidance_scale, self.alignment = guidance_scale, alignment
-        self._shifted: WeakSet = WeakSet()  # the pipelines, one per call, whose latents were changed
 
     @classmethod
     def from_pretrained(
@@ -192,8 +190,8 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         _shift_corrector(pipeline.scheduler, before, after, shift.flatten(0, 1))
 
         if not torch.equal(shifted, latents):
-            self._shifted.add(pipeline)
-        if step_index == pipeline.num_timesteps - 1 and pipeline not in self._shifted:
+            pipeline._shifted_by.add(self)
+        if step_index == pipeline.num_timesteps - 1 and self not in pipeline._shifted_by:
             logger.warning(
                 f"KnowledgeAlignmentCallback: guidance changed nothing in {pipeline.num_timesteps} step(s). The last "
                 "step of a schedule is never shifted, so take more steps, or a larger `guidance_scale` than "

@@ -71,9 +71,8 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
     r"""
     Draws an ensemble of forecasts from the frames before.
 
-    Several threads may call one pipeline. A call works on a copy of it that has a scheduler of its own and shares the
-    networks; its callbacks are given that copy. The pipeline and its scheduler stay as they are. Calls with offloaded
-    networks, which move between devices, take turns.
+    A call works on a copy of the pipeline with its own scheduler, which its callbacks are given, so that several
+    threads may call one pipeline; the networks are shared. Where they are offloaded, and so move, calls take turns.
 
     Args:
         vae ([`~diffusers.AutoencoderKL`]): between frames and latents, frame by frame.
@@ -116,6 +115,7 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         )
         self._interrupt, self._num_timesteps = False, 0
         self._max_batch_size: int | None = None
+        self._shifted_by: set[PipelineCallback] = set()  # the guidance that has changed latents
 
     @property
     def interrupt(self) -> bool:
@@ -207,7 +207,8 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         """What one call works on: a copy of the pipeline, with its own scheduler and state."""
         call = copy.copy(self)
         call.scheduler = copy.deepcopy(self.scheduler)
-        call._interrupt, call._max_batch_size = False, max_batch_size and int(max_batch_size)
+        call._interrupt, call._num_timesteps, call._shifted_by = False, 0, set()
+        call._max_batch_size = max_batch_size and int(max_batch_size)
         offloaded = hasattr(self, "_offload_device") or self._maybe_raise_error_if_group_offload_active()
         with _TURN if offloaded else nullcontext():
             try:
