@@ -26,7 +26,7 @@ from earthformer_hf.plotting import plot_sequence, sequence_row
 
 def score(model, extractor, events, label: str) -> str:
     """The scores of all windows of the events, beside those of persistence."""
-    protocol = replace(PROTOCOLS[extractor.protocol], name=label, scores=("contingency", "errors"))
+    protocol = replace(PROTOCOLS[extractor.protocol], name=label, independent="id", scores=("contingency", "errors"))
     past, future = model.config.context_length, model.config.prediction_length
     windows = Windows(events, extractor.encode, past, future, protocol.window_stride)
     forecasters = {

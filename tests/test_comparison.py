@@ -140,8 +140,9 @@ def test_means_over_other_thresholds_have_no_difference():
 @pytest.mark.skipif(not baselines.is_pysteps_available(), reason="pysteps and OpenCV are not installed")
 def test_methods_that_could_not_be_run_are_counted():
     protocol = replace(
-        PROTOCOLS["radar-open"], dataset="folder", feature_extractor={"units": "mm/h"}, context_length=4,
-        prediction_length=3, window_stride=7, physical_thresholds=(), scores=("errors",), value_range=1.0,
+        PROTOCOLS["radar-open"], dataset="folder", independent="id", feature_extractor={"units": "mm/h"},
+        context_length=4, prediction_length=3, window_stride=7, physical_thresholds=(), scores=("errors",),
+        value_range=1.0,
     )  # fmt: skip
     (wet,) = simulated.rain_events(1, length=7, size=64, seed=3)
     dry = wet | {"id": "dry", "values": np.zeros_like(wet["values"])}

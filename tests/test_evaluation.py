@@ -45,7 +45,8 @@ def codes(number, length=49, size=16, seed=0, minutes=1):
     for i in range(number):
         random = np.random.default_rng([seed, i])
         walk = random.normal(100, 60, (1, size, size)) + random.normal(0, 12, (length, size, size)).cumsum(0)
-        events.append({"id": f"S{i}", "time": (minutes * np.arange(length)).astype("datetime64[m]"), "geo": {}})
+        events.append({"id": f"S{i}", "time": (minutes * np.arange(length)).astype("datetime64[m]")})
+        events[-1]["geo"] = {"source": f"S{i}"}
         events[-1]["values"] = walk.clip(0, 254).astype("uint8")
     return events
 

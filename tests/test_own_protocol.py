@@ -1,6 +1,7 @@
 """Own data under an own protocol: what is said of them comes from them, and what does not fit is refused."""
 
 import json
+import re
 from dataclasses import replace
 
 import h5py
@@ -119,8 +120,14 @@ def test_the_template_is_a_protocol_and_is_not_overwritten(tmp_path):
         ({"scores": ["csi"]}, "`scores` must be of"),
         ({"thresholds": [5, 1]}, "`thresholds` must be one or more ascending values"),
         ({"physical_thresholds": [1]}, "knows no physical units"),
-        ({"baselines": ["persistance"]}, "`name` must be one of ('persistence'"),
+        ({"baselines": ["persistance"]}, "`baselines` must be of ('persistence'"),
         ({"baselines": []}, "has nothing to score"),
+        ({"pools": [99]}, "`pools` of 'mine' must be at most 32 for maps of 32 x 32, got (99,)"),
+        (
+            {"independent": "source"},
+            "`independent` of 'mine' must be 'id', a length of time such as '1D', or a key of",
+        ),
+        ({"scores": ["nino34"]}, "'nino34' is of monthly maps of 24 x 48"),
     ],
 )
 def test_what_no_protocol_can_hold_ends_in_one_line(tmp_path, rain, changes, message):
@@ -128,6 +135,25 @@ def test_what_no_protocol_can_hold_ends_in_one_line(tmp_path, rain, changes, mes
     write_protocol(tmp_path / "mine.yaml", **changes)
     line = evaluate(tmp_path, rc=1)
     assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"scores": ["ranks"]}, "`scores` must hold one of maps, which the baseline 'persistence' forecasts"),
+        ({"thresholds": [float("nan")]}, "`thresholds` must be one or more ascending values, all finite, got [nan]"),
+        ({"value_range": 0}, "`value_range` must be finite and above 0, got 0.0"),
+        ({"physical_thresholds": [1]}, "knows no physical units"),
+        ({"feature_extractor": {"unit": "mm/h"}}, "did you mean 'units'"),
+        ({"feature_extractor": {"valid_range": 5}}, "`valid_range` must be two rising numbers, got 5"),
+        ({"feature_extractor": {"valid_range": ["0", "300"]}}, "`valid_range` must be two rising numbers, got ('0',"),
+        ({"feature_extractor": {"missing_value": "-1"}}, "`missing_value` must be a number, got '-1'"),
+    ],
+)
+def test_a_value_that_no_score_can_be_taken_with_is_refused_with_its_file(tmp_path, changes, message):
+    path = write_protocol(tmp_path / "mine.yaml", **changes)
+    with pytest.raises(ValueError, match=re.escape(f"`protocol`: {path}: ") + ".*" + re.escape(message)):
+        load_protocol(path)
 
 
 def test_files_that_hold_no_protocol(tmp_path):
@@ -268,7 +294,7 @@ def test_a_baseline_that_cannot_work_is_refused_by_name(tmp_path, rain):
     write_protocol(tmp_path / "test.yaml", baselines=["dressed persistence"], options={"fractions": [0, 0, 1]})
     line = evaluate(tmp_path, protocol="test.yaml", rc=1)
     assert "'dressed persistence' cannot work on these data" in line and "train" in line
-    write_protocol(tmp_path / "ocean.yaml", baselines=["seasonal ridge"])
+    write_protocol(tmp_path / "ocean.yaml", baselines=["seasonal ridge"], scores=["nino34"])
     assert "'seasonal ridge' cannot work on these data" in evaluate(tmp_path, protocol="ocean.yaml", rc=1)
     if not baselines.is_pysteps_available():
         return
@@ -342,9 +368,34 @@ def test_prepared_and_cached_data_score_as_their_files(tmp_path, rain):
 def test_a_split_that_is_too_short_is_named(tmp_path, rain):
     write_files(tmp_path / "data", rain[:10])
     write_protocol(tmp_path / "mine.yaml")
-    assert "'test' of folder: Windows: `events` must hold 7 frames or more, the longest has 5" in evaluate(
-        tmp_path, rc=1
-    )
+    line = evaluate(tmp_path, rc=1)
+    assert "'test' of folder: Windows: `events` must hold 7 frames or more, the longest has 5" in line
+    assert "'test' holds 5 frames in 1 events; `fractions` or `dates` may give it more" in line
+
+
+def test_tiles_of_one_record_are_one_independent_event(tmp_path, rain):
+    """As tiles of a record are of the same storms, draws of them would make an interval that is too narrow."""
+    (tmp_path / "data").mkdir()
+    for day in range(2):
+        time = times(f"2024-07-0{day + 1}T12:00", 7, np.timedelta64(300, "s")).astype("datetime64[ns]")
+        values = {"rain": (("time", "y", "x"), rain[7 * day :][:7])}
+        xr.Dataset(values, {"time": time}).to_netcdf(tmp_path / f"data/{day}.nc")
+    tiled = {"fractions": [0, 0, 1], "tile": [16, 16]}
+    protocol = load_protocol(write_protocol(tmp_path / "mine.yaml", options=tiled))
+    windows = protocol_windows(protocol, tmp_path / "data")
+    forecasters = {"persistence": baseline_forecaster("persistence", protocol, lambda split: None)}
+    for independent in ("id", "file", "1D"):
+        results = score(forecasters, windows, replace(protocol, independent=independent))
+        assert results["windows"] == len(results["scores"]["persistence"]["regions"]) == 8
+        assert results["independent_events"] == 2
+
+
+def test_a_model_needs_a_score_of_what_it_forecasts(tmp_path, rain):
+    write_files(tmp_path / "data", rain[:30])
+    write_protocol(tmp_path / "mine.yaml", scores=["ranks"], baselines=[])
+    save_model(tmp_path / "model", **FITS)
+    line = evaluate(tmp_path, "--model", tmp_path / "model", rc=1)
+    assert "`scores` must hold one of maps, which the model" in line
 
 
 def test_files_of_several_time_steps_are_refused(tmp_path, rain):

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
@@ -91,8 +92,12 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
     ):
         self._refuse_unknown(kwargs)
         super().__init__(**kwargs)
-        if valid_range is not None and not (len(valid_range) == 2 and valid_range[0] < valid_range[1]):
-            raise ValueError(f"`valid_range` must be two rising numbers, got {valid_range}.")
+        numbers = {"offset": offset, "scale": scale, "missing_value": missing_value, "fill_value": fill_value}
+        for name, value in numbers.items():
+            if value is not None and not _is_number(value):
+                raise ValueError(f"`{name}` must be a number, got {value!r}.")
+        if valid_range is not None and not _are_rising(valid_range):
+            raise ValueError(f"`valid_range` must be two rising numbers, got {valid_range!r}.")
         if not np.isfinite([offset, scale]).all() or scale == 0:
             raise ValueError(f"`scale` and `offset` must be finite and `scale` not 0, got {scale} and {offset}.")
         if fill_value is not None and not np.isfinite(fill_value):
@@ -270,6 +275,15 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             )
         values, _ = self.encode(raw)
         return BatchFeature({"past_values": values}, tensor_type=return_tensors)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _are_rising(ends: Any) -> bool:
+    """Whether these are two numbers, the first below the second."""
+    return isinstance(ends, Sequence | np.ndarray) and [*map(_is_number, ends)] == [True, True] and ends[0] < ends[1]
 
 
 def _check_table(table: list[list[float]] | None):

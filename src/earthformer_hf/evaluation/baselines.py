@@ -159,16 +159,7 @@ def anvil(rain: np.ndarray, prediction_length: int, on_fallback: OnFallback | No
     that it leaves undefined, as where nothing changed nearby, and fields on which it cannot be run are those of
     [`extrapolation`].
 
-    Args:
-        rain: (T_in, H, W) rain rate in mm/h, missing values as 0; the last four frames are used.
-        prediction_length: frames to forecast.
-        on_fallback: is called if it cannot be run.
-
-    Returns:
-        (prediction_length, H, W) rain rate in mm/h; 0 where the rain would come from outside.
-
-    Raises:
-        ValueError: too few frames.
+    Arguments, what is returned and what is raised are those of [`sprog`]; the last four frames are used.
     """
     fields, decibel = _last_frames(rain, 4).astype("float64"), _to_decibel(rain[-3:])
     forecast = _nowcast("anvil", fields, decibel, prediction_length, on_fallback)

@@ -15,6 +15,8 @@ from .protocols import Protocol
 
 
 logger = logging.get_logger(__name__)
+OCEAN_GRID = (24, 48)  # rows and columns of the maps that have a Nino3.4 index
+SMALLEST_SSIM = 6  # pixels: beyond the border the window of 11 x 11 sees a mirrored half of itself
 
 
 def facts_of(windows: Windows, protocol: Protocol) -> DataFacts:
@@ -71,6 +73,39 @@ def _headers(windows: Windows) -> Iterator[tuple[str, np.ndarray, dict[str, Any]
             yield str(event["id"]), np.asarray(event.get("time", ())), event.get("geo", {})
 
 
+def check_scores(windows: Windows, facts: DataFacts, protocol: Protocol) -> None:
+    """Refuse what a protocol asks of data that cannot have it; the size of the maps is that of the first window.
+
+    Raises:
+        ValueError: blocks that are larger than the maps, a score of other maps, or events without the key of `geo`, or
+            the series, that the protocol names.
+    """
+    name, shape = f"of {protocol.name!r}", windows.raw(0).shape[1:]
+    size = f"maps of {' x '.join(map(str, shape))}"
+    side = min(shape[:2])
+    if "contingency" in protocol.scores and side < max(protocol.pools, default=1):
+        raise ValueError(f"`pools` {name} must be at most {side} for {size}, got {protocol.pools}.")
+    if "ssim" in protocol.scores and side < SMALLEST_SSIM:
+        raise ValueError(f"`scores` {name}: 'ssim' needs at least {SMALLEST_SSIM} pixels a side, got {size}.")
+    if "earthnet" in protocol.scores and shape[2:] != (4,):
+        raise ValueError(f"`scores` {name}: 'earthnet' is of maps (H, W, 4), got {size}.")
+    if "nino34" in protocol.scores and (shape != OCEAN_GRID or facts.time_step not in ("1M", UNKNOWN)):
+        raise ValueError(
+            f"`scores` {name}: 'nino34' is of monthly maps of {OCEAN_GRID[0]} x {OCEAN_GRID[1]}, see `OpenSst`, got "
+            f"{size} with a time step of {facts.time_step}."
+        )
+    series = windows.events[int(windows.index[0, 0])].get("series", {})
+    if "nino34" in protocol.scores and protocol.index_series not in (None, *series):
+        raise ValueError(f"`index_series` {name} must be one of {[*series]}, got {protocol.index_series!r}.")
+    if protocol.independent != "id" and not protocol.independent[:1].isdigit():
+        keys = {key for _, _, geo in _headers(windows) for key in geo}
+        if protocol.independent not in keys:
+            raise ValueError(
+                f"`independent` {name} must be 'id', a length of time such as '1D', or a key of the events' `geo`: "
+                f"{sorted(keys)}, got {protocol.independent!r}."
+            )
+
+
 def check_model(extractor: EarthformerFeatureExtractor, facts: DataFacts, protocol: Protocol) -> None:
     """Refuse a model of other numbers than the data's; what cannot be compared is logged.
 
@@ -93,4 +128,4 @@ def check_model(extractor: EarthformerFeatureExtractor, facts: DataFacts, protoc
         raise ValueError(f"`model` does not fit the data of {protocol.name!r}: its {', its '.join(different)}.")
 
 
-__all__ = ["check_model", "facts_of", "facts_of_events"]
+__all__ = ["check_model", "check_scores", "facts_of", "facts_of_events"]

@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from ..data import Windows
 from ..data.measures import DataFacts
-from .data_facts import check_model, facts_of
+from .data_facts import check_model, check_scores, facts_of
 from .forecasters import (
     Forecaster,
     OceanForecaster,
@@ -46,7 +46,7 @@ from .forecasters import (
 from .own_protocol import find_protocol
 from .protocols import Protocol
 from .reports import digests, score_file, score_text, write_report
-from .tally import Tally, differences, interval, metrics_of
+from .tally import Tally, differences, interval
 
 
 MIN_EVENTS_FOR_INTERVAL = 10  # independent events; an interval of fewer would mean nothing
@@ -74,8 +74,10 @@ def evaluate(forecasters: dict[str, Forecaster], windows: Windows, protocol: Pro
         raise ValueError(
             f"`windows` must be of {window_lengths(protocol)} frames for {protocol.name!r}, got {lengths}."
         )
-    metrics_of(protocol, (16, 16), members=2)  # so that thresholds and widths are checked before anything is forecast
     facts = facts_of(windows, protocol)
+    check_scores(windows, facts, protocol)
+    if protocol.physical_thresholds:
+        data_extractor(protocol).from_physical(protocol.physical_thresholds)
     tally = _tally(forecasters, windows, protocol)
     units, regions = tally.units(), tally.regions()
     scores: dict[str, dict[str, Any]] = {system: {"summary": tally.summary(system)} for system in tally.shapes}
@@ -124,10 +126,10 @@ def _tally(forecasters: dict[str, Forecaster], windows: Windows, protocol: Proto
                 reached = reached & ~np.ma.getmaskarray(forecast)
         for system, forecast in forecasts.items():
             tally.add(system, np.ma.getdata(forecast), window, window.observed)
-        if reached is not window.observed:
+        families = tuple(family for family in ("contingency", "errors") if family in protocol.scores)
+        if reached is not window.observed and families:
             for system, forecast in forecasts.items():
-                name, families = f"{system}, reachable pixels", ("contingency", "errors")
-                tally.add(name, np.ma.getdata(forecast), window, reached, families)
+                tally.add(f"{system}, reachable pixels", np.ma.getdata(forecast), window, reached, families)
     for system, forecaster in forecasters.items():
         if hasattr(forecaster, "fallbacks"):
             tally.fallbacks[system] = set(forecaster.fallbacks)
@@ -189,6 +191,7 @@ def run_protocol(
     windows, facts = _windows_and_facts(chosen, data_dir)
     if loaded is not None:
         check_model(loaded.extractor, facts, chosen)
+        chosen.families_of("ensemble" if loaded.settings else "maps", f"the model {model}")
         forecasters["model"] = loaded.forecaster
         made_by |= {"model": str(model), "weights": digests(loaded.folder)} | loaded.settings
     baselines, left_out = protocol_baselines(chosen, data_dir, ensemble_size, facts)

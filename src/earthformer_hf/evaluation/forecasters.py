@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from .. import data
 from ..data import Windows, load_dataset
-from ..data.events import SOURCES, builder_of, usable
+from ..data.events import SOURCES, builder_of, options_of, usable
 from ..data.measures import DataFacts
 from ..data.open_sst import nino34
 from ..data.rain import RainCoding, lowest_value, rain_coding
@@ -26,7 +26,7 @@ from ..pipeline_prediff import PreDiffPipeline
 from ..sharing.push import load
 from . import baselines
 from .data_facts import facts_of_events
-from .protocols import Protocol
+from .protocols import BASELINES, Protocol
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,17 @@ def protocol_windows(protocol: Protocol, data_dir: str | Path | None = None, spl
     else:
         table = datasets.load_dataset(protocol.dataset, split=split)
     strides = {"stride": protocol.window_stride, "frame_stride": protocol.frame_stride}
+    encode = data_extractor(protocol).encode
     try:
-        return data.windows(table, data_extractor(protocol).encode, *window_lengths(protocol), **strides)
+        return data.windows(table, encode, *window_lengths(protocol), **strides)
     except ValueError as reason:
-        raise ValueError(f"`dataset`, {split!r} of {protocol.dataset}: {reason}") from reason
+        words = f"`dataset`, {split!r} of {protocol.dataset}: {reason}"
+        if protocol.dataset in SOURCES and {"fractions", "dates"} <= options_of(builder_of(protocol.dataset)):
+            frames = sum(map(len, table["time"][:]))
+            words += (
+                f" {split!r} holds {frames} frames in {len(table)} events; `fractions` or `dates` may give it more."
+            )
+        raise ValueError(words) from reason
 
 
 def window_lengths(protocol: Protocol) -> tuple[int, int]:
@@ -208,7 +215,6 @@ def check_ensemble_size(ensemble_size: int, what: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 RAIN_BASELINES = ("extrapolation", "s-prog", "anvil", "steps")
-ENSEMBLE_BASELINES = ("dressed persistence", "steps")
 
 
 def baseline_forecaster(
@@ -221,8 +227,7 @@ def baseline_forecaster(
     """A forecast without a neural network, see `baselines.py`.
 
     Args:
-        name: "persistence", "last clear value", "dressed persistence" (an ensemble), or one of `RAIN_BASELINES` or
-            `OceanForecaster.MODELS`.
+        name: of `BASELINES` in `protocols.py`.
         protocol: whose windows are forecast.
         load_split: split -> its windows, for baselines that learn from the training split.
         ensemble_size: of ensembles.
@@ -232,7 +237,9 @@ def baseline_forecaster(
         ValueError: another name, or, by that name, why it cannot work on the data.
         ImportError: it needs pysteps, which is not installed.
     """
-    if name in ENSEMBLE_BASELINES:
+    if name not in BASELINES:
+        raise ValueError(f"`name` must be one of {tuple(BASELINES)}, got {name!r}.")
+    if BASELINES[name] == "ensemble":
         check_ensemble_size(ensemble_size, f"the baseline {name!r}")
     if name == "persistence":
         return lambda window: baselines.persistence(window.filled_past, protocol.prediction_length)
@@ -245,12 +252,9 @@ def baseline_forecaster(
             return _dressed_persistence(protocol, load_split(protocol.training_split), ensemble_size, facts)
         if name in RAIN_BASELINES:
             return RainForecaster(name, protocol, ensemble_size, facts)
-        if name in OceanForecaster.MODELS:
-            return OceanForecaster(name, protocol, load_split)
+        return OceanForecaster(name, protocol, load_split)
     except (ValueError, LookupError) as reason:
         raise ValueError(f"the baseline {name!r} cannot work on these data: {reason}") from reason
-    known = ("persistence", "last clear value", "dressed persistence", *RAIN_BASELINES, *OceanForecaster.MODELS)
-    raise ValueError(f"`name` must be one of {known}, got {name!r}.")
 
 
 def protocol_baselines(
@@ -391,7 +395,6 @@ class OceanForecaster:
 
 
 __all__ = [
-    "ENSEMBLE_BASELINES",
     "RAIN_BASELINES",
     "Forecaster",
     "LoadedModel",

@@ -89,11 +89,11 @@ class ForecastMetric(Metric):
         return predictions, targets, observed
 
 
-def check_thresholds(thresholds: Sequence[float]) -> list[float]:
-    """The thresholds as floats; ValueError unless each is larger than the one before."""
+def check_thresholds(thresholds: Sequence[float], name: str = "thresholds") -> list[float]:
+    """The thresholds as floats; ValueError unless each is finite and larger than the one before."""
     values = [float(threshold) for threshold in thresholds]
-    if not values or any(b <= a for a, b in zip(values, values[1:])):
-        raise ValueError(f"`thresholds` must be one or more ascending values, got {values}.")
+    if not values or not all(map(math.isfinite, values)) or any(b <= a for a, b in zip(values, values[1:])):
+        raise ValueError(f"`{name}` must be one or more ascending values, all finite, got {values}.")
     return values
 
 

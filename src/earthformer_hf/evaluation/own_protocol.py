@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from .forecasters import data_extractor
 from .protocols import PROTOCOLS, Protocol
 
 
@@ -30,13 +31,14 @@ options:                          # of the data set; of a folder those of `Folde
   # series: "radar_(.+?)_"        # what tells series apart, besides subfolders
   # time_tolerance: 45s           # by how much scan times jitter
   # crop: [0, 256, 0, 256]        # first row, end row, first column, end column
-  # tile: [128, 128]              # cut into tiles; each is an event
+  # tile: [128, 128]              # cut into tiles; each is an event, and not independent of its neighbours
   # coarsen: 3                    # average squares of 3 x 3 pixels
   # keep_bad: true                # go on without files that cannot be read, each with its reason
   fractions: [0.8, 0.1, 0.1]      # of the frames for train, val and test, in the order of time
 split: test                       # what is scored
-independent: id                   # what makes events independent of each other: id, or a key of their `geo`; or, of a
-                                  # long record, a length of time such as 1D: only windows of two days are independent
+independent: id                   # what is drawn for intervals: id, each event, but all tiles of one map together; or
+                                  # a key of their `geo`, such as file; or, of a long record, a length of time such as
+                                  # 1D: only windows of two days are independent
 feature_extractor: {{}}             # what the files do not say of their numbers, such as
                                   # {{units: mm/h, grid_spacing: 1 km, missing_value: -1, valid_range: [0, 300]}}
 
@@ -49,8 +51,8 @@ frame_stride: 1                   # 2 takes every other frame
 # -- scores -----------------------------------------------------------------------------------------------------------
 scores: [contingency, errors, fss, spectrum]   # also ssim; of ensembles: ensemble, ranks, probabilities
 thresholds: [0.1, 1, 5, 10]       # in the units of the data
-value_range: 1.0                  # values are divided by it before errors are taken
-pools: [4]                        # widths of blocks whose maxima are counted too
+value_range: 1.0                  # above 0; values are divided by it before errors are taken
+pools: [4]                        # widths of blocks whose maxima are counted too; at most that of the maps
 neighbourhoods: [1, 5, 11]        # odd widths, in pixels, of the fractions skill score
 # wet_threshold: 0.1              # ranks and chances are counted also where it is reached
 average: pooled                   # or: per lead
@@ -83,7 +85,7 @@ def load_protocol(path: str | Path) -> Protocol:
 
     Raises:
         ValueError: no such file, or no YAML; a field that a protocol has not, with the nearest one; a value of another
-            type; or a protocol that cannot be.
+            type; or a protocol that cannot be. Each names the file.
     """
     import yaml
 
@@ -110,7 +112,14 @@ def load_protocol(path: str | Path) -> Protocol:
         values[name] = _as_type(value, types[name], f"`protocol`: {path}: `{name}`")
     if missing := [name for name, field in known.items() if name not in values and _is_required(field)]:
         raise ValueError(f"`protocol`: {path} must state {', '.join(missing)}.")
-    return Protocol(**values)
+    try:
+        protocol = Protocol(**values)
+        extractor = data_extractor(protocol)
+        if protocol.physical_thresholds:
+            extractor.from_physical(protocol.physical_thresholds)
+    except ValueError as reason:
+        raise ValueError(f"`protocol`: {path}: {reason}") from reason
+    return protocol
 
 
 def _is_required(field: Any) -> bool:

@@ -6,14 +6,36 @@ Two scores compare if their protocols are the same in every field, which is what
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..data.file_times import parsed_step
+from ..data.measures import UNKNOWN
+from .metrics import check_thresholds
 
-# Families of scores, see `metrics_of` in `evaluate.py`.
+
+# Families of scores, see `metrics_of` in `tally.py`.
 FAMILIES = (
     "contingency", "errors", "ssim", "fss", "spectrum", "ensemble", "ranks", "probabilities", "nino34", "earthnet",
 )  # fmt: skip
+OF_ENSEMBLES = ("ensemble", "ranks", "probabilities")
+OF_THRESHOLDS = ("contingency", "fss", "probabilities")
+
+# Forecasts without a neural network, see `baselines.py` -> what they forecast: maps, an ensemble of maps, or the
+# Nino3.4 index.
+BASELINES = {
+    "persistence": "maps",
+    "last clear value": "maps",
+    "dressed persistence": "ensemble",
+    "extrapolation": "maps",
+    "s-prog": "maps",
+    "anvil": "maps",
+    "steps": "ensemble",
+    "damped persistence": "index",
+    "linear inverse model": "index",
+    "seasonal ridge": "index",
+}
 
 # Fields that score files were written without: empty, they leave the hash of a protocol as it is.
 LATER_FIELDS = ("feature_extractor",)
@@ -34,18 +56,19 @@ class Protocol:
             [`~earthformer_hf.EarthformerFeatureExtractor`]: {"units": "mm/h", "missing_value": -1}.
         split: that is scored.
         training_split, validation_split: on which baselines are fitted, and choose their settings.
-        independent: what makes events independent of each other: "id", or a key of their `geo`; or, of long records, a
-            length of time such as "1D": windows that start in one day are not, and those of two days are.
+        independent: what makes events independent of each other: "id", each event is, but all tiles of one map (events
+            with a row and a column, of the same file or source and time) are together; or a key of their `geo`; or, of
+            long records, a length of time such as "1D": windows that start in one day are not, and those of two are.
         context_length, prediction_length: frames of a window.
         window_stride, frame_stride: frames of the event between the starts of two windows, and of two in a window.
         max_windows: score so many windows only, evenly spread; a quick look, which compares with nothing else.
-        missing: in words, what becomes of values that were not observed. They never enter a score, and never a sum:
-            NaN, the missing value, and what is outside the valid range, in the observation; every forecast must be
-            finite wherever the future was observed.
+        missing: in words, what becomes of values that were not observed; nothing is said if omitted. They never enter
+            a score, and never a sum: NaN, the missing value, and what is outside the valid range, in the observation;
+            every forecast must be finite wherever the future was observed.
         scores: families of scores, of `FAMILIES`.
-        value_range: stored values are divided by it before errors and CRPS are taken.
+        value_range: above 0; stored values are divided by it before errors and CRPS are taken.
         frame_sums: errors are added up over the pixels of a frame instead of averaged.
-        thresholds: in stored units; an event is a value of at least the threshold.
+        thresholds: ascending, in stored units; an event is a value of at least the threshold.
         physical_thresholds: further ones, in the physical units of the data set (mm/h).
         wet_threshold: in stored units; ranks and chances are also counted where observation or a member reaches it.
         pools: widths of blocks of pixels whose maxima are counted too.
@@ -58,7 +81,7 @@ class Protocol:
         baselines: forecasts without a neural network that are scored too, see `baselines.py`.
 
     Raises:
-        ValueError: a family, a rule or a length that does not exist.
+        ValueError: a value that no score can be taken with, or a baseline that none of `scores` is of.
     """
 
     name: str
@@ -76,7 +99,7 @@ class Protocol:
     window_stride: int = 1
     frame_stride: int = 1
     max_windows: int | None = None
-    missing: str = "none are missing"
+    missing: str = ""
     scores: tuple[str, ...]
     value_range: float = 1.0
     frame_sums: bool = False
@@ -91,14 +114,65 @@ class Protocol:
     baselines: tuple[str, ...] = ("persistence",)
 
     def __post_init__(self):
-        if not set(self.scores) <= set(FAMILIES):
-            raise ValueError(f"`scores` must be of {FAMILIES}, got {self.scores}.")
+        if not self.scores:
+            raise ValueError(f"`scores` must be of {FAMILIES}, one or more, got none.")
+        for name, known in (("scores", FAMILIES), ("baselines", tuple(BASELINES))):
+            if not set(getattr(self, name)) <= set(known):
+                raise ValueError(f"`{name}` must be of {known}, got {getattr(self, name)}.")
         for name, allowed in (("average", ("pooled", "per lead")), ("ensemble", ("mean", "each"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
         for name in ("context_length", "prediction_length", "window_stride", "frame_stride", "max_windows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.independent[:1].isdigit():
+            parsed_step(self.independent, "independent")
+        if (step := str(self.feature_extractor.get("time_step", UNKNOWN))) != UNKNOWN:
+            parsed_step(step)
+        self._check_settings_of_scores()
+        for name in self.baselines:
+            self.families_of(BASELINES[name], f"the baseline {name!r}")
+
+    def _check_settings_of_scores(self):
+        """ValueError for numbers that no score can be taken with."""
+        if not 0 < self.value_range < math.inf:
+            raise ValueError(f"`value_range` must be finite and above 0, got {self.value_range}.")
+        if self.wet_threshold is not None and not math.isfinite(self.wet_threshold):
+            raise ValueError(f"`wet_threshold` must be finite, got {self.wet_threshold}.")
+        for name in ("thresholds", "physical_thresholds"):
+            needed = name == "thresholds" and not set(OF_THRESHOLDS).isdisjoint(self.scores)
+            if needed or getattr(self, name):
+                check_thresholds(getattr(self, name), name)
+        if not all(pool >= 1 for pool in self.pools):
+            raise ValueError(f"`pools` must be at least 1, got {self.pools}.")
+        odd = all(width >= 1 and width % 2 for width in self.neighbourhoods)
+        if not odd or ("fss" in self.scores and not self.neighbourhoods):
+            raise ValueError(
+                f"`neighbourhoods` must be odd numbers of pixels, of 'fss' one or more, got {self.neighbourhoods}."
+            )
+        if "nino34" in self.scores and self.prediction_length < 3:
+            raise ValueError(
+                f"`prediction_length` must be at least 3 for the means of 'nino34', got {self.prediction_length}."
+            )
+        if "earthnet" in self.scores and self.prediction_length > 40:
+            raise ValueError(f"`prediction_length` must be at most 40 for 'earthnet', got {self.prediction_length}.")
+
+    def families_of(self, forecast: str, what: str) -> tuple[str, ...]:
+        """The scores that a forecast gets.
+
+        Args:
+            forecast: "maps", an "ensemble" of them, or the "index".
+            what: forecasts that, in words.
+
+        Raises:
+            ValueError: it gets none.
+        """
+        kinds = {"nino34": ("maps", "index")} | dict.fromkeys(OF_ENSEMBLES, ("ensemble",))
+        found = tuple(family for family in self.scores if forecast in kinds.get(family, ("maps", "ensemble")))
+        if not found:
+            words = {"maps": "maps", "ensemble": "ensembles", "index": "the Nino3.4 index"}[forecast]
+            raise ValueError(f"`scores` must hold one of {words}, which {what} forecasts, got {self.scores}.")
+        return found
 
     @property
     def hash(self) -> str:
@@ -152,6 +226,7 @@ NBODY_MNIST = Protocol(
     options={"parameters": "nbody_digits3_len20_size64_r0_train20k", "digits": "mnist.npz"},
     context_length=10,
     prediction_length=10,
+    missing="none are missing",
     scores=("errors", "ssim"),
     value_range=255.0,
     frame_sums=True,
@@ -202,6 +277,7 @@ PROTOCOLS: dict[str, Protocol] = {
             dataset="icar-enso",
             context_length=12,
             prediction_length=14,
+            missing="none are missing",
             scores=("nino34", "errors"),
             value_range=26.74809741973877,  # of the published scaling to 0..1, degrees Celsius
             index_series="nino34",
@@ -254,4 +330,4 @@ for dataset, options in (("nbody-mnist", {}), ("moving-mnist", {"digits": "mnist
     )
 
 
-__all__ = ["FAMILIES", "LATER_FIELDS", "PROTOCOLS", "Protocol"]
+__all__ = ["BASELINES", "FAMILIES", "LATER_FIELDS", "PROTOCOLS", "Protocol"]

@@ -86,7 +86,7 @@ def score_text(document: dict[str, Any], protocol: Protocol) -> str:
     systems = document["scores"]
     lines = [
         f"{protocol.name}: {document['windows']:,} windows, independent events: {document['independent_events']:,}; "
-        f"averages {protocol.average}; {protocol.missing}",
+        f"averages {protocol.average}" + (f"; {protocol.missing}" if protocol.missing else ""),
         "data: " + ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in document["data"].items()),
     ]
     rows = {system: dict(scores["summary"]) for system, scores in systems.items()}
@@ -108,7 +108,10 @@ def score_text(document: dict[str, Any], protocol: Protocol) -> str:
         tables = {system: scores[family] for system, scores in systems.items() if family in scores}
         if tables:
             csi = {system: dict(zip(names, table["csi"])) for system, table in tables.items()}
-            lines += ["", "CSI, pooled", "", text_table(csi), "", "hits / misses / false alarms", ""]
+            title = "CSI, pooled"
+            if protocol.physical_thresholds:
+                title += ", by physical thresholds" if "physical" in family else ", by thresholds of the stored values"
+            lines += ["", title, "", text_table(csi), "", "hits / misses / false alarms", ""]
             rows = {}
             for system, table in tables.items():
                 counts = zip(*([f"{sum(row):,}" for row in table[count]] for count in COUNTS))

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -45,25 +44,28 @@ PER_EVENT = ("contingency", "errors", "ssim", "ensemble", "earthnet")
 
 
 def metrics_of(protocol: Protocol, image_size: tuple[int, int] | None, members: int | None) -> dict[str, Metric]:
-    """The protocol's scores of maps, of ensembles of so many members, or (without `image_size`) of an index."""
+    """The protocol's scores of maps, of ensembles of so many members, or (without `image_size`) of an index.
+
+    Raises:
+        ValueError: it has none of such a forecast.
+    """
     length, thresholds, wet = protocol.prediction_length, protocol.thresholds, protocol.wet_threshold
-    makers: dict[str, Callable[[], Metric]] = {"nino34": lambda: Nino34Skill(length - 2)}
-    if image_size is not None:
-        makers |= {
-            "contingency": lambda: ContingencyScores(thresholds, length),
-            "errors": lambda: ErrorScores(length, protocol.value_range),
-            "ssim": lambda: StructuralSimilarity(length, protocol.value_range),
-            "fss": lambda: FractionsSkillScore(thresholds, protocol.neighbourhoods, length),
-            "spectrum": lambda: PowerSpectrum(image_size, length),
-            "earthnet": EarthNetScore,
-        }
-    if members is not None:
-        makers |= {
-            "ensemble": lambda: EnsembleScores(length, protocol.value_range),
-            "ranks": lambda: RankHistogram(members, length, wet),
-            "probabilities": lambda: ProbabilityScores(thresholds, members, length, wet),
-        }
-    metrics = {family: make() for family, make in makers.items() if family in protocol.scores}
+    size, count = image_size or (0, 0), members or 0
+    makers: dict[str, Callable[[], Metric]] = {
+        "nino34": lambda: Nino34Skill(length - 2),
+        "contingency": lambda: ContingencyScores(thresholds, length),
+        "errors": lambda: ErrorScores(length, protocol.value_range),
+        "ssim": lambda: StructuralSimilarity(length, protocol.value_range),
+        "fss": lambda: FractionsSkillScore(thresholds, protocol.neighbourhoods, length),
+        "spectrum": lambda: PowerSpectrum(size, length),
+        "earthnet": EarthNetScore,
+        "ensemble": lambda: EnsembleScores(length, protocol.value_range),
+        "ranks": lambda: RankHistogram(count, length, wet),
+        "probabilities": lambda: ProbabilityScores(thresholds, count, length, wet),
+    }
+    kind = "index" if image_size is None else "maps" if members is None else "ensemble"
+    chosen = protocol.families_of(kind, "a system")
+    metrics = {family: make() for family, make in makers.items() if family in chosen}
     if "contingency" in metrics:
         for pool in protocol.pools:
             metrics[f"contingency_pool{pool}"] = ContingencyScores(thresholds, length, pool)
@@ -171,7 +173,8 @@ class EventLocation:
 
     Args:
         unit: events of the same unit, such as tiles of one storm, are not independent.
-        field: the map that the event is a tile of; the event itself where it is no tile.
+        field: the map that the event is a tile of, by source or file and first time; the event itself where it is no
+            tile.
         corner: first row and column in the field.
         size: rows and columns.
     """
@@ -185,14 +188,18 @@ class EventLocation:
     def of(cls, window: Window, independent: str) -> "EventLocation":
         """That of a window's event; `independent` is a field of [`~earthformer_hf.evaluation.Protocol`]."""
         geo, event = window.event.get("geo", {}), str(window.event["id"])
-        is_tile = {"row", "column"} <= set(geo)
-        field, corner = (geo.get("source", event), (geo["row"], geo["column"])) if is_tile else (event, (0, 0))
+        field, corner = event, (0, 0)
+        if {"row", "column"} <= set(geo):
+            corner = geo["row"], geo["column"]
+            whole = geo.get("source", geo.get("file"))
+            begin = "".join(map(str, window.event.get("time", ())[:1]))
+            field = f"{whole} {begin}" if whole is not None else event.removesuffix(f":{corner[0]}:{corner[1]}")
         unit = stretch_of(window, independent)
         if unit is None and independent != "id" and independent not in geo:
             logger.warning_once(
                 f"`independent`: {event!r} has no {independent!r}; it is taken as independent of others."
             )
-        return cls(unit or str(geo.get(independent, event)), field, corner, window.future.shape[1:3])
+        return cls(unit or str(geo.get(independent, field)), field, corner, window.future.shape[1:3])
 
     def overlaps(self, other: "EventLocation") -> bool:
         """Whether they share a pixel."""
@@ -203,7 +210,7 @@ class EventLocation:
 
 def stretch_of(window: Window, independent: str) -> str | None:
     """The begin of the stretch of time in which a window starts, if `independent` is its length, such as "1D"."""
-    if not re.fullmatch(r"\d+[smhDWMY]", independent):
+    if not independent[:1].isdigit():
         return None
     length: Any = parsed_step(independent, "independent")
     unit = np.datetime_data(length)[0]
