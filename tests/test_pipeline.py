@@ -565,6 +565,14 @@ def test_noise_cannot_be_predicted_from_noise_alone(scheduler):
         assert run(working, past(1), ensemble_size=1).predictions.isfinite().all()
 
 
+def test_an_ensemble_that_is_not_finite_is_no_forecast():
+    options = SCALED | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    pipeline = tiny_pipeline(DDIMScheduler(clip_sample=False, prediction_type="v_prediction", **options))
+    pipeline.vae.decode = None  # would fail
+    with pytest.raises(ValueError, match="not finite after 5 steps of DDIMScheduler with eta=1.0"):
+        run(pipeline, past(1), ensemble_size=1, num_inference_steps=5, eta=1.0)
+
+
 def test_networks_that_do_not_fit_are_refused():
     pipeline = tiny_pipeline(in_channels=5)
     with pytest.raises(ValueError, match="5 channels, `vae` gives 4"):

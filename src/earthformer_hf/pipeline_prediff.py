@@ -173,7 +173,8 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
             [`PreDiffPipelineOutput`] or a tuple.
 
         Raises:
-            ValueError: an argument that cannot work, before any computation; a callback that returns something else.
+            ValueError: an argument that cannot work, before any computation; a callback that returns something else;
+                latents that are not finite.
         """
         # 1. Check inputs
         past_values, callback = _stack(past_values), callback_on_step_end
@@ -304,6 +305,11 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
                 progress_bar.update()
                 if self.interrupt:
                     break
+        if not torch.isfinite(latents).all():
+            raise ValueError(
+                f"the latents are not finite after {len(timesteps)} steps of {type(self.scheduler).__name__} with "
+                f"eta={eta}: try other options of the scheduler, or look at the weights."
+            )
         return latents
 
     def _predict(self, latents, timestep, context_latents) -> torch.Tensor:
