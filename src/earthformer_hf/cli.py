@@ -1,6 +1,6 @@
 """The command `earthformer-hf`; it needs the extra `cli`."""
 
-import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -81,15 +81,15 @@ def evaluate_command(
     """Score a model under a protocol, beside forecasts without a neural network."""
     from .evaluation import run_protocol
     from .evaluation.own_protocol import write_template
+    from .sharing.words import shown_command
 
     if new_protocol is not None:
         write_template(new_protocol)
         typer.echo(f"{new_protocol}: written")
         return
-    command = shlex.join(["earthformer-hf", *sys.argv[1:]])
-    text = run_protocol(model, protocol, data_dir, ensemble_size, num_inference_steps, max_windows, output, command)
-    if text is not None:
-        typer.echo(text)
+    command = shown_command(["earthformer-hf", *sys.argv[1:]])
+    settings = (ensemble_size, num_inference_steps, max_windows)
+    run_protocol(model, protocol, data_dir, *settings, output, command, show=typer.echo)
 
 
 @app.command("compare")
@@ -115,6 +115,14 @@ def card_of(folder: Path) -> Path | None:
     return card if card.is_file() else None
 
 
+def say_what_is_left_behind(folder: Path):
+    """List what of a folder is not published; a link out of it ends the command."""
+    from . import sharing
+
+    for name in sharing.model_files(folder)[1]:
+        typer.echo(f"left behind: {name}", err=True)
+
+
 @hub_app.command("export")
 @fails_in_one_line
 def export_command(
@@ -129,6 +137,7 @@ def export_command(
     from . import sharing
 
     source_folder, model, extractor = sharing.load(source, revision, token)
+    say_what_is_left_behind(source_folder)
     sharing.export(model, folder, extractor, card or card_of(source_folder), overwrite)
     typer.echo(f"{folder}: written")
 
@@ -144,14 +153,16 @@ def push_command(
     private: Private = None,
     token: Token = None,
 ):
-    """Push a model or pipeline, the card first; a folder without weights as it is, card and configuration."""
+    """Push a model or pipeline, the card first; of a folder without weights, card and configuration. Nothing else."""
     from . import sharing
 
     options: dict[str, Any] = {"private": private, "token": token, "revision": branch, "tag": tag}
     if Path(source).is_dir() and not sharing.has_weights(Path(source)):
+        say_what_is_left_behind(Path(source))
         commit = sharing.upload(Path(source), repo_id, "Upload the configuration", **options)
     else:
         folder, model, extractor = sharing.load(source, token=token)
+        say_what_is_left_behind(folder)
         commit = sharing.push(model, repo_id, extractor, card or card_of(folder), **options)
     typer.echo(str(commit))
 
@@ -307,9 +318,12 @@ def preview_command(
     import numpy as np
 
     from .data.events import as_event, check_origin, is_source, load_dataset, make_builder
+    from .evaluation.reports import write_figure
     from .feature_extraction_earthformer import EarthformerFeatureExtractor
     from .plotting import plot_events
+    from .sharing.files import check_writable
 
+    check_writable(output.parent)
     chosen: Any
     if is_source(name):
         options = source_options(option)
@@ -324,7 +338,10 @@ def preview_command(
         chosen = table.select(numbers)
     else:
         extractor, label = EarthformerFeatureExtractor(), "stored values"
-        stream = datasets.load_dataset(name, split=split, streaming=True)
+        try:
+            stream = datasets.load_dataset(name, split=split, streaming=True)
+        except ValueError as reason:
+            raise ValueError(f"{name}, split {split!r}: {reason}") from reason
         check_origin(stream)
         chosen = stream.take(events)
     rows: dict[str, np.ndarray] = {}
@@ -335,8 +352,7 @@ def preview_command(
         values = np.where(extractor.observed(values), values, np.nan)
         rows[event["id"]] = values[..., channel] if values.ndim == 4 else values
         times[event["id"]] = [str(time).replace("T", " ") for time in event["time"][columns]]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    plot_events(rows, times, label, f"{name}, {split}").savefig(output, dpi=110)
+    write_figure(plot_events(rows, times, label, f"{name}, {split}"), output)
     typer.echo(f"{output}: written")
 
 
@@ -386,7 +402,8 @@ def sst_anomalies_command(
 
 
 def main():
-    """The program."""
+    """The program. Asked to terminate, it removes its drafts and temporary files first, as after an error."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if DEBUG in sys.argv:  # an option of the program, which its parser wants before the command
         sys.argv.remove(DEBUG)
         sys.argv.insert(1, DEBUG)

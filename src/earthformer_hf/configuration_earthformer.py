@@ -11,17 +11,23 @@ from transformers.utils import logging
 
 from .cuboid import (
     CROSS_ATTENTION_PATTERNS,
+    MAX_LAYERS,
+    MAX_LEVELS,
+    MAX_SIZE,
     SELF_ATTENTION_PATTERNS,
     CrossCuboid,
     Cuboid,
     CuboidLayerConfig,
     build_activation,
+    check_layers,
     pattern_cuboids,
     reduced_size,
 )
 
 
 logger = logging.get_logger(__name__)
+
+MAX_CONVS = 100  # of a stage of the stem or the head
 
 
 @strict
@@ -214,6 +220,7 @@ class EarthformerConfig(PreTrainedConfig):
             raise ValueError(f"EarthformerConfig: unknown argument {unknown[0]!r}; did you mean {close!r}?")
 
     def _check_values(self):
+        _check_limits(self)
         levels = len(self.hidden_sizes)
         for name in ("context_length", "prediction_length", "num_channels", "num_output_channels"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
@@ -243,12 +250,7 @@ class EarthformerConfig(PreTrainedConfig):
             build_activation(self.hidden_act)
         except KeyError:
             self._require(False, "hidden_act", "the name of an activation in transformers")
-        self.self_attention_cuboids()
-        frames = min(self.context_length, self.prediction_length)
-        for level, cuboids in enumerate(self.cross_attention_cuboids()):
-            possible = all(cuboid.cuboids_along_time <= frames for cuboid in cuboids)
-            wanted = f"cuboids of which at most {frames} lie along time (level {level})"
-            self._require(possible, "cross_attention_pattern", wanted)
+        _check_cuboids(self)
 
     def _check_stem(self):
         stages = len(self.stem_channels)
@@ -271,6 +273,40 @@ class EarthformerConfig(PreTrainedConfig):
     def _require(self, fulfilled: bool, name: str, expected: str):
         if not fulfilled:
             raise ValueError(f"EarthformerConfig: `{name}` must be {expected}, got {getattr(self, name)!r}.")
+
+
+def _check_limits(config: EarthformerConfig):
+    """Refuse at once what would take minutes to build."""
+    lists = ("hidden_sizes", "encoder_depths", "decoder_depths", "stem_channels", "stem_strides")
+    patterns = ("self_attention_pattern", "cross_attention_pattern")
+    for name in (*lists, *patterns):
+        longest, value = MAX_LEVELS if name in lists else MAX_LAYERS, getattr(config, name)
+        length = max([len(value), *(len(entry) for entry in value if isinstance(entry, list))])
+        if length > longest:
+            raise ValueError(f"EarthformerConfig: `{name}` must have at most {longest:,} entries, got {length:,}.")
+    lengths = ("context_length", "prediction_length", "num_channels", "num_output_channels", "num_covariates")
+    for name in (*lengths, "num_attention_heads", "num_global_vectors"):
+        config._require(getattr(config, name) <= MAX_SIZE, name, f"at most {MAX_SIZE:,}")
+    for name in ("stem_num_convs", "head_num_convs"):
+        config._require(getattr(config, name) <= MAX_CONVS, name, f"at most {MAX_CONVS}")
+    for name in ("image_size", "hidden_sizes", "stem_channels"):
+        largest = max(getattr(config, name), default=0)
+        config._require(largest <= MAX_SIZE, name, f"numbers of at most {MAX_SIZE:,}")
+
+
+def _check_cuboids(config: EarthformerConfig):
+    within, across = config.self_attention_cuboids(), config.cross_attention_cuboids()
+    frames = min(config.context_length, config.prediction_length)
+    for level, cuboids in enumerate(across):
+        possible = all(cuboid.cuboids_along_time <= frames for cuboid in cuboids)
+        wanted = f"cuboids of which at most {frames} lie along time (level {level})"
+        config._require(possible, "cross_attention_pattern", wanted)
+    grids = [(max(config.context_length, config.prediction_length), *size) for size in config.level_sizes]
+    try:
+        check_layers(config.encoder_depths, within, grids)
+        check_layers(config.decoder_depths, [[*one, *two] for one, two in zip(within, across)], grids)
+    except ValueError as reason:
+        raise ValueError(f"EarthformerConfig: {reason}") from reason
 
 
 def _cuboids_of_levels(

@@ -110,6 +110,36 @@ class CrossCuboid:
         return (tokens - grid[0], *padding_to(grid[1:], self.size))
 
 
+# The most that a configuration may ask for, far beyond any published model: a network of it is described in seconds.
+MAX_SIZE = 100_000  # frames, pixels along an axis, channels, heads, global vectors
+MAX_LEVELS = 16
+MAX_LAYERS = 1000  # of attention
+MAX_BIASES = 100_000_000  # position biases of one layer, per head
+
+
+def check_layers(depths: Sequence[int], cuboids: Sequence[Sequence], grids: Sequence[Sequence[int]]):
+    """Refuse more layers, or longer tables of position biases, than a network can have.
+
+    Args:
+        depths: blocks of each level.
+        cuboids: of each level, a layer for each in every block.
+        grids: (T, H, W) of each level.
+
+    Raises:
+        ValueError: names the limit.
+    """
+    layers = sum(depth * len(level) for depth, level in zip(depths, cuboids))
+    if layers > MAX_LAYERS:
+        raise ValueError(f"at most {MAX_LAYERS:,} layers of attention (blocks times cuboids) can be, got {layers:,}.")
+    for level, grid in zip(cuboids, grids):
+        for cuboid in level:
+            size = (cuboid.along(grid[0]) if isinstance(cuboid, CrossCuboid) else cuboid).fit(grid).size
+            if relative_position_table_length(size) > MAX_BIASES:
+                raise ValueError(
+                    f"at most {MAX_BIASES:,} position biases can be in a layer, cuboids of {size} have more."
+                )
+
+
 def _check_cuboid(cuboid: Cuboid | CrossCuboid, axes: int):
     """Make tuples of a cuboid's fields, with `axes` entries of size and shift; refuse what cannot work."""
     owner = type(cuboid).__name__
@@ -867,6 +897,9 @@ class SafeGroupNorm(nn.GroupNorm):
 __all__ = [
     "CROSS_ATTENTION_PATTERNS",
     "LEAKY_SLOPE",
+    "MAX_LAYERS",
+    "MAX_LEVELS",
+    "MAX_SIZE",
     "SELF_ATTENTION_PATTERNS",
     "CrossCuboid",
     "Cuboid",
@@ -882,6 +915,7 @@ __all__ = [
     "SafeGroupNorm",
     "Upsample",
     "build_activation",
+    "check_layers",
     "cuboid_partition",
     "cuboid_regions",
     "cuboid_reverse",

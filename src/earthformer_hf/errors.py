@@ -31,18 +31,34 @@ def ends_in_one_line(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def described(reason: Exception) -> str:
-    """What is wrong, in one line; an error that bad input does not explain says its kind, and how to see more."""
+    """What is wrong, in one line, with the host that could not be reached; an error that bad input does not explain
+    says its kind, and how to see more."""
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
     from safetensors import SafetensorError
 
     # what wrong arguments, broken files, missing extras, and a hub that refuses or cannot be reached raise
     connections = HfHubHTTPError.__bases__  # OSError, and that of the hub's client
-    if isinstance(
-        reason, (ValueError, ImportError, SafetensorError, DatasetsError, StrictDataclassError, *connections)
-    ):
-        return one_line(reason)
-    return f"{type(reason).__name__}: {one_line(reason)} ({DEBUG} shows where)"
+    client = sys.modules[connections[0].__module__.partition(".")[0]]
+    addresses = (getattr(client, "InvalidURL", UnicodeError),)
+    known = (ValueError, ImportError, SafetensorError, DatasetsError, StrictDataclassError, *connections, *addresses)
+    if not isinstance(reason, known):
+        return f"{type(reason).__name__}: {one_line(reason)} ({DEBUG} shows where)"
+    host = _host(reason)
+    text = one_line(reason)
+    return text if host is None or host in text else f"{host}: {text}"
+
+
+def _host(reason: BaseException) -> str | None:
+    """The host that a request was for, of an error of the hub's client or of its cause."""
+    for error in (reason, reason.__cause__, reason.__context__):
+        try:
+            host = error.request.url.host  # type: ignore[union-attr]
+        except (AttributeError, RuntimeError):  # no such error, or raised before there was a request
+            continue
+        if isinstance(host, str) and host:
+            return host
+    return None
 
 
 __all__ = ["DEBUG", "described", "ends_in_one_line", "one_line"]

@@ -97,7 +97,7 @@ class PreDiffHubMixin:
             if entry[1] is None:
                 continue
             if name == "scheduler":
-                component = _scheduler_class(entry[1])
+                component = scheduler_class(entry[1])
             library = "diffusers" if component.__module__.startswith("diffusers.") else component.__module__
             index[name] = [library, component.__name__]
         return loaded
@@ -129,7 +129,7 @@ class PreDiffHubMixin:
         return import_module(f"{__package__}.sharing").push(self, repo_id, **options)
 
 
-def _scheduler_class(name: str) -> type:
+def scheduler_class(name: str) -> type:
     found = getattr(diffusers, str(name), None)
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
         raise ValueError(f"model_index.json: {name!r} is no scheduler of diffusers.")
@@ -162,6 +162,7 @@ def _check_weights(network_class: Any, folder: Path, variant: str | None):
             f"{asked}{folder} must hold safetensors, {_weights(variant)[0]} or shards of that name, got {files}."
         )
     config = network_class.load_config(folder)
+    check_size(config, folder)
     if config.get("quantization_config"):
         return  # whose tensors have names of their own
     with torch.device("meta"):
@@ -178,6 +179,23 @@ def _check_weights(network_class: Any, folder: Path, variant: str | None):
         )
 
 
+def check_size(config: dict[str, Any], folder: Path):
+    """Refuse a configuration of a network of diffusers that would take minutes to build.
+
+    Raises:
+        ValueError: names the entry and the limit.
+    """
+    for name, value in config.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        if len(values) > 1000:
+            raise ValueError(f"{folder}: `{name}` must have at most 1,000 entries, got {len(values):,}.")
+        limit = 100 if "layers" in name or "blocks" in name else 100_000
+        if any(isinstance(number, int | float) and number > limit for number in values):
+            raise ValueError(f"{folder}: `{name}` must be at most {limit:,}, got {value!r:.60}.")
+        if "block" in name and len(values) > 16:
+            raise ValueError(f"{folder}: `{name}` must have at most 16 entries, got {len(values):,}.")
+
+
 def _as_dtype(dtype):
     """A torch.dtype from its name, for every entry of a dict; float32 from None."""
     if isinstance(dtype, dict):
@@ -188,4 +206,4 @@ def _as_dtype(dtype):
     return found
 
 
-__all__ = ["PreDiffHubMixin"]
+__all__ = ["PreDiffHubMixin", "check_size", "scheduler_class"]

@@ -28,6 +28,8 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from .cuboid import (
+    MAX_LEVELS,
+    MAX_SIZE,
     SELF_ATTENTION_PATTERNS,
     Cuboid,
     CuboidAttentionBase,
@@ -38,6 +40,7 @@ from .cuboid import (
     PositionEmbedding,
     SafeGroupNorm,
     Upsample,
+    check_layers,
     pattern_cuboids,
     reduced_size,
 )
@@ -316,6 +319,8 @@ class EarthformerNoisyModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         config = self.config
         channels, heads = config.block_out_channels, config.num_attention_heads
+        if len(channels) > MAX_LEVELS:
+            raise ValueError(f"`block_out_channels` must have at most {MAX_LEVELS} entries, got {len(channels):,}.")
         depths, patterns = self._per_level("layers_per_block"), self._per_level("attention_pattern")
         if len(channels) == 0 or any(width < 1 or width % heads for width in channels):
             raise ValueError(f"`block_out_channels` must be multiples of num_attention_heads={heads}, got {channels}.")
@@ -325,13 +330,18 @@ class EarthformerNoisyModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"`sample_size` must be a positive height and width, got {config.sample_size}.")
         if config.prediction_length < 1 or config.get("context_length", 1) < 1 or config.in_channels < 1:
             raise ValueError("`context_length`, `prediction_length` and `in_channels` must be at least 1.")
+        sizes = (frames, config.in_channels, config.get("num_global_vectors", 0), *channels, *config.sample_size)
+        if max(sizes) > MAX_SIZE:
+            raise ValueError(f"frames, channels, global vectors and `sample_size` must be at most {MAX_SIZE:,}.")
         scale_shift = config.resnet_time_scale_shift
         if scale_shift not in ("default", "scale_shift"):
             raise ValueError(f"`resnet_time_scale_shift` must be 'default' or 'scale_shift', got {scale_shift!r}.")
-        cuboids, size = [], config.sample_size
+        cuboids, grids, size = [], [], config.sample_size
         for pattern in patterns:
-            cuboids.append(pattern_cuboids(pattern, (frames, *size), SELF_ATTENTION_PATTERNS))
+            grids.append((frames, *size))
+            cuboids.append(pattern_cuboids(pattern, grids[-1], SELF_ATTENTION_PATTERNS))
             size = reduced_size(size, (2, 2))
+        check_layers(depths, cuboids, grids)
         layer_config = CuboidLayerConfig(
             heads, config.mask_padding, dropout=config.dropout, attention_dropout=config.dropout
         )

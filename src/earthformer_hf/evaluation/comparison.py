@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import one_line
 from ..sharing.tables import text_table
+from .protocols import hash_of
 from .reports import difference_rows
 from .tally import differences
 
 
 NAMED = 3  # events that a message names
+MAX_FILE = 1_000_000_000  # bytes
 
 
 def compare(paths: Sequence[str | Path]) -> str:
@@ -23,8 +26,8 @@ def compare(paths: Sequence[str | Path]) -> str:
     with intervals from the same draws of events, where both files hold draws.
 
     Raises:
-        ValueError: a file that is no score file; another protocol than the first file's, with its fields that differ;
-            or other data, with what differs.
+        ValueError: a file that is no score file, or whose protocol is not the one that its hash is of; another
+            protocol than the first file's, with its fields that differ; or other data, with what differs.
     """
     documents = [_read(path) for path in paths]
     first, notes = documents[0], []
@@ -65,12 +68,63 @@ def compare(paths: Sequence[str | Path]) -> str:
 
 
 def _read(path: str | Path) -> dict[str, Any]:
+    """A score file, with the hash that follows from the fields of its protocol.
+
+    Raises:
+        ValueError: names the file, and what of it is no score file's.
+    """
+    path = Path(path)
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-        document["protocol"], document["protocol_hash"], document["scores"], document["windows"]
-    except (OSError, ValueError, KeyError, TypeError) as reason:
-        raise ValueError(f"{path} is not a score file: {type(reason).__name__}: {reason}") from reason
+        if path.stat().st_size > MAX_FILE:
+            raise ValueError(f"it has more than {MAX_FILE:,} bytes")
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        _check(document)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as reason:
+        raise ValueError(f"{path} is not a score file: {type(reason).__name__}: {one_line(reason)}") from reason
     return document
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check(document: Any):
+    """Raise if a document has not the structure of a score file, or another protocol than its hash says."""
+    number = int | float
+    _require(document, dict, "the file")
+    _require(document["protocol"], dict, "protocol")
+    _require(document["windows"], int, "windows")
+    _require(document["scores"], dict, "scores")
+    for system, scores in document["scores"].items():
+        _require(scores, dict, system)
+        _require(scores["summary"], dict, f"summary of {system}")
+        for name, value in scores["summary"].items():
+            _require(value, number | None, f"{name} of {system}")
+    if not document["scores"]:
+        raise ValueError("`scores` must hold a system")
+    for name in ("headline_thresholds", "draws"):
+        for system, entries in _require(document.get(name, {}), dict, name).items():
+            for score, values in _require(entries, dict, f"{name} of {system}").items():
+                for value in _require(values, list, f"{name} of {system}, {score}"):
+                    _require(value, number | None, f"{name} of {system}, {score}")
+    if "draws" in document and (missing := set(document["scores"]) - {*document["draws"]}):
+        first = next(iter(document["scores"]))
+        if first in missing:
+            raise ValueError(f"`draws` must hold {first!r}")
+    if "scored" in document:
+        _require(document["data"], dict, "data")
+        _require(_require(document["scored"], dict, "scored")["digest"], str, "digest")
+        for event, entry in _require(document["scored"]["events"], dict, "events").items():
+            if len(_require(entry, list, event)) != 4:
+                raise ValueError(f"`events`: {event} must have 4 entries, got {len(entry)}")
+    if hash_of(document["protocol"]) != document["protocol_hash"]:
+        raise ValueError("its `protocol_hash` is not that of its `protocol`: one of them was changed")
+
+
+def _require(value: Any, kind: Any, name: str) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"`{name}` must be {getattr(kind, '__name__', kind)}, got {value!r:.60}")
+    return value
 
 
 def _other_protocol(first: dict[str, Any], second: dict[str, Any]) -> str | None:

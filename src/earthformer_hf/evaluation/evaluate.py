@@ -22,6 +22,7 @@ What [`evaluate`] returns, and a score file holds:
   that share no pixel; and scores and counts of each family.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from transformers.utils import logging
 
 from ..data import Windows
 from ..data.measures import DataFacts
+from ..sharing.files import check_writable
 from .data_facts import check_model, check_scores, facts_of
 from .forecasters import (
     Forecaster,
@@ -162,6 +164,7 @@ def run_protocol(
     max_windows: int | None = None,
     output: str | Path | None = None,
     command: str = "",
+    show: Callable[[str], object] | None = None,
 ) -> str | None:
     """Score a model beside the protocol's baselines, on as many processes as there are.
 
@@ -175,13 +178,14 @@ def run_protocol(
         max_windows: see [`Protocol`]; the protocol's if omitted.
         output: a folder for `scores.json` and the figures.
         command: what was typed, for the score file.
+        show: takes the scores as text before anything is written, so that a full disk does not lose them.
 
     Returns:
         The scores as text; None on all processes but the main one.
 
     Raises:
-        ValueError: no such protocol, data that are missing or crafted, a baseline that cannot work on them, or a model
-            of another unit, time step or grid spacing: all before anything is forecast.
+        ValueError: before anything is forecast: no such protocol, data that are missing or crafted, a baseline that
+            cannot work on them, a model of another unit, time step or grid spacing, an `output` that is not writable.
     """
     forecasters: dict[str, Forecaster] = {}
     made_by: dict[str, Any] = {"command": command}
@@ -200,14 +204,19 @@ def run_protocol(
     forecasters |= baselines
     if not forecasters:
         raise ValueError(f"`protocol`: {chosen.name!r} has nothing to score; name `baselines`, or give a model.")
+    if output is not None:
+        check_writable(output)
     document = score_file(evaluate(forecasters, windows, chosen), chosen, **made_by)
     if not PartialState().is_main_process:
         return None
-    if output is not None:
-        write_report(Path(output), document, forecasters, windows, chosen)
     notes = [f"{name}: left out, {reason}" for name, reason in left_out.items()]
     notes += [f"{name}: chosen on the validation split {setting}" for name, setting in best_settings.items()]
-    return "\n".join([score_text(document, chosen), *notes])
+    text = "\n".join([score_text(document, chosen), *notes])
+    if show is not None:
+        show(text)
+    if output is not None:
+        write_report(Path(output), document, forecasters, windows, chosen)
+    return text
 
 
 def _windows_and_facts(protocol: Protocol, data_dir: str | Path | None) -> tuple[Windows, DataFacts]:

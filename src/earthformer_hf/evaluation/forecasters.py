@@ -23,7 +23,7 @@ from ..data.open_sst import nino34
 from ..data.rain import RainCoding, lowest_value, rain_coding
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..pipeline_prediff import PreDiffPipeline
-from ..sharing.push import load
+from ..sharing.loading import load
 from . import baselines
 from .data_facts import facts_of_events
 from .protocols import BASELINES, Protocol

@@ -176,10 +176,15 @@ class Protocol:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of all fields, as canonical JSON; of those in `LATER_FIELDS`, where they hold something."""
-        chosen = {name: value for name, value in asdict(self).items() if value or name not in LATER_FIELDS}
-        text = json.dumps(chosen, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 of all fields, see [`hash_of`]."""
+        return hash_of(asdict(self))
+
+
+def hash_of(fields: dict[str, Any]) -> str:
+    """SHA-256 of a protocol's fields, as canonical JSON; of those in `LATER_FIELDS`, where they hold something."""
+    chosen = {name: value for name, value in fields.items() if value or name not in LATER_FIELDS}
+    text = json.dumps(chosen, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 SEVIR = Protocol(
@@ -330,4 +335,4 @@ for dataset, options in (("nbody-mnist", {}), ("moving-mnist", {"digits": "mnist
     )
 
 
-__all__ = ["BASELINES", "FAMILIES", "LATER_FIELDS", "PROTOCOLS", "Protocol"]
+__all__ = ["BASELINES", "FAMILIES", "LATER_FIELDS", "PROTOCOLS", "Protocol", "hash_of"]

@@ -7,6 +7,7 @@ score is null.
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import re
@@ -21,9 +22,11 @@ from .. import plotting
 from ..data.measures import UNKNOWN, DataFacts, canonical_units
 from ..data.rain import rain_coding
 from ..data.windows import Windows
+from ..sharing.files import write_file
 from ..sharing.tables import format_number, text_table
+from ..sharing.words import without_local_paths
 from .forecasters import Forecaster, data_extractor, window_at
-from .protocols import Protocol
+from .protocols import Protocol, hash_of
 
 
 if TYPE_CHECKING:
@@ -39,35 +42,39 @@ COUNTS = ("hits", "misses", "false_alarms")
 
 
 def score_file(results: dict[str, Any], protocol: Protocol, **made_by: Any) -> dict[str, Any]:
-    """The contents of a score file: what [`~earthformer_hf.evaluation.evaluate`] returned, and what made it."""
+    """The contents of a score file: what [`~earthformer_hf.evaluation.evaluate`] returned, and what made it.
+
+    Absolute paths are from the working directory, or their last parts, also in the protocol that is hashed.
+    """
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    header = {"protocol": asdict(protocol), "protocol_hash": protocol.hash, **made_by, "versions": versions}
-    return _json_value(header | results)
+    fields = _json_value(without_local_paths(asdict(protocol)), digits=None)
+    header = {"protocol": fields, "protocol_hash": hash_of(fields)}
+    return header | _json_value(without_local_paths(made_by | {"versions": versions} | results))
 
 
-def _json_value(value: Any) -> Any:
-    """A value as JSON can hold it: lists for arrays, null for what is undefined; six significant digits."""
+def _json_value(value: Any, digits: int | None = 6) -> Any:
+    """A value as JSON can hold it: lists for arrays, null for what is undefined; so many significant digits."""
     if isinstance(value, dict):
-        return {str(key): _json_value(entry) for key, entry in value.items()}
+        return {str(key): _json_value(entry, digits) for key, entry in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_json_value(entry) for entry in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+        return [_json_value(entry, digits) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return float(f"{value:.{digits}g}") if isinstance(value, float) and digits is not None else value
 
 
 def write_score_file(document: dict[str, Any], path: Path) -> None:
-    """Write JSON in which each list of numbers is one line."""
+    """Write JSON in which each list of numbers is one line; if that fails, the file is as it was before."""
     text = json.dumps(document, indent=1, allow_nan=False)
     text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_file(path, text + "\n")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -260,11 +267,18 @@ def write_report(
     windows: Windows,
     protocol: Protocol,
 ) -> None:
-    """Write `scores.json` and the figures into a folder, which is created if need be."""
+    """Write `scores.json` and the figures into a folder, created if need be; each file whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     write_score_file(document, folder / "scores.json")
     for name, figure in figures(document, forecasters, windows, protocol).items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        write_figure(figure, folder / f"{name}.png")
+
+
+def write_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure as a picture; if that fails, the file is as it was before."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:] or "png", dpi=110)
+    write_file(path, drawn.getvalue())
 
 
 def _plot_cases(document: dict[str, Any], forecasters, windows: Windows, protocol: Protocol, title: str) -> "Figure":
@@ -315,6 +329,7 @@ __all__ = [
     "score_file",
     "score_text",
     "threshold_names",
+    "write_figure",
     "write_report",
     "write_score_file",
 ]

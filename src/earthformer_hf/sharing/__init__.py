@@ -2,7 +2,9 @@
 
 from .check import check
 from .export import export
-from .push import has_weights, load, push, upload
+from .files import model_files
+from .loading import has_weights, load
+from .push import push, upload
 
 
-__all__ = ["check", "export", "has_weights", "load", "push", "upload"]
+__all__ = ["check", "export", "has_weights", "load", "model_files", "push", "upload"]

@@ -14,9 +14,6 @@ that of a converted checkpoint. [`copy_card`] takes along a card that was writte
 """
 
 import json
-import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -26,12 +23,15 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import ModelCard
 
+from ..errors import one_line
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..modeling_earthformer import EarthformerForPrediction, EarthformerModel
 from ..pipeline_prediff import PreDiffPipeline
+from .card_text import card_metadata, read_card, shown_pictures
+from .files import PICTURES, is_file_beside, is_picture_beside, refuse_link_out
 from .tables import text_table
+from .words import fenced, inline_code, plain, shown_command, without_local_paths
 
 
 Shareable = EarthformerModel | EarthformerForPrediction | PreDiffPipeline | EarthformerFeatureExtractor
@@ -44,7 +44,9 @@ def plain_card(model_or_pipeline: Shareable, feature_extractor: EarthformerFeatu
     """A card that says what follows from the configuration, and that nothing else is known."""
     extractor = getattr(model_or_pipeline, "feature_extractor", feature_extractor)
     unit = (
-        "not stated" if extractor is None else f"the model's; raw values are {extractor.variable}, {extractor.units}"
+        "not stated"
+        if extractor is None
+        else f"the model's; raw values are {plain(extractor.variable)}, {plain(extractor.units)}"
     )
     return card_text(
         plain_title(type(model_or_pipeline)),
@@ -86,7 +88,7 @@ def converted_card(
         raw = f"{feature_extractor.transform}(raw)" if feature_extractor.transform else "raw"
         known = (
             f"The feature extractor gives ({raw} - {feature_extractor.offset}) x {feature_extractor.scale}; raw "
-            f"values are {feature_extractor.variable}, in units of {feature_extractor.units}."
+            f"values are {plain(feature_extractor.variable)}, in units of {plain(feature_extractor.units)}."
         )
     inputs = f"{inputs_and_outputs(model_or_pipeline, unit)}\n\n{known}"
     return card_text(
@@ -128,17 +130,16 @@ def write_card(
     scores = "No evaluation yet."
     if (folder / "scores.json").is_file():
         scores = score_section(json.loads((folder / "scores.json").read_text(encoding="utf-8")))
-    here = str(Path.cwd()) + os.sep
-    command = shlex.join(["python", *(argument.removeprefix(here) for argument in sys.argv)])
+    command = shown_command(["python", *sys.argv])
+    stored_recipe = yaml.safe_dump(without_local_paths(recipe), sort_keys=False, default_flow_style=None, width=110)
     sections = {
-        "Data": data,
+        "Data": without_local_paths(data),
         "Scores": scores,
         "Training": f"{steps} steps of {batch_size} samples, processes: {num_processes}; skipped steps: "
         f"{skipped_steps}. Kept: step {best_step}, which has the lowest validation loss, {best_loss:.6g}."
         + "".join(f" Planned for {one['max_steps']} steps, and extended at step {one['step']}." for one in extensions)
-        + "\n\n"
-        f"Code: commit {code_version()}; torch {torch.__version__}.\n\n```\n{command}\n```",
-        "Recipe": f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110)}```",
+        + f"\n\nCode: commit {code_version()}; torch {torch.__version__}.\n\n{fenced(command)}",
+        "Recipe": fenced(stored_recipe, "yaml"),
     }
     title = f"{plain_title(model_class)}: {folder.name}"
     text = card_text(title, metadata(model_class, "unknown"), "", sections)
@@ -146,31 +147,44 @@ def write_card(
 
 
 def copy_card(card: str | Path, folder: Path):
-    """Put a card into a folder, with the pictures that it shows and the `scores.json` beside it.
+    """Put a card into a folder, with the pictures that it shows and the `scores.json` beside it, without local paths.
 
     Raises:
-        ValueError: there is no such card, or a picture is no file beside it, or one of the model's.
+        ValueError: there is no such card; a picture is none, is no file beside it, or one of the model's; or one of
+            these files is a link out of the card's folder.
     """
     card = Path(card)
     if not card.is_file():
         raise ValueError(f"`card` must be a Markdown file, got {str(card)!r}.")
-    pictures = shown_pictures(card.read_text(encoding="utf-8"))
+    refuse_link_out(card)
+    pictures = shown_pictures(read_card(card))
     shutil.copyfile(card, folder / "README.md")
     for name in dict.fromkeys(pictures):
         if not is_file_beside(card, name):
             raise ValueError(f"`card`: {card} shows {name!r}, which must be a file beside it.")
         if (folder / name).exists():
             raise ValueError(f"`card`: {card} shows {name!r}, which is a file of the model.")
+        if not is_picture_beside(card, name):
+            raise ValueError(f"`card`: {card} shows {name!r}, which must be a picture: {', '.join(PICTURES)}.")
+        refuse_link_out(card.parent / name)
         shutil.copyfile(card.parent / name, folder / name)
-    if (card.parent / "scores.json").is_file():
-        shutil.copyfile(card.parent / "scores.json", folder / "scores.json")
+    scores = card.parent / "scores.json"
+    if scores.is_file():
+        refuse_link_out(scores)
+        text = scores.read_text(encoding="utf-8")
+        (folder / "scores.json").write_text(without_local_paths(text), encoding="utf-8")
 
 
 def with_tags(text: str, tags: list[str]) -> str:
-    """A card with tags added to those of its metadata."""
-    card = ModelCard(text, ignore_metadata_errors=True)
-    card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *tags]))
-    return str(card)
+    """A card with tags added to those of its metadata.
+
+    Raises:
+        ValueError: metadata that cannot be read, see [`card_metadata`].
+    """
+    data, body = card_metadata(text)
+    data = data or {}
+    data["tags"] = list(dict.fromkeys([*(data.get("tags") or []), *tags]))
+    return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 
 # -- their parts ------------------------------------------------------------------------------------------------------
@@ -178,7 +192,7 @@ def with_tags(text: str, tags: list[str]) -> str:
 
 def card_text(title: str, metadata: dict[str, Any], introduction: str, sections: dict[str, str]) -> str:
     """A card from its parts; `sections` maps titles to texts."""
-    parts = [f"---\n{yaml.safe_dump(metadata, sort_keys=False, default_flow_style=None)}---", f"# {title}"]
+    parts = [f"---\n{yaml.safe_dump(metadata, sort_keys=False, default_flow_style=None)}---", f"# {plain(title)}"]
     parts += [introduction] if introduction else []
     parts += [f"## {section}\n\n{text.strip()}" for section, text in sections.items()]
     return "\n\n".join(parts) + "\n"
@@ -249,16 +263,18 @@ def usage(model_or_pipeline: Shareable, source: str) -> str:
     return (
         f"```python\n{imports}\n\n{name} = {loader}.from_pretrained({source})\n{call}\n```\n\n"
         "This runs no code of the folder. Without the package, that code is run by\n"
-        f"`{other_loader}.from_pretrained({source}, trust_remote_code=True)`."
+        + inline_code(f"{other_loader}.from_pretrained({source}, trust_remote_code=True)")
+        + "."
     )
 
 
 def score_section(stored: dict[str, Any]) -> str:
     """The summary of `scores.json`, one row per system, with the command that measured it."""
-    table = text_table({system: entries["summary"] for system, entries in stored["scores"].items()})
+    table = text_table({plain(system): entries["summary"] for system, entries in stored["scores"].items()})
+    command = stored.get("command") or "earthformer-hf evaluate --model FOLDER --output FOLDER"
     return (
-        f"Protocol `{stored['protocol']['name']}`, {stored['windows']} windows, measured with\n\n"
-        f"```\n{stored.get('command') or 'earthformer-hf evaluate --model FOLDER --output FOLDER'}\n```\n\n{table}"
+        f"Protocol {inline_code(stored['protocol']['name'])}, {stored['windows']} windows, measured with\n\n"
+        f"{fenced(without_local_paths(one_line(command)))}\n\n{table}"
     )
 
 
@@ -272,23 +288,11 @@ def code_version() -> str:
     return commit.strip() + (", with changes that are not committed" if changes.strip() else "")
 
 
-def shown_pictures(text: str) -> list[str]:
-    """The pictures that a card shows, but for those of other sites."""
-    return [name for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text) if "://" not in name]
-
-
-def is_file_beside(card: Path, name: str) -> bool:
-    """Whether a picture that a card names is a file in its folder."""
-    return Path(name).name == name and (card.parent / name).is_file()
-
-
 __all__ = [
     "Shareable",
     "converted_card",
     "copy_card",
-    "is_file_beside",
     "plain_card",
-    "shown_pictures",
     "with_tags",
     "write_card",
 ]

@@ -1,25 +1,18 @@
 """What is wrong with a model folder, before it is pushed."""
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from huggingface_hub import ModelCard
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
-from transformers import AutoFeatureExtractor
+import numpy as np
+from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from ..configuration_earthformer import EarthformerConfig
-from ..modeling_earthformer import EarthformerForPrediction, EarthformerModel
-from ..pipeline_prediff import PreDiffPipeline
-from .cards import is_file_beside, shown_pictures
-from .export import NETWORKS
-from .push import has_weights
+from .card_text import card_metadata, read_card, sections, shown_pictures, tables
+from .files import is_picture_beside, model_files
+from .loading import check_configurations, check_weights, has_weights, load
+from .words import without_local_paths
 
 
 # The name of a score, alone or with what follows it: CSI-74, csi_74, CSI74. The bias of a layer (`proj.bias`) is none.
@@ -30,59 +23,30 @@ METRIC_NAME = re.compile(
 )
 
 
-# A Markdown table: lines with a |, the second of them of dashes; a | at their ends is optional.
-TABLE = re.compile(r"^.*\|.*\n(?=.*\|)[-:| \t]*-[-:| \t]*$(?:\n.*\|.*)*", re.MULTILINE)
+MAX_SCORES = 100_000_000  # bytes of a score file
 
 
 def check(folder: str | Path) -> list[str]:
     """What is wrong with a folder of a model or pipeline; empty if nothing is.
 
     Card: metadata; a score in a table has a source, that is, a column `source` or the measuring command in its section
-    (scores in prose or HTML are not looked for); `model-index` states only what `scores.json` holds. Configuration:
-    every network can be built from it, and stored weights have its names and shapes. Without weights, the card gives
-    the conversion command. A feature extractor alone is neither model nor pipeline, and does not pass.
+    (scores in prose or HTML are not looked for); `model-index` states only what `scores.json` holds. Configuration and
+    weights: [`load`] takes them, by the classes of this package and no code of the folder. Without weights, everything
+    else can be built, and the card gives the conversion command. Files: none that is published is a link out of the
+    folder. A feature extractor alone is neither model nor pipeline, and does not pass.
     """
     folder = Path(folder)
     problems = [f"README.md: {problem}" for problem in _card_problems(folder)]
     try:
-        for path, network in networks_of(folder).items():
-            problems += [f"{path.relative_to(folder)}: {problem}" for problem in _weight_problems(path, network)]
-        for path in folder.rglob("preprocessor_config.json"):
-            AutoFeatureExtractor.from_pretrained(path.parent)
-    except (ValueError, TypeError, OSError, KeyError, StrictDataclassError) as reason:
+        if folder.is_dir():
+            model_files(folder)
+        check_configurations(folder)
+        check_weights(folder)
+        if has_weights(folder):
+            load(folder)
+    except (ValueError, OSError) as reason:
         problems.append(f"configuration: {' '.join(str(reason).split())}")
     return problems
-
-
-def networks_of(folder: Path) -> dict[Path, torch.nn.Module]:
-    """The networks of a folder, built from their configurations without memory for weights."""
-    if (folder / "model_index.json").is_file():
-        index = PreDiffPipeline.load_config(folder)
-        stored = [n for n in NETWORKS if (index.get(n) or [None])[0] is not None]
-        with torch.device("meta"):
-            return {folder / n: NETWORKS[n].from_config(NETWORKS[n].load_config(folder / n)) for n in stored}
-    if not (folder / "config.json").is_file():
-        raise ValueError("neither config.json nor model_index.json")
-    config = EarthformerConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        headless = config.architectures == ["EarthformerModel"]
-        return {folder: EarthformerModel(config) if headless else EarthformerForPrediction(config)}
-
-
-def _weight_problems(folder: Path, network: torch.nn.Module) -> Iterator[str]:
-    stored: dict[str, tuple[int, ...]] = {}
-    for path in folder.glob("*.safetensors"):
-        try:
-            file = safe_open(path, "pt")
-        except SafetensorError as reason:
-            yield f"{path.name} cannot be read: {reason}"
-            return
-        with file:
-            stored |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    if stored and stored != expected:
-        different = sorted(name for name in stored.keys() | expected if stored.get(name) != expected.get(name))
-        yield f"the weights do not fit the configuration in {len(different)} tensors, such as {different[:3]}"
 
 
 def _card_problems(folder: Path) -> Iterator[str]:
@@ -91,58 +55,59 @@ def _card_problems(folder: Path) -> Iterator[str]:
         yield "missing"
         return
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as reason:
-        yield f"it is no UTF-8: {reason}"
+        text = read_card(path)
+        data, body = card_metadata(text)
+    except (ValueError, OSError) as reason:
+        yield " ".join(str(reason).split())
         return
-    header = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    try:
-        data = yaml.safe_load(header[1]) if header else None
-    except yaml.YAMLError as reason:
-        yield f"its metadata are no YAML: {' '.join(str(reason).split())}"
-        return
-    if not isinstance(data, dict):
+    if data is None:
         yield "it does not begin with metadata between lines of ---"
         return
     library = "diffusers" if (folder / "model_index.json").is_file() else "transformers"
     if not isinstance(data.get("license"), str):
-        yield f"`license` must be a licence's short name, got {data.get('license')!r}"
+        yield f"`license` must be a licence's short name, got {_short(data.get('license'))}"
     if data.get("library_name") != library:
-        yield f"`library_name` must be {library!r}, got {data.get('library_name')!r}"
+        yield f"`library_name` must be {library!r}, got {_short(data.get('library_name'))}"
     if library == "transformers" and data.get("pipeline_tag") != "time-series-forecasting":
-        yield f"`pipeline_tag` must be 'time-series-forecasting', got {data.get('pipeline_tag')!r}"
+        yield f"`pipeline_tag` must be 'time-series-forecasting', got {_short(data.get('pipeline_tag'))}"
     for name in ("tags", "datasets", "metrics"):
         value = data.get(name, [])
         if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-            yield f"`{name}` must be a list of names, got {value!r}"
+            yield f"`{name}` must be a list of names, got {_short(value)}"
         elif name == "tags" and not {"earthformer", "prediff"} & {*value}:
-            yield f"`tags` must name earthformer or prediff, got {value!r}"
+            yield f"`tags` must name earthformer or prediff, got {_short(value)}"
     if "model-index" in data:
-        yield from _index_problems(path)
+        yield from _index_problems(data["model-index"], path.with_name("scores.json"))
     for name in shown_pictures(text):
-        if not is_file_beside(path, name):
-            yield f"it shows {name!r}, which is no file beside it"
-    yield from _table_problems(text[header.end() :] if header else text)
+        if not is_picture_beside(path, name):
+            yield f"it shows {name!r}, which is no picture beside it"
+    yield from _table_problems(body)
     if not has_weights(folder) and "conversion/convert_" not in text:
         yield "the folder holds no weights, so the card must give the conversion command (conversion/convert_...)"
 
 
-def _index_problems(card: Path) -> Iterator[str]:
+def _index_problems(index: Any, path: Path) -> Iterator[str]:
     """A `model-index` states only values that `scores.json` holds, and says where each is from."""
     try:
-        results = ModelCard.load(card).data.eval_results or []
-    except (ValueError, KeyError, TypeError) as reason:
-        yield f"`model-index`: {' '.join(str(reason).split())}"
+        _, results = model_index_to_eval_results(index)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as reason:
+        yield f"`model-index`: {type(reason).__name__}: {_short(str(reason))}"
         return
-    path = card.with_name("scores.json")
-    try:
-        our_scores = _numbers(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
-    except ValueError as reason:
-        yield f"scores.json is no JSON: {reason}"
-        return
+    our_scores = np.zeros(0)
+    if path.is_file():
+        try:
+            if path.stat().st_size > MAX_SCORES:
+                raise ValueError(f"more than {MAX_SCORES:,} bytes")
+            text = path.read_text(encoding="utf-8")
+            if without_local_paths(text) != text:
+                yield "scores.json names folders of the machine that it was written on"
+            our_scores = np.array(_numbers(json.loads(text)), dtype="float64")
+        except (ValueError, RecursionError, OverflowError) as reason:
+            yield f"scores.json is no JSON: {reason}"
+            return
     for result in results:
         value = result.metric_value
-        if not any(isinstance(value, int | float) and math.isclose(value, n, rel_tol=1e-3) for n in our_scores):
+        if not (isinstance(value, int | float) and np.isclose(our_scores, float(value), rtol=1e-3, atol=0).any()):
             yield f"`model-index`: {result.metric_type} {value} is not in scores.json, where our own scores are"
         if result.source_name is None:
             yield f"`model-index`: {result.metric_type} {value} has no source"
@@ -150,20 +115,29 @@ def _index_problems(card: Path) -> Iterator[str]:
 
 def _numbers(stored: Any) -> list[float]:
     """All numbers in a JSON document."""
-    if isinstance(stored, dict | list):
-        return [n for entry in (stored.values() if isinstance(stored, dict) else stored) for n in _numbers(entry)]
-    return [stored] if isinstance(stored, int | float) else []
+    numbers, entries = [], [stored]
+    while entries:
+        entry = entries.pop()
+        if isinstance(entry, dict | list):
+            entries += entry.values() if isinstance(entry, dict) else entry
+        elif isinstance(entry, int | float):
+            numbers.append(float(entry))
+    return numbers
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.200}"
 
 
 def _table_problems(text: str) -> Iterator[str]:
     """Tables of scores need a source: a column of that name, or the command that measured them in the same section."""
-    for section in re.split(r"^(?=#+ )", text, flags=re.MULTILINE):
-        title = section.splitlines()[0].lstrip("# ") if section.startswith("#") else "the beginning"
-        measured = re.search(r"^```[^`]*^(?:python|earthformer-hf) [^`]*^```", section, re.MULTILINE)
-        for table in TABLE.findall(section):
-            rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()]
-            if measured or not (METRIC_NAME.search(table) or "score" in title.lower()):
+    for title, lines, code in sections(text):
+        if any(line.startswith(("python ", "earthformer-hf ")) for line in code):
+            continue
+        for table in tables(lines):
+            if not (METRIC_NAME.search("\n".join(table)) or "score" in title.lower()):
                 continue
+            rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table]
             names = [name.lower() for name in rows[0]]
             if "source" not in names:
                 yield f"a score without a source: {title!r} has a table without a column `source`, and no command"
@@ -173,4 +147,4 @@ def _table_problems(text: str) -> Iterator[str]:
                     yield f"a score without a source: {' | '.join(row)} in {title!r}"
 
 
-__all__ = ["check", "networks_of"]
+__all__ = ["check"]

@@ -12,12 +12,9 @@ in diffusers (a module's name in `model_index.json`).
 """
 
 import ast
-import filecmp
 import json
-import re
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from diffusers import AutoencoderKL
@@ -28,7 +25,10 @@ from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..modeling_earthformer import EarthformerForPrediction, EarthformerModel
 from ..pipeline_prediff import PreDiffPipeline
 from ..unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
-from .cards import Shareable, copy_card, is_file_beside, plain_card, shown_pictures
+from .card_text import read_card, shown_pictures
+from .cards import Shareable, copy_card, plain_card
+from .drafts import draft_for, publish
+from .files import MODEL_FILES, is_picture_beside
 
 
 PACKAGE = Path(__file__).parents[1]
@@ -54,16 +54,6 @@ CONFIGURATION_ENTRIES = {
 }
 
 
-# Names of the files that an export writes, besides the pictures of its card.
-EXPORTED_FILES = re.compile(
-    r"README\.md|scores\.json|((vae|unet|alignment|scheduler|feature_extractor)/)?"
-    r"(((preprocessor_|scheduler_)?config|model_index)\.json"
-    r"|(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?\.safetensors(\.index(\.\w+)?\.json)?"
-    r"|((configuration|loading|stem|modeling|feature_extraction|unet)_earthformer|pipeline_(prediff|hub)|cuboid|guidance"
-    r"|schedules)\.py)"
-)
-
-
 def export(
     model_or_pipeline: Shareable,
     folder: str | Path,
@@ -76,14 +66,14 @@ def export(
     """Write a folder that loads with this package, and without it by `trust_remote_code=True`.
 
     The same model gives the same bytes. The folder appears when it is complete: after a failure, what it held before
-    is there again.
+    is there again. See `drafts.py` for what a kill leaves.
 
     Args:
         model_or_pipeline: a model, a [`PreDiffPipeline`], or a feature extractor alone.
         folder: where to write; it may be a mount point or a link. If it holds exactly this already, nothing happens.
         feature_extractor: to put beside a model; a pipeline brings its own.
-        card: the model card, a Markdown file; a `scores.json` beside it and the pictures that it shows come along. If
-            omitted, a short one that claims nothing is written.
+        card: the model card, a Markdown file; a `scores.json` beside it and the pictures that it shows come along,
+            unless they are links out of its folder. If omitted, a short one that claims nothing is written.
         overwrite: replace what `folder` holds, all of it, if that is a model of this package and nothing beside it.
         max_shard_size: of a file of weights, such as "5GB".
         variant: part of the names of the files of weights, such as "fp16" in `model.fp16.safetensors`.
@@ -99,12 +89,7 @@ def export(
     extractor = _checked_extractor(model_or_pipeline, feature_extractor)
     if folder.exists():
         _refuse_to_replace(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A folder that exists may be another disk than its parent, and files are moved within one disk only.
-    beside = folder if folder.exists() else folder.parent
-    with TemporaryDirectory(prefix=".export-", dir=beside, ignore_cleanup_errors=True) as temporary:
-        draft = Path(temporary) / "draft"
-        draft.mkdir()
+    with draft_for(folder) as draft:
         try:
             if isinstance(model_or_pipeline, PreDiffPipeline):
                 _write_pipeline(model_or_pipeline, draft, max_shard_size, variant)
@@ -118,7 +103,7 @@ def export(
             (draft / "README.md").write_text(plain_card(model_or_pipeline, extractor), encoding="utf-8")
         else:
             copy_card(card, draft)
-        _publish(draft, folder, overwrite)
+        publish(draft, folder, overwrite)
     return folder
 
 
@@ -253,49 +238,14 @@ def _not_an_export(folder: Path) -> str | None:
         if not isinstance(stored, dict) or stored.get(entry) not in values:
             return f"{path.name} is of something else"
     card = folder / "README.md"
-    shown = shown_pictures(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
-    pictures = [name for name in shown if is_file_beside(card, name)]
+    shown = shown_pictures(read_card(card)) if card.is_file() else []
+    pictures = [name for name in shown if is_picture_beside(card, name)]
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         file = path.is_symlink() or not path.is_dir()
-        if file and not EXPORTED_FILES.fullmatch(name) and name not in pictures:
+        if file and not MODEL_FILES.fullmatch(name) and name not in pictures:
             return f"{name} is no file of an export"
     return None
-
-
-def _publish(draft: Path, folder: Path, overwrite: bool):
-    """Move a finished draft to `folder`, which does not exist or holds the folder that the draft lies in."""
-    if not folder.exists():
-        draft.rename(folder)
-        return
-    before = [path for path in folder.iterdir() if path != draft.parent]
-    if before and _same_files(draft, folder):
-        return
-    if before and not overwrite:
-        raise ValueError(f"`folder`: {folder} holds something else; overwrite=True (--overwrite) replaces all of it.")
-    old = folder / f"{draft.parent.name}-old"
-    old.mkdir()
-    moves = [(path, old / path.name) for path in before] + [(path, folder / path.name) for path in draft.iterdir()]
-    done: list[tuple[Path, Path]] = []
-    try:
-        for source, target in moves:
-            source.rename(target)
-            done.append((source, target))
-    except BaseException:
-        for source, target in reversed(done):
-            target.rename(source)
-        old.rmdir()
-        raise
-    shutil.rmtree(old)
-
-
-def _same_files(draft: Path, folder: Path) -> bool:
-    """Whether `folder` holds the files of the draft in it, with the same bytes, and no others."""
-    drafted = sorted(path.relative_to(draft) for path in draft.rglob("*") if path.is_file())
-    stored = [path for path in folder.rglob("*") if path.is_file() and draft.parent not in path.parents]
-    return drafted == sorted(path.relative_to(folder) for path in stored) and all(
-        filecmp.cmp(draft / name, folder / name, shallow=False) for name in drafted
-    )
 
 
 __all__ = ["AUTO_MAP", "CONFIGURATION_ENTRIES", "NETWORKS", "PACKAGE", "export", "self_contained"]

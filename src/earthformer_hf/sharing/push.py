@@ -1,81 +1,18 @@
-"""Loading a folder or hub repository, and pushing one."""
+"""Pushing a model, or a folder of one, to a hub."""
 
 import dataclasses
-import glob
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import torch
-from huggingface_hub import CommitInfo, HfApi, snapshot_download
-from safetensors import safe_open
+from huggingface_hub import CommitInfo, HfApi
 
-from ..configuration_earthformer import EarthformerConfig
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
-from ..modeling_earthformer import EarthformerForPrediction, EarthformerModel
-from ..pipeline_prediff import PreDiffPipeline
-from .cards import Shareable, shown_pictures, with_tags
-from .export import NETWORKS, export
-
-
-# -- loading ----------------------------------------------------------------------------------------------------------
-
-
-def load(source: str | Path, revision: str | None = None, token: str | bool | None = None) -> tuple[Path, Any, Any]:
-    """What a folder or hub repository holds, by the classes of this package, in the precision that it is stored in.
-
-    Args:
-        source: a folder or a hub id.
-        revision, token: of a hub id.
-
-    Returns:
-        The folder (of the cache for a hub id), the model or pipeline, and the model's feature extractor or None.
-
-    Raises:
-        ValueError: the folder holds no weights or no model.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = _download(str(source), revision, token)
-    if not has_weights(folder):
-        raise ValueError(f"{source}: no weights (*.safetensors).")
-    if (folder / "model_index.json").is_file():
-        dtypes = {name: _stored_dtype(folder / name) for name in NETWORKS if (folder / name).is_dir()}
-        return folder, PreDiffPipeline.from_pretrained(folder, torch_dtype=dtypes), None
-    extractor = None
-    if (folder / "preprocessor_config.json").is_file():
-        extractor = EarthformerFeatureExtractor.from_pretrained(folder)
-    architectures = EarthformerConfig.from_pretrained(folder).architectures or []
-    model_class = EarthformerModel if architectures == ["EarthformerModel"] else EarthformerForPrediction
-    return folder, model_class.from_pretrained(folder), extractor
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether weights lie in a folder or one below it."""
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*/*.safetensors"))
-
-
-def _download(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
-    """The card, then what belongs to it: configurations, scores, weights, and the pictures that it shows."""
-    folder = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns="README.md"))
-    card = folder / "README.md"
-    pictures = shown_pictures(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
-    files = ["README.md", "*.json", *_weight_patterns(variant=None)]
-    files += [glob.escape(name) for name in pictures if "/" not in name]
-    commit = folder.name  # that the card is of
-    return Path(snapshot_download(repo_id, revision=commit, token=token, allow_patterns=files))
-
-
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """The precision of the first stored tensor of a network."""
-    for path in sorted([*folder.glob("*model.safetensors"), *folder.glob("*model-*-of-*.safetensors")]):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():
-                return file.get_tensor(name).dtype
-    return torch.float32
-
-
-# -- pushing ----------------------------------------------------------------------------------------------------------
+from .cards import Shareable, with_tags
+from .export import export
+from .files import model_files
+from .loading import has_weights, weight_patterns
+from .words import without_local_paths
 
 
 def push(
@@ -146,15 +83,19 @@ def upload(
     tags: list[str] | None = None,
     variant: str | None = None,
 ) -> CommitInfo:
-    """Upload a model folder as it is; arguments and result as for [`push`].
+    """Upload the files that a model folder consists of, see [`model_files`]; arguments and result as for [`push`].
 
     Args:
         keep_card: leave a card that the repository has, but for its tags.
         tags: to add to those of the card, in `folder` as well.
         variant: of the weights in `folder`; the repository's files of weights of this variant are replaced.
+
+    Raises:
+        ValueError: one of the files is a link out of the folder.
     """
     if create_pr and revision is not None:
         raise ValueError(f"`revision` must be None with `create_pr`, which is to the main branch, got {revision!r}.")
+    model_files(folder)  # so that a link out of it is refused before a repository is made
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not revision.startswith("refs/"):
@@ -172,11 +113,12 @@ def upload(
         )  # fmt: skip
         if commit.pr_url is not None:  # what follows goes into the same pull request
             pull_request, revision, create_pr = commit.pr_url, commit.pr_revision, False
-    commit = api.upload_folder(
-        repo_id=repo_id, folder_path=folder, ignore_patterns="README.md",
-        delete_patterns=_weight_patterns(variant) if has_weights(folder) else None,
-        commit_message=commit_message, commit_description=commit_description, revision=revision, create_pr=create_pr,
-    )  # fmt: skip
+    with TemporaryDirectory() as temporary:
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=_publishable(folder, Path(temporary)), ignore_patterns="README.md",
+            delete_patterns=weight_patterns(variant) if has_weights(folder) else None, commit_message=commit_message,
+            commit_description=commit_description, revision=revision, create_pr=create_pr,
+        )  # fmt: skip
     if pull_request is not None:
         commit = dataclasses.replace(commit, pr_url=pull_request)
     if tag is not None:
@@ -184,11 +126,21 @@ def upload(
     return commit
 
 
-def _weight_patterns(variant: str | None) -> list[str]:
-    """What matches the files of weights of a variant in a repository, whole or in shards."""
-    part = "" if variant is None else f".{variant}"
-    names = [f"model{part}.safetensors", f"model{part}-*-of-*.safetensors", f"model.safetensors.index{part}.json"]
-    return [prefix + name for prefix in ("", "*/diffusion_pytorch_") for name in names]
+def _publishable(folder: Path, draft: Path) -> Path:
+    """The files of a model folder that are published, as links and, where something is left out of them, as copies."""
+    for name in model_files(folder)[0]:
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        if not name.endswith(".json"):
+            (draft / name).symlink_to((folder / name).resolve())
+            continue
+        text = (folder / name).read_text(encoding="utf-8")
+        if name == "scores.json":
+            text = without_local_paths(text)
+        elif '"_name_or_path"' in text:  # where an object was loaded from
+            stored = {key: value for key, value in json.loads(text).items() if key != "_name_or_path"}
+            text = json.dumps(stored, indent=2, sort_keys=True) + "\n"
+        (draft / name).write_text(text, encoding="utf-8")
+    return draft
 
 
-__all__ = ["has_weights", "load", "push", "upload"]
+__all__ = ["push", "upload"]

@@ -1,5 +1,6 @@
 """Tables of numbers as Markdown, aligned so that they read the same in a terminal and in a card."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ def text_table(rows: Mapping[str, Mapping[str, Any]], header: str = "system") ->
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [[header, *columns]]
     lines += [[name, *(format_number(row.get(column, "")) for column in columns)] for name, row in rows.items()]
+    lines = [[re.sub(r"(?<!\\)\|", r"\|", " ".join(cell.split())) for cell in cells] for cells in lines]
     widths = [max(3, *map(len, cells)) for cells in zip(*lines)]
 
     def joined(first: str, *others: str) -> str:

@@ -1,0 +1,259 @@
+"""What a folder or hub repository holds, by the classes of this package, with every refusal naming its file."""
+
+import glob
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+
+from ..configuration_earthformer import EarthformerConfig
+from ..errors import one_line
+from ..feature_extraction_earthformer import EarthformerFeatureExtractor
+from ..modeling_earthformer import EarthformerForPrediction, EarthformerModel
+from ..pipeline_hub import check_size, scheduler_class
+from ..pipeline_prediff import PreDiffPipeline
+from .card_text import read_card, shown_pictures
+from .export import NETWORKS
+from .files import COMPONENTS
+
+
+MAX_CONFIGURATION = 10_000_000  # bytes
+MAX_TIMESTEPS = 100_000
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5")  # weights of a kind that is never loaded
+INFINITE = ("lambda_min_clipped",)  # entries of schedulers that diffusers itself writes as infinite
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load(source: str | Path, revision: str | None = None, token: str | bool | None = None) -> tuple[Path, Any, Any]:
+    """What a folder or hub repository holds, by the classes of this package, in the precision that it is stored in.
+
+    Args:
+        source: a folder or a hub id.
+        revision, token: of a hub id.
+
+    Returns:
+        The folder (of the cache for a hub id), the model or pipeline, and the model's feature extractor or None.
+
+    Raises:
+        ValueError: the folder holds no weights or no model, or what [`check_configurations`] and [`check_weights`]
+            refuse.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _download(str(source), revision, token)
+    if not has_weights(folder):
+        raise ValueError(f"{source}: no weights (*.safetensors).")
+    check_configurations(folder)
+    check_weights(folder)
+    extractor = _extractor(folder) if (folder / "preprocessor_config.json").is_file() else None
+    with _naming(folder), _without_reports():
+        if (folder / "model_index.json").is_file():
+            dtypes = {name: _stored_dtype(folder / name) for name in NETWORKS if (folder / name).is_dir()}
+            pipeline = PreDiffPipeline.from_pretrained(folder, torch_dtype=dtypes)
+            for name in NETWORKS:
+                _refuse_not_finite(folder / name, getattr(pipeline, name))
+            return folder, pipeline, None
+        model, info = _model_class(folder).from_pretrained(folder, output_loading_info=True)
+        if info["missing_keys"]:
+            raise ValueError(f"{len(info['missing_keys'])} tensors are missing {sorted(info['missing_keys'])[:3]}")
+        _refuse_not_finite(folder, model)
+    return folder, model, extractor
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether weights lie in a folder or one below it."""
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*/*.safetensors"))
+
+
+def weight_patterns(variant: str | None) -> list[str]:
+    """What matches the files of weights of a variant in a repository, whole or in shards."""
+    part = "" if variant is None else f".{variant}"
+    names = [f"model{part}.safetensors", f"model{part}-*-of-*.safetensors", f"model.safetensors.index{part}.json"]
+    return [prefix + name for prefix in ("", "*/diffusion_pytorch_") for name in names]
+
+
+def _download(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
+    """The card, then what belongs to it: configurations, scores, weights, and the pictures that it shows."""
+    folder = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns="README.md"))
+    card = folder / "README.md"
+    pictures = shown_pictures(read_card(card)) if card.is_file() else []
+    files = ["README.md", "*.json", *weight_patterns(variant=None)]
+    files += [glob.escape(name) for name in pictures if "/" not in name]
+    commit = folder.name  # that the card is of
+    return Path(snapshot_download(repo_id, revision=commit, token=token, allow_patterns=files))
+
+
+def _model_class(folder: Path) -> Any:
+    with _naming(folder / "config.json"):
+        headless = (EarthformerConfig.from_pretrained(folder).architectures or []) == ["EarthformerModel"]
+    return EarthformerModel if headless else EarthformerForPrediction
+
+
+def _extractor(folder: Path) -> EarthformerFeatureExtractor:
+    with _naming(folder / "preprocessor_config.json"):
+        return EarthformerFeatureExtractor.from_pretrained(folder)
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The precision of the first stored tensor of a network."""
+    for path in sorted([*folder.glob("*model.safetensors"), *folder.glob("*model-*-of-*.safetensors")]):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                return file.get_tensor(name).dtype
+    return torch.float32
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever a library says of a file, say of which."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as reason:  # of any kind, as hostile files have it
+        text = one_line(reason)
+        raise ValueError(text if str(path) in text else f"{path}: {text}") from reason
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Silence the library's tables of tensors: what does not fit is an error here, and says so itself."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+# -- what is refused before anything is built -------------------------------------------------------------------------
+
+
+def check_configurations(folder: Path):
+    """Build everything of a folder but its weights: networks without memory, scheduler, feature extractor.
+
+    Raises:
+        ValueError: names the file, and what of it cannot work.
+    """
+    for path in [folder, *(folder / name for name in COMPONENTS)]:
+        for file in sorted(path.glob("*.json")):
+            if file.name != "scores.json":
+                _refuse_numbers(file)
+    if (folder / "preprocessor_config.json").is_file():
+        _extractor(folder)
+    networks_of(folder)
+    if not (folder / "model_index.json").is_file():
+        return
+    with _naming(folder / "model_index.json"):
+        index = PreDiffPipeline.load_config(folder)
+    stored = [name for name in ("scheduler", "feature_extractor") if (index.get(name) or [None])[0] is not None]
+    if "feature_extractor" in stored:
+        _extractor(folder / "feature_extractor")
+    if "scheduler" in stored:
+        with _naming(folder / "scheduler/scheduler_config.json"):
+            loader: Any = scheduler_class(index["scheduler"][1])
+            scheduler = loader.from_pretrained(folder, subfolder="scheduler")
+            betas = getattr(scheduler, "betas", None)
+            if betas is not None and not torch.isfinite(betas).all():
+                raise ValueError("its noise levels are not finite")
+
+
+def networks_of(folder: Path) -> dict[Path, torch.nn.Module]:
+    """The networks of a folder, built from their configurations without memory for weights.
+
+    Raises:
+        ValueError: names the file, and what of it cannot work.
+    """
+    if (folder / "model_index.json").is_file():
+        with _naming(folder / "model_index.json"):
+            index = PreDiffPipeline.load_config(folder)
+        networks = {}
+        for name in NETWORKS:
+            if (index.get(name) or [None])[0] is not None:
+                with _naming(folder / name / "config.json"), torch.device("meta"):
+                    config = NETWORKS[name].load_config(folder / name)
+                    check_size(config, folder / name)
+                    networks[folder / name] = NETWORKS[name].from_config(config)
+        return networks
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: neither config.json nor model_index.json")
+    with _naming(folder / "config.json"), torch.device("meta"):
+        return {folder: _model_class(folder)(EarthformerConfig.from_pretrained(folder))}
+
+
+def check_weights(folder: Path):
+    """Compare names and shapes of the stored tensors with the networks of a folder.
+
+    Raises:
+        ValueError: names the file that cannot be read, or is no safetensors, or the tensors that do not fit.
+    """
+    for path, network in networks_of(folder).items():
+        stored: dict[str, tuple[int, ...]] = {}
+        for file in sorted(path.glob("*.safetensors")):
+            with _naming(file):
+                try:
+                    opened = safe_open(file, "pt")
+                except Exception as reason:
+                    raise ValueError(f"{file} cannot be read: {reason}") from reason
+                with opened:
+                    stored |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+        others = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
+        if not stored and (others or has_weights(folder)):
+            raise ValueError(f"{path}: weights must be safetensors, got {others or 'none'}")
+        if not stored or "quantization_config" in json.loads((path / "config.json").read_text(encoding="utf-8")):
+            continue  # a quantized network has names of its own
+        expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        if stored != expected:
+            different = sorted(name for name in stored.keys() | expected if stored.get(name) != expected.get(name))
+            raise ValueError(
+                f"{path}: the weights do not fit the configuration in {len(different)} tensors, such as "
+                f"{different[:3]}"
+            )
+
+
+def _refuse_not_finite(path: Path, network: torch.nn.Module | None):
+    for name, tensor in network.state_dict().items() if network is not None else ():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: the weights must be finite, got NaN or infinity in {name}")
+
+
+def _refuse_numbers(path: Path):
+    """Refuse a configuration that is no JSON object, is too long, or holds a number that cannot work."""
+    with _naming(path):
+        if path.stat().st_size > MAX_CONFIGURATION:
+            raise ValueError(f"{path.stat().st_size:,} bytes, and a configuration may have {MAX_CONFIGURATION:,}")
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as reason:
+            raise ValueError(f"it is no JSON: {reason}") from reason
+        if not isinstance(stored, dict):
+            raise ValueError(f"it must be a JSON object, got {type(stored).__name__}")
+        entries = list(stored.items())
+        while entries:
+            name, value = entries.pop()
+            if isinstance(value, dict):
+                entries += value.items()
+            elif isinstance(value, list):
+                entries += [(name, entry) for entry in value]
+            elif isinstance(value, float) and not math.isfinite(value) and name not in INFINITE:
+                raise ValueError(f"`{name}` must be finite, got {value}")
+        for name in ("num_train_timesteps", "steps_offset"):
+            value = stored.get(name, 1)
+            lowest = 1 if name == "num_train_timesteps" else 0
+            if not (isinstance(value, int) and lowest <= value <= MAX_TIMESTEPS):
+                raise ValueError(f"`{name}` must be an integer of {lowest} to {MAX_TIMESTEPS:,}, got {value!r:.60}")
+        if stored.get("scaling_factor", 1) == 0:
+            raise ValueError("`scaling_factor` must not be 0")
+
+
+__all__ = ["check_configurations", "check_weights", "has_weights", "load", "networks_of", "weight_patterns"]
