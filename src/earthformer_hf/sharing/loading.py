@@ -21,7 +21,7 @@ from ..pipeline_hub import check_size, scheduler_class
 from ..pipeline_prediff import PreDiffPipeline
 from .card_text import read_card, shown_pictures
 from .export import NETWORKS
-from .files import COMPONENTS
+from .files import COMPONENTS, MODEL_FILES
 
 
 MAX_CONFIGURATION = 10_000_000  # bytes
@@ -147,7 +147,7 @@ def check_configurations(folder: Path):
     """
     for path in [folder, *(folder / name for name in COMPONENTS)]:
         for file in sorted(path.glob("*.json")):
-            if file.name != "scores.json":
+            if file.name != "scores.json" and MODEL_FILES.fullmatch(file.name):
                 _refuse_numbers(file)
     if (folder / "preprocessor_config.json").is_file():
         _extractor(folder)
@@ -199,7 +199,7 @@ def check_weights(folder: Path):
     """
     for path, network in networks_of(folder).items():
         stored: dict[str, tuple[int, ...]] = {}
-        for file in sorted(path.glob("*.safetensors")):
+        for file in sorted(file for file in path.glob("*.safetensors") if MODEL_FILES.fullmatch(file.name)):
             with _naming(file):
                 try:
                     opened = safe_open(file, "pt")
