@@ -78,13 +78,13 @@ def main():
     except (ValueError, OSError) as reason:
         raise ValueError(f"--input: {reason}") from reason
     print(f"rain: {label}, forecast by {arguments.model}", flush=True)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    draw(model, extractor, event, codes, minutes, label).savefig(arguments.output, dpi=110)
+    print(f"wrote {arguments.output}", flush=True)
     if len(event["values"]) >= past + future:
         print(score(model, extractor, events, label))
         if "simulated" in label:
             print("The model learnt from real radar: these scores only show that all of it runs.")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    draw(model, extractor, event, codes, minutes, label).savefig(arguments.output, dpi=110)
-    print(f"wrote {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -210,3 +210,16 @@ def test_an_archive_is_unpacked_or_refused(tmp_path):
         result = run("unpack", tmp_path / "a.zip", folder, "--limit", limit)
         assert result.exit_code == 1 and result.output.startswith("error: ")
     assert not (tmp_path / "small").exists()
+
+
+def test_options_may_hold_brackets_and_what_is_done_anyway(tmp_path):
+    (tmp_path / "files").mkdir()
+    for name in ("a.nc", "z.nc"):
+        values = xr.DataArray(np.ones((3, 2, 2)), dims=("time", "y", "x"))
+        time = np.datetime64("2020-01-01", "ns") + np.arange(3) * np.timedelta64(1, "h")
+        values.assign_coords(time=time + np.timedelta64(9 * (name == "z.nc"), "h")).to_dataset(name="rate").to_netcdf(
+            tmp_path / "files" / name
+        )
+    options = ("-o", "pattern=[a-c]*.nc", "-o", "keep_bad=true", "-o", "fractions=[1, 0, 0]")
+    result = run("info", "folder", "--data-dir", tmp_path / "files", *options)
+    assert result.exit_code == 0 and "1 events, 3 frames" in result.output, result.output

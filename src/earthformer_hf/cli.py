@@ -200,6 +200,9 @@ SourceOptions = Annotated[
 ]
 
 
+PLAIN_TEXT = ("pattern", "series", "name_time", "file")  # options whose brackets are no lists
+
+
 def source_options(options: list[str] | None) -> dict[str, Any]:
     """NAME=VALUE -> the value as YAML reads it, lists as tuples; what is no YAML is plain text."""
     import yaml
@@ -212,10 +215,13 @@ def source_options(options: list[str] | None) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as reason:
-            if text[:1] in ("[", "{", "'", '"'):
+            if text[:1] in ("[", "{", "'", '"') and name not in PLAIN_TEXT:
                 fail(f"--option {name}: {reason}")
             value = text  # such as *.nc or %Y%m%d.nc
+        if name in PLAIN_TEXT and isinstance(value, list | dict):
+            value = text
         values[name] = tuple(value) if isinstance(value, list) else value
+    values.pop("keep_bad", None)  # these commands list what cannot be used, in any case
     return values
 
 

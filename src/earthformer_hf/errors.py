@@ -22,6 +22,9 @@ def ends_in_one_line(main: Callable[[], None]) -> Callable[[], None]:
         sys.argv[:] = [argument for argument in sys.argv if argument != DEBUG]
         try:
             main()
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted; the same command starts again, or goes on where it keeps checkpoints\n")
+            sys.exit(130)
         except Exception as reason:  # whatever it is, a user wants the words first
             if debug:
                 raise
