@@ -1,6 +1,7 @@
 """Which frames of which files follow each other: the events of a folder.
 
-A file is a dict: path, series, time (T,), shape, dtype and geo. A *part* is [path, first frame, end].
+A file is a dict: path, name (its path below the folder), series, variables (names), time (T,), shape, dtype and
+geo. A *part* is [path, first frame, end].
 """
 
 import re
@@ -12,14 +13,15 @@ import numpy as np
 from transformers.utils import logging
 
 from .file_times import follows
+from .measures import canonical_units
 
 
 logger = logging.get_logger(__name__)
-# Folders that tell dates apart, not series: 2024, 07, 2024-07, 20240715, 2024-07-15T12, year=2024, ...
-DATED_FOLDER = re.compile(
-    r"(year=)?(18|19|20|21)\d\d([-_.]?[01]\d([-_.]?[0-3]\d([-_.T]?[0-2]\d([-_.]?[0-5]\d){0,2})?)?)?"
-    r"|(month=|day=|hour=)?[0-3]?\d"
-)
+# folders that tell dates apart, not series: 2020, 202001, 2020-01-31T12, 01, month=1; and the day of a year, 2020/366
+YEAR, MONTH, DAY, HOUR = r"(year=)?(1[89]|2[01])\d\d", "(0[1-9]|1[0-2])", r"(0[1-9]|[12]\d|3[01])", r"([01]\d|2[0-3])"
+NUMBER = r"((month|day|hour)=)?([0-2]?\d|3[01])"
+DATED_FOLDER = re.compile(rf"{YEAR}([-_.]?{MONTH}([-_.]?{DAY}([-_.T]?{HOUR}([-_.]?[0-5]\d)*)?)?)?|{NUMBER}")
+DAY_OF_YEAR = re.compile(rf"{YEAR}/(day=)?([0-2]\d\d|3[0-5]\d|36[0-6])")
 SAME_PLACE = 1e-6  # by what part of the spacing coordinates of one grid may differ
 Frame = tuple[np.datetime64, int, int]  # time, number of the file in its group, number of the frame in the file
 
@@ -31,40 +33,66 @@ def series_of(path: Path, pattern: str | None) -> tuple[str, ...]:
         ValueError: the pattern does not occur in the path.
     """
     if pattern is None:
-        return tuple(part for part in path.parts[:-1] if not DATED_FOLDER.fullmatch(part))
+        folders = path.parts[:-1]
+        return tuple(
+            folder
+            for above, folder in zip(("", *folders), folders)
+            if not (DATED_FOLDER.fullmatch(folder) or DAY_OF_YEAR.fullmatch(f"{above}/{folder}"))
+        )
     match = re.search(pattern, path.as_posix())
     if match is None:
         raise ValueError(f"`series`: {pattern!r} does not occur in {path}.")
     return tuple(group or "" for group in (match.groups() or (match[0],)))
 
 
-def same_series_and_grid(files: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def same_series_and_grid(files: list[dict[str, Any]], differences: list[str]) -> list[list[dict[str, Any]]]:
+    """Groups of files that may continue each other; why a file of a series begins a further one goes to the list."""
     groups: list[list[dict[str, Any]]] = []
     for file in files:
+        difference = ""
         for group in groups:
-            if group[0]["series"] == file["series"] and _same_grid(group[0], file):
-                group.append(file)
-                break
+            if group[0]["series"] == file["series"]:
+                difference = difference_of(group[0], file)
+                if not difference:
+                    group.append(file)
+                    break
+                difference = f"{file['name']} and {group[0]['name']} differ in {difference}"
         else:
             groups.append([file])
+            differences += [difference] if difference else []
     return groups
 
 
-def _same_grid(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether frames are of one shape and place, coordinates to a millionth of their spacing."""
-    first, second = one["geo"], other["geo"]
-    if one["shape"] != other["shape"] or first.keys() != second.keys():
-        return False
-    for name, value in first.items():
-        if name not in ("x", "y"):
-            if value != second[name]:
-                return False
-            continue
-        places, others = np.array(value), np.array(second[name])
-        spacing = np.abs(np.diff(places)).min() if len(places) > 1 else 1.0
-        if len(places) != len(others) or (np.abs(places - others) > SAME_PLACE * spacing).any():
-            return False
-    return True
+def difference_of(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """In what frames of two files of a series differ, "" if in nothing: their variables, units, shape or place.
+
+    Units are compared by their meaning, and coordinates to a millionth of their spacing.
+    """
+    if one["variables"] != other["variables"]:
+        return f"the variable, {other['variables']} and {one['variables']}"
+    if one["shape"] != other["shape"]:
+        return f"the shape, {other['shape']} and {one['shape']}"
+    for name in sorted({*one["geo"], *other["geo"]}):
+        first, second = one["geo"].get(name), other["geo"].get(name)
+        if first is None or second is None:
+            return f"{name}, which only one of them states"
+        if name == "units":
+            if [canonical_units(unit) for unit in first.split(",")] != [
+                canonical_units(unit) for unit in second.split(",")
+            ]:
+                return f"the units, {second!r} and {first!r}"
+        elif name in ("x", "y"):
+            if not _same_places(first, second):
+                return f"{name}, whose order is reversed" if _same_places(first, second[::-1]) else name
+        elif first != second:
+            return name
+    return ""
+
+
+def _same_places(one: list[float], other: list[float]) -> bool:
+    places, others = np.array(one), np.array(other)
+    spacing = np.abs(np.diff(places)).min() if len(places) > 1 else 1.0
+    return len(places) == len(others) and bool((np.abs(places - others) <= SAME_PLACE * spacing).all())
 
 
 def without_copies(
@@ -123,7 +151,7 @@ def cut_at_gaps(
     ends = np.flatnonzero(~follows(time[:-1], time[1:], step, tolerance)) + 1
     for end in ends.tolist():
         reason = "a gap" if time[end] - time[end - 1] > step.astype("timedelta64[s]", casting="unsafe") else "a step"
-        before, after = (Path(group[frames[n][1]]["path"]).name for n in (end - 1, end))
+        before, after = (group[frames[n][1]]["name"] for n in (end - 1, end))
         cuts.append(f"{before} at {time[end - 1]}, then {after} at {time[end]}: {reason}, where the step is {step}")
     stretches = []
     for first, stop in zip([0, *ends.tolist()], [*ends.tolist(), len(frames)]):

@@ -59,10 +59,10 @@ def is_zarr_store(path: str | Path) -> bool:
 def list_files(
     paths: list[Path], describe: Callable[[Path], dict[str, Any]], cache: Path, description: str
 ) -> list[dict[str, Any]]:
-    """What is known of each file, in parallel; of files that have not changed, as it was found before.
+    """What is known of each file, in parallel; of good files that have not changed, as it was found before.
 
     Args:
-        describe: path -> what JSON can hold; goes to other processes.
+        describe: path -> what JSON can hold, with a `problem` if the file is bad; goes to other processes.
         cache: a JSON file that keeps what was found.
         description: of the progress bar, which is shown for 100 files or more.
     """
@@ -81,7 +81,8 @@ def list_files(
     if new:
         cache.parent.mkdir(parents=True, exist_ok=True)
         part = cache.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps({str(path): [states[path], entries[str(path)]] for path in paths}))
+        good = {path: entry for path, entry in entries.items() if "problem" not in entry}
+        part.write_text(json.dumps({path: [states[Path(path)], entry] for path, entry in good.items()}))
         part.replace(cache)
     return list(entries.values())
 
@@ -102,11 +103,7 @@ def _walk(
                 continue
             if os.path.isdir(target) and target in visited:
                 continue
-        try:
-            is_folder = entry.is_dir()
-        except OSError:  # a ring of links
-            is_folder = False
-        if not is_folder:
+        if not os.path.isdir(entry.path):  # also of a ring of links, which is a link to nowhere
             yield entry.path
         elif is_zarr_store(entry.path):
             yield entry.path

@@ -16,7 +16,8 @@ UNDECODED = "undecoded_time"  # attribute of a coordinate: why its times are not
 
 
 def decode_times(dataset: Any) -> Any:
-    """A dataset opened with `decode_times=False`, whose coordinates of time are datetime64[s], NaT where missing.
+    """A dataset opened with `decode_times=False`, whose coordinates of time are datetime64[s], rounded,
+    and NaT where missing.
 
     A coordinate that cannot be decoded keeps its numbers, and says why in its attribute `undecoded_time`.
     """
@@ -55,9 +56,8 @@ def _decoded(variable: Any) -> np.ndarray:
         plain = np.where(missing, numbers[~missing][0] if (~missing).any() else 0, numbers)
         decoded = xarray.decode_cf(xarray.Dataset({"times": (variable.dims, plain, attributes)})).times.values
         times = decoded if decoded.dtype.kind == "M" else _from_other_calendar(decoded, calendar)
-    if np.datetime_data(times.dtype)[0] in ("ms", "us", "ns"):  # fractions of days are rarely exact
-        times = (times.astype("datetime64[ms]") + 500).astype("datetime64[s]")
-    return np.where(missing, np.datetime64("NaT", "s"), times.astype("datetime64[s]"))
+    nearest = (times.astype("datetime64[ms]") + np.timedelta64(500, "ms")).astype("datetime64[s]")
+    return np.where(missing, np.datetime64("NaT", "s"), nearest)
 
 
 def _calendar_steps(numbers: np.ndarray, unit: str, origin: str) -> np.ndarray:
@@ -71,7 +71,8 @@ def _calendar_steps(numbers: np.ndarray, unit: str, origin: str) -> np.ndarray:
     months = whole if unit == "M" else 12 * whole
     first = (start + months).astype("datetime64[s]")
     following = (start + months + (1 if unit == "M" else 12)).astype("datetime64[s]")
-    return first + ((following - first).astype("int64") * (numbers - whole)).astype("timedelta64[s]") + days
+    seconds = np.rint((following - first).astype("int64") * (numbers - whole))
+    return first + seconds.astype("timedelta64[s]") + days
 
 
 def _from_other_calendar(dates: np.ndarray, calendar: str) -> np.ndarray:
@@ -80,10 +81,10 @@ def _from_other_calendar(dates: np.ndarray, calendar: str) -> np.ndarray:
     Raises:
         ValueError: a date that ours lacks, such as 30 February of 360_day.
     """
-    times = np.empty(dates.shape, "datetime64[s]")
+    times = np.empty(dates.shape, "datetime64[us]")
     for index, date in np.ndenumerate(dates):
         try:
-            times[index] = np.datetime64(date.isoformat(), "s")
+            times[index] = np.datetime64(date.isoformat(), "us")
         except ValueError:
             raise ValueError(f"{date.isoformat()} of the calendar {calendar!r} is no date of ours") from None
     return times

@@ -91,6 +91,11 @@ class FolderConfig(EventConfig):
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     dates: dict[str, tuple[str, str]] | None = None
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.data_dir is not None and (Path(self.data_dir).is_file() or is_zarr_store(self.data_dir)):  # one file
+            self.pattern, self.data_dir = glob.escape(Path(self.data_dir).name), str(Path(self.data_dir).parent)
+
     @property
     def layout(self) -> dict[str, Any]:
         """What is needed to find the frames in a file again."""
@@ -139,7 +144,8 @@ class Folder(EventBuilder):
 
     @classmethod
     def watched_files(cls, data_dir: Path, options: Mapping[str, Any]) -> Iterator[str]:
-        paths, _ = find_files(data_dir, options.get("pattern"), options.get("follow_links", False))
+        config = FolderConfig(data_dir=str(data_dir), **options)
+        paths, _ = find_files(Path(config.data_dir), config.pattern, config.follow_links)
         for path in paths:
             if is_zarr_store(path):
                 yield from (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
@@ -203,7 +209,7 @@ class Folder(EventBuilder):
 
     @cached_property
     def files(self) -> list[dict[str, Any]]:
-        """All files in the order of time: path, series, time (T,), shape, dtype and geo; or path and problem."""
+        """All files in the order of time, as [`_listed`] describes them."""
         config, folder = self.config, Path(self.config.data_dir)
         if unknown := sorted(set(config.layout["dims"]) - set(ROLES)):
             raise ValueError(f"`dims` must name {ROLES}, got {unknown}.")
@@ -223,8 +229,10 @@ class Folder(EventBuilder):
     def _listing_cache(self) -> Path:
         """Where the listing of this folder under these options is kept."""
         options = {name: value for name, value in vars(self.config).items() if name not in ("version", "data_files")}
-        digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        return Path(self._cache_dir_root) / "earthformer_hf_listings" / f"{digest}.json"
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
+        for module in sorted(Path(__file__).parent.glob("*.py")):  # the code that reads files
+            digest.update(module.read_bytes())
+        return Path(self._cache_dir_root) / "earthformer_hf_listings" / f"{digest.hexdigest()[:16]}.json"
 
     @property
     def bad(self) -> list[dict[str, Any]]:
@@ -243,22 +251,24 @@ class Folder(EventBuilder):
     def joined(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """The stretches; and path -> problem of files that say other things of the same times."""
         good = [file for file in self.files if "time" in file]
-        step = parsed_step(self.config.time_step)
+        stated = parsed_step(self.config.time_step)
         tolerance = parsed_step(self.config.time_tolerance, "time_tolerance")
-        groups = same_series_and_grid(good)
-        step = step or most_common_step([np.sort(np.concatenate([f["time"] for f in g])) for g in groups], tolerance)
+        differences: list[str] = []
+        groups = same_series_and_grid(good, differences)
         stretches: list[dict[str, Any]] = []
         problems: dict[str, str] = {}
         cuts: list[str] = []
         for group in groups:
             conflicts, frames = without_copies(group, self._frame)
             problems |= conflicts
+            step = stated or most_common_step([np.array([time for time, _, _ in frames], "datetime64[s]")], tolerance)
             stretches += cut_at_gaps(group, frames, step, tolerance, cuts)
-        for cut in cuts:
-            logger.info(cut)
-        if cuts:
-            rest = f", and {len(cuts) - 3} more (logged as info)" if len(cuts) > 3 else ""
-            logger.warning(f"{self.config.data_dir}: {len(cuts)} events end early: {'; '.join(cuts[:3])}{rest}.")
+        for lines, words in ((cuts, "events end early"), (differences, "files do not join others of their series")):
+            for line in lines:
+                logger.info(line)
+            rest = f", and {len(lines) - 3} more (logged as info)" if len(lines) > 3 else ""
+            if lines:
+                logger.warning(f"{self.config.data_dir}: {len(lines)} {words}: {'; '.join(lines[:3])}{rest}.")
         return sorted(stretches, key=lambda stretch: stretch["time"][0]), problems
 
     def _frame(self, file: dict[str, Any], frame: int) -> np.ndarray:
@@ -315,9 +325,6 @@ def from_folder(
         ValueError: no such files; a file that is damaged, crafted or of another grid than asked for, or that has no
             such variable, times that do not rise, no numbers, or nothing but missing values; each with its name.
     """
-    path = Path(path)
-    if path.is_file() or is_zarr_store(path):
-        options["pattern"], path = glob.escape(path.name), path.parent
     return load_dataset("folder", path, split, variable=variable, **options)
 
 
@@ -331,7 +338,7 @@ def _changed(path: str | Path) -> int:
 
 
 def _listed(config: FolderConfig, path: Path) -> dict[str, Any]:
-    """What is known of a file: path, series, time (T,), shape, dtype and geo; or path and problem."""
+    """What is known of a file: path, name, series, variables, time (T,), shape, dtype and geo; or path and problem."""
     try:
         if not path.exists():
             raise ValueError(f"{path} is a link to nowhere.")
@@ -341,8 +348,9 @@ def _listed(config: FolderConfig, path: Path) -> dict[str, Any]:
         shape = [grid.shape[0] // config.coarsen, grid.shape[1] // config.coarsen, *grid.shape[2:]]
         config.tiles(shape[:2])
         known = {"shape": shape, "dtype": _coarse_dtype(grid.dtype, config.coarsen), "geo": grid.geo}
-        series = series_of(path.relative_to(config.data_dir), config.series)
-        return {"path": str(path), "series": list(series), "time": time.astype(str).tolist()} | known
+        name = path.relative_to(config.data_dir)
+        known |= {"name": str(name), "series": list(series_of(name, config.series)), "variables": grid.names}
+        return {"path": str(path), "time": time.astype(str).tolist()} | known
     except Exception as reason:  # whatever a damaged file may cause
         text = " ".join(str(reason).split()) or type(reason).__name__
         return {"path": str(path), "problem": text if str(path) in text else f"{path}: {text}"}
@@ -356,7 +364,10 @@ def _read(path: str, layout: dict[str, Any], frames: slice, tile: Sequence[int])
     """Frames (n, H, W[, C]) of a tile of a file's (coarsened) grid."""
     grid, factor = gridded_file(os.getpid(), path, _changed(path), json.dumps(layout)), layout["coarsen"]
     top, bottom, left, right = (factor * border for border in tile)
-    values = grid.read(frames, slice(top, bottom), slice(left, right))
+    try:
+        values = grid.read(frames, slice(top, bottom), slice(left, right))
+    except Exception as reason:  # whatever a damaged file may cause
+        raise ValueError(f"{path}, frames {frames.start} to {frames.stop - 1}: {reason}") from reason
     return values if factor == 1 else coarsened(values, factor, grid.decibels)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from .file_times import decode_times
 from .guards import open_dataset, open_hdf5, open_npy
+from .measures import canonical_units
 from .radar_hdf5 import plain_dataset, radar_dataset
 
 
@@ -75,7 +76,9 @@ class GriddedFile:
             if mask is not None:
                 lowest, highest, flags = mask
                 part = part.astype(np.result_type(part.dtype, "float32"))
-                part[(part < lowest) | (part > highest) | np.isin(part, flags)] = np.nan
+                part[(part < lowest) | (part > highest)] = np.nan
+                for low, high in flags:
+                    part[(part >= low) & (part <= high)] = np.nan
             values.append(part.astype(self.dtype, copy=False))
         return values[0] if len(values) == 1 else np.stack(values, axis=-1)
 
@@ -118,7 +121,7 @@ def _open(path: str, group: str | None, layout: dict[str, Any]) -> Any:
             return xarray.Dataset({"values": (dims, array)})
         if path.lower().endswith((".h5", ".hdf5", ".hdf", ".he5")):
             file = open_hdf5(path, layout["allow_sparse"])
-            found = radar_dataset(file) if group is None else None
+            found = radar_dataset(file, group)
             found = found if found is not None else plain_dataset(file, group)
             if found is not None:
                 return decode_times(xarray.decode_cf(found, decode_times=False))
@@ -139,12 +142,11 @@ def _grib_suggestion(text: str) -> str:
 
 
 def _is_field(dataset: Any, name: str) -> bool:
-    """Whether a variable may be a map: not the bounds of another, and no classes under flags."""
+    """Whether a variable may be a map: not the bounds of another, and no classes, which have flags and no units."""
     attributes = dataset[name].attrs
     bounds = {other.attrs.get("bounds") or other.attrs.get("climatology") for other in dataset.variables.values()}
-    return (
-        dataset[name].ndim >= 2 and name not in bounds and ("flag_meanings" not in attributes or "units" in attributes)
-    )
+    classes = "flag_meanings" in attributes and canonical_units(str(attributes.get("units", ""))) == "1"
+    return dataset[name].ndim >= 2 and name not in bounds and not classes
 
 
 def _only_variable(dataset: Any, path: str) -> list[str]:
@@ -189,11 +191,12 @@ def _one_variable(dataset: Any, name: str, path: str, layout: dict[str, Any]) ->
     return array.squeeze([name for name in array.dims if name not in order]), order
 
 
-def _valid_interval(array: Any) -> tuple[float, float, list] | None:
+def _valid_interval(array: Any) -> tuple[float, float, list[tuple[float, float]]] | None:
     """The lowest and highest value that exists, and values that are flags; None if the file says nothing of it.
 
-    CF conventions, section 2.5.1: `valid_range` is in the units of the stored, packed numbers; NetCDF user guide,
-    appendix A: but in those of the unpacked ones if it is of a wider type than the stored.
+    CF conventions, section 2.5.1: `valid_range` is in the units of the stored, packed numbers. One of real
+    numbers, where whole numbers are stored, is in those of the unpacked values (NetCDF User's Guide,
+    "Attribute Conventions").
     """
     attributes, packing = array.attrs, array.encoding
     lowest, highest = attributes.get("valid_range", (attributes.get("valid_min"), attributes.get("valid_max")))
@@ -201,18 +204,19 @@ def _valid_interval(array: Any) -> tuple[float, float, list] | None:
     if lowest is None and highest is None and flags is None:
         return None
     scale, offset = float(packing.get("scale_factor", 1)), float(packing.get("add_offset", 0))
-    stored = np.dtype(packing.get("dtype", array.dtype)).kind
-    packed = all(np.asarray(end).dtype.kind != "f" or stored == "f" for end in (lowest, highest) if end is not None)
-    ends = sorted(
-        (float(end) * scale + offset if packed else float(end)) if end is not None else default
-        for end, default in ((lowest, -np.inf * np.sign(scale)), (highest, np.inf * np.sign(scale)))
-    )
-    slack = 1e-6 * abs(scale) if scale != 1 or offset != 0 else 0.0  # of rounding in unpacking
-    return (
-        ends[0] - slack,
-        ends[1] + slack,
-        [float(flag) * scale + offset for flag in np.ravel([] if flags is None else flags)],
-    )
+    whole_numbers = np.dtype(packing.get("dtype", array.dtype)).kind in "iu"
+    slack = abs(scale) / 4 if whole_numbers and (scale != 1 or offset != 0) else 0.0  # of rounding in unpacking
+
+    def unpacked(limit: Any) -> float:
+        is_unpacked = whole_numbers and np.asarray(limit).dtype.kind == "f"
+        return float(limit) if is_unpacked else float(limit) * scale + offset
+
+    limits = [unpacked(limit) for limit in (lowest, highest) if limit is not None]
+    if len(limits) == 1:
+        limits.append(np.inf if (lowest is None) == (scale < 0) else -np.inf)
+    ends = sorted(limits or [-np.inf, np.inf])
+    values = [unpacked(flag) for flag in ([] if flags is None else np.ravel(flags))]
+    return ends[0] - slack, ends[1] + slack, [(value - slack, value + slack) for value in values]
 
 
 def _dtype(array: Any, mask: Any) -> np.dtype:

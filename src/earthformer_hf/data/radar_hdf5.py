@@ -2,7 +2,8 @@
 
 ODIM: Michelson et al., "EUMETNET OPERA weather radar information model for implementation with the HDF5 file format",
 version 2.4, sections 3 and 4 (a value is `gain * stored + offset`; `nodata` was not seen, `undetect` was seen without
-an echo). KNMI: Roozekrans and Holleman, "KNMI HDF5 data format specification", version 3.5 (calibration in words,
+an echo: 0 of rain, LOWEST_DBZ of reflectivity, missing of others).
+KNMI: Roozekrans and Holleman, "KNMI HDF5 data format specification", version 3.5 (calibration in words,
 "GEO=0.01*PV+0.0").
 """
 
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from .rain import LOWEST_DBZ
+
 
 UNITS = {"RATE": "mm/h", "ACRR": "mm", "DBZH": "dBZ", "DBZV": "dBZ", "TH": "dBZ", "TV": "dBZ"}  # of ODIM's quantities
-NO_ECHO = -32.0  # dBZ, where a radar looked and found nothing
 RATES = ("RATE", "ACRR")  # quantities that are 0, not missing, where there is no echo
 
 
@@ -52,8 +54,19 @@ def plain_dataset(file: Any, group: str | None) -> Any:
     return xarray.Dataset(variables)
 
 
-def radar_dataset(file: Any) -> Any:
-    """A composite of ODIM or KNMI as an `xarray.Dataset` of (time, y, x); None if the file is none."""
+def radar_dataset(file: Any, group: str | None = None) -> Any:
+    """A composite of ODIM or KNMI as an `xarray.Dataset` of (time, y, x); None if the file is none.
+
+    Maps of ODIM are named by their quantity. One that states none, and those of several products of one quantity, are
+    named by their place, such as "dataset2/data1".
+
+    Args:
+        group: of ODIM, the place of the maps to take, "dataset2" or "dataset2/data1", which are then named "data1" or
+            "data". A file of KNMI is not decoded by groups.
+
+    Raises:
+        ValueError: an ODIM object that is no map, or that has no map in this group.
+    """
     what = file.get("what")
     if what is not None and _text(what.attrs.get("object", "")) in (
         "COMP",
@@ -67,40 +80,63 @@ def radar_dataset(file: Any) -> Any:
         object_type = _text(what.attrs["object"])
         if object_type not in ("COMP", "IMAGE"):
             raise ValueError(f"is an ODIM object {object_type!r}; only composites and images (COMP, IMAGE) are maps")
-        return _odim_dataset(file)
-    if "image1" in file and "overview" in file:
+        return _odim_dataset(file, group)
+    if group is None and "image1" in file and "overview" in file:
         return _knmi_dataset(file)
     return None
 
 
-def _odim_dataset(file: Any) -> Any:
+def _odim_dataset(file: Any, group: str | None) -> Any:
     import xarray
 
-    frames: dict[str, list[tuple[np.datetime64, Any]]] = {}
-    top = file["what"].attrs
+    frames = _odim_maps(file, group)
+    variables = {}
+    times = sorted({when for entries in frames.values() for when, _ in entries})
+    for name, entries in frames.items():
+        entries.sort(key=lambda entry: entry[0])
+        if [when for when, _ in entries] != times:
+            raise ValueError(
+                f"holds {name!r} at {len(entries)} times, other quantities at {len(times)}; choose a map by its "
+                "place in `variable`, such as 'dataset1/data1'"
+            )
+        quantity = _text(entries[0][1]["what"].get("quantity", ""))
+        parts = [_Decoded(data["item"], *_odim_rule(data["what"], quantity)) for _, data in entries]
+        units = {"units": UNITS[quantity]} if quantity in UNITS else {}
+        variables[name] = xarray.Variable(("time", "y", "x"), _lazy(_Stack(parts)), units)
+    place = file["where"].attrs if "where" in file else {}
+    attributes = {"projection": _text(place["projdef"])} if "projdef" in place else {}
+    shape = next(iter(variables.values())).shape
+    places = _places(shape, place.get("yscale"), place.get("xscale"), "m")
+    return xarray.Dataset(variables, {"time": np.array(times, "datetime64[s]")} | places, attributes)
+
+
+def _odim_maps(file: Any, group: str | None) -> dict[str, list[tuple[np.datetime64, dict[str, Any]]]]:
+    """Name -> the time, the stored array and the attributes of each of its maps."""
+    maps: dict[str, list[tuple[np.datetime64, dict[str, Any]]]] = {}
     for dataset in _numbered(file, "dataset"):
-        outer = _inherited(top, dataset)
+        outer = _inherited(file["what"].attrs, dataset)
         for data in _numbered(dataset, "data"):
             what = _inherited(outer, data)
             date, time = (
                 _text(what.get(end, what.get(name, ""))) for end, name in (("enddate", "date"), ("endtime", "time"))
             )
             when = np.datetime64(f"{date[:4]}-{date[4:6]}-{date[6:8]}T{time[:2]}:{time[2:4]}:{time[4:6]}", "s")
-            frames.setdefault(_text(what["quantity"]), []).append((when, (data["data"], what)))
-    variables = {}
-    times = sorted({when for entries in frames.values() for when, _ in entries})
-    for quantity, entries in frames.items():
-        entries.sort(key=lambda entry: entry[0])
-        if [when for when, _ in entries] != times:
-            raise ValueError(f"holds {quantity!r} at {len(entries)} times, other quantities at {len(times)}")
-        parts = [_Decoded(item, *_odim_rule(what, quantity)) for _, (item, what) in entries]
-        units = {"units": UNITS[quantity]} if quantity in UNITS else {}
-        variables[quantity] = xarray.Variable(("time", "y", "x"), _lazy(_Stack(parts)), units)
-    place = file["where"].attrs if "where" in file else {}
-    attributes = {"projection": _text(place["projdef"])} if "projdef" in place else {}
-    shape = next(iter(variables.values())).shape
-    places = _places(shape, place.get("yscale"), place.get("xscale"), "m")
-    return xarray.Dataset(variables, {"time": np.array(times, "datetime64[s]")} | places, attributes)
+            place = data.name.strip("/")
+            name = _text(what.get("quantity", "")) or place
+            if group is not None:
+                name = f"{place}/data".removeprefix(f"{group}/").removesuffix("/data") if _within(place, group) else ""
+            if name:
+                maps.setdefault(name, []).append((when, {"item": data["data"], "what": what, "place": place}))
+    if group is not None and not maps:
+        raise ValueError(f"`variable`: {file.filename} is a composite of ODIM without maps in {group!r}")
+    several = [name for name, entries in maps.items() if len({when for when, _ in entries}) < len(entries)]
+    for name in several:
+        maps |= {entry[1]["place"]: [entry] for entry in maps.pop(name)}
+    return maps
+
+
+def _within(place: str, group: str) -> bool:
+    return f"{place}/".startswith(f"{group}/")
 
 
 def _places(shape: tuple[int, ...], height: Any, width: Any, units: str) -> dict[str, Any]:
@@ -115,9 +151,15 @@ def _places(shape: tuple[int, ...], height: Any, width: Any, units: str) -> dict
 def _odim_rule(what: dict[str, Any], quantity: str) -> tuple[float, float, list[float], dict[float, float]]:
     """Gain, offset, stored values that are missing, and stored values that stand for others."""
     gain, offset = float(what.get("gain", 1)), float(what.get("offset", 0))
-    dry = 0.0 if quantity in RATES else NO_ECHO if UNITS.get(quantity) == "dBZ" else None
-    undetect = {float(what["undetect"]): dry} if "undetect" in what and dry is not None else {}
-    return gain, offset, [float(what["nodata"])] if "nodata" in what else [], undetect
+    missing = [float(what["nodata"])] if "nodata" in what else []
+    if "undetect" not in what:
+        return gain, offset, missing, {}
+    code = float(what["undetect"])
+    if quantity in RATES:
+        return gain, offset, missing, {code: 0.0}
+    if UNITS.get(quantity) == "dBZ":
+        return gain, offset, missing, {code: LOWEST_DBZ}
+    return gain, offset, [*missing, code], {}  # a quantity of echoes, such as a velocity, has no value without one
 
 
 def _knmi_dataset(file: Any) -> Any:

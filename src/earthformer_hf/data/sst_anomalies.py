@@ -96,6 +96,11 @@ def _temperature(dataset: Any, source: str | Path) -> Any:
         raise ValueError(
             f"`source`: {names[0]!r} of {source} must have time, lat and lon alone, got {dict(field.sizes)}."
         )
+    if min(field.sizes[dim] for dim, role in roles.items() if role != "time") < 2:
+        raise ValueError(
+            f"`source`: {names[0]!r} of {source} must have two latitudes and longitudes or more, got "
+            f"{dict(field.sizes)}."
+        )
     field = field.squeeze(others, drop=True).rename({dim: role for dim, role in roles.items() if dim != role})
     if field["time"].dtype.kind != "M":
         raise ValueError(f"`source`: the times of {source} must be dates, got {field['time'].dtype}.")
