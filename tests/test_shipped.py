@@ -82,7 +82,7 @@ def test_the_radar_model_beats_persistence_on_simulated_rain():
     events = simulated.rain_events(2)
     for event in events:
         event["values"] = extractor.from_physical(event["values"])
-    protocol = PROTOCOLS["radar-open"]
+    protocol = replace(PROTOCOLS["radar-open"], independent="id")  # simulated events have no source
     forecasters = {
         "model": model_forecaster(model, extractor),
         "persistence": baseline_forecaster("persistence", protocol, lambda split: None),
