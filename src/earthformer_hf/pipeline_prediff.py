@@ -173,8 +173,7 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
             [`PreDiffPipelineOutput`] or a tuple.
 
         Raises:
-            ValueError: an argument that cannot work, before any computation; a callback that returns something else;
-                latents that are not finite.
+            ValueError: an argument that cannot work, before any computation; what a callback returns; NaN latents.
         """
         # 1. Check inputs
         past_values, callback = _stack(past_values), callback_on_step_end
@@ -305,11 +304,7 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
                 progress_bar.update()
                 if self.interrupt:
                     break
-        if not torch.isfinite(latents).all():
-            raise ValueError(
-                f"the latents are not finite after {len(timesteps)} steps of {type(self.scheduler).__name__} with "
-                f"eta={eta}: try other options of the scheduler, or look at the weights."
-            )
+        _check_finite(latents, self.scheduler, eta)
         return latents
 
     def _predict(self, latents, timestep, context_latents) -> torch.Tensor:
@@ -461,6 +456,14 @@ def _member_generators(generator, batch: int, ensemble_size: int) -> list[torch.
 def _random_seed(generator: torch.Generator | None) -> int:
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(2**63 - 1, (1,), generator=generator, device=device))
+
+
+def _check_finite(latents: torch.Tensor, scheduler, eta: float):
+    if not torch.isfinite(latents).all():
+        raise ValueError(
+            f"the latents are not finite after {len(scheduler.timesteps)} steps of {type(scheduler).__name__} with "
+            f"eta={eta}: try other options of the scheduler, or look at the weights."
+        )
 
 
 def _answered(answer, name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:

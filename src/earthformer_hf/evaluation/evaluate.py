@@ -173,8 +173,7 @@ def run_protocol(
         protocol: a name of `PROTOCOLS`, or a YAML file ([`~earthformer_hf.evaluation.load_protocol`]); the one that
             the model's feature extractor names if omitted.
         data_dir: the folder of the data; EARTHFORMER_HF_DATA (default ../shared/data) if omitted.
-        ensemble_size: members, of a pipeline and of baselines that are ensembles.
-        num_inference_steps: of a pipeline.
+        ensemble_size, num_inference_steps: members, of baselines that are ensembles too; and steps of a pipeline.
         max_windows: see [`Protocol`]; the protocol's if omitted.
         output: a folder for `scores.json` and the figures.
         command: what was typed, for the score file.
@@ -187,8 +186,7 @@ def run_protocol(
         ValueError: before anything is forecast: no such protocol, data that are missing or crafted, a baseline that
             cannot work on them, a model of another unit, time step or grid spacing, an `output` that is not writable.
     """
-    forecasters: dict[str, Forecaster] = {}
-    made_by: dict[str, Any] = {"command": command}
+    forecasters, made_by = dict[str, Forecaster](), dict[str, Any](command=command)
     loaded = None if model is None else load_forecaster(model, ensemble_size, num_inference_steps)
     chosen = find_protocol(protocol or (loaded.extractor.protocol if loaded else None))
     chosen = replace(chosen, max_windows=chosen.max_windows if max_windows is None else max_windows)
