@@ -18,6 +18,8 @@ INERT = re.compile(
 )
 # Globals that torch needs to rebuild tensors.
 TENSOR = re.compile(r"torch\.(\w+\._rebuild_\w+|.*Storage|.*Parameter|Size|device|bool|[a-z]+\d+\w*)|_codecs\.encode")
+# Tensors of a checkpoint may share their numbers, but declare no more than so many times what its file holds.
+MOST_SHARED = 16
 
 
 class Inert:
@@ -35,8 +37,10 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         ValueError: the file asks for a global that is neither a tensor's nor of a known library, or holds no tensors,
-            or one without a name.
+            or one without a name, or unpacks to more than it stores.
     """
+    if problem := _packing_problem(path):
+        raise ValueError(f"{path}: refused, {problem}; nothing was executed.")
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # a file of before 2020, no zip archive: only plain state dicts are loaded
@@ -60,7 +64,31 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     for name in tensors:
         if not isinstance(name, str):
             raise ValueError(f"{path}: holds a tensor under {name!r}, which is no name.")
+    declared, stored = (
+        sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        Path(path).stat().st_size,
+    )
+    if declared > MOST_SHARED * stored:
+        raise ValueError(f"{path}: its tensors declare {declared} bytes, and it stores {stored}.")
     return tensors
+
+
+def _packing_problem(path: Path) -> str | None:
+    """Whether a zip archive may unpack to more than it stores: torch writes none that is compressed."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":
+            return None
+        try:
+            members = zipfile.ZipFile(file).infolist()
+        except zipfile.BadZipFile:
+            return "it is cut off, as by a download that stopped"
+        size = Path(path).stat().st_size
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+                return f"its {member.filename!r} is compressed, as torch never saves it"
+        if (total := sum(member.file_size for member in members)) > size:
+            return f"its members declare {total} bytes, and it has {size}"
+    return None
 
 
 def reason_of_failure(path: Path, error: Exception) -> str:

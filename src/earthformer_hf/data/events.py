@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ import pyarrow.compute as pc
 from transformers.utils import logging
 
 from .frames import LazyFrames, decompressed
-from .guards import open_npy
+from .references import key, read_cache, signed, verified
 
 
 logger = logging.get_logger(__name__)
@@ -85,7 +84,7 @@ _EVENT = {
     "time": datasets.List(datasets.Value("timestamp[s]")),
     "geo": datasets.Value("string"),  # JSON
 }
-FEATURES = datasets.Features(_EVENT | {"reference": datasets.Value("string")})  # JSON: what the source's `read` takes
+FEATURES = datasets.Features(_EVENT | {"reference": datasets.Value("string")})  # signed: for `read`
 HOSTED_FEATURES = datasets.Features(
     _EVENT
     | {
@@ -105,7 +104,8 @@ def as_event(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a builder's or a hosted table as an event; an event stays as it is.
 
     Raises:
-        ValueError: the event cannot be used, or its files have changed and cannot be read.
+        ValueError: the event cannot be used, its files have changed and cannot be read, or it refers to files and was
+            not made on this machine.
     """
     if isinstance(row.get("reference"), str):
         read = _referred
@@ -128,7 +128,7 @@ def as_event(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _referred(row: dict[str, Any]) -> dict[str, Any]:
-    reference = json.loads(row["reference"])
+    reference = verified(row["reference"])
     return read_cache(reference) if reference["source"] == CACHE else builder_of(reference["source"]).read(reference)
 
 
@@ -145,7 +145,10 @@ def _hosted(row: dict[str, Any]) -> dict[str, Any]:
 
 def place_of(row: dict[str, Any]) -> str:
     """Words for a row: the event's id, and the file and row it refers to."""
-    reference = json.loads(row.get("reference") or "{}")
+    try:
+        reference = verified(row["reference"])
+    except (KeyError, ValueError):
+        reference = {}
     words = [
         f"{name} {value}" for name, value in reference.items() if name != "source" and isinstance(value, str | int)
     ]
@@ -159,33 +162,19 @@ def as_events(batch: dict[str, list]) -> dict[str, list]:
     return {name: [event[name] for event in events] for name in events[0]} if events else {}
 
 
-def read_cache(reference: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an event of [`~earthformer_hf.data.hosted.cached`], views of memory maps."""
-    part = slice(reference["first"], reference["first"] + reference["length"])
-    event: dict[str, Any] = {}
-    for name, array in _memory_maps(reference["path"]).items():
-        field, _, series = name.partition(".")
-        if series:
-            event.setdefault(field, {})[series] = array[part]
-        else:
-            event[name] = array[part]
-    return event
-
-
-@lru_cache(None)
-def _memory_maps(folder: str) -> dict[str, np.ndarray]:
-    return {path.stem: open_npy(path) for path in sorted(Path(folder).glob("*.npy"))}
-
-
 def check_origin(table: datasets.Dataset | datasets.IterableDataset) -> None:
     """Refuse a downloaded table that refers to files of this machine, as a crafted HDF5 file may.
 
     Raises:
-        ValueError: the table has a column `reference`, and neither a source nor a cache of ours has made it.
+        ValueError: the table has a column `reference`, and neither a source nor a cache of this machine has made it.
     """
+    if "reference" not in (table.column_names or ()):
+        return
     known = {None, CACHE, *(module for module, _ in SOURCES.values())}  # None: made by the program itself
-    if "reference" in (table.column_names or ()) and table.info.builder_name not in known:
+    if table.info.builder_name not in known:
         raise ValueError(f"a table of {table.info.builder_name} must hold its frames, not refer to files; not read.")
+    if isinstance(table, datasets.Dataset) and len(table):  # of a stream each row is asked when it comes
+        verified(table.with_format(None)[0]["reference"])
 
 
 def usable(table: datasets.Dataset, name: str) -> datasets.Dataset:
@@ -280,6 +269,11 @@ class EventBuilder(datasets.GeneratorBasedBuilder):
         raise NotImplementedError
 
     @classmethod
+    def without_damage(cls, row: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Rows of what is left of a row whose frames cannot all be read, and what is wrong with the rest."""
+        return [], []
+
+    @classmethod
     def facts_of(cls, options: Mapping[str, Any]) -> Facts:
         """`FACTS`, as options or a reference of the source change them."""
         return cls.FACTS
@@ -323,7 +317,7 @@ class EventBuilder(datasets.GeneratorBasedBuilder):
                 "length": len(row.get("time", ())),
                 "time": np.asarray(row.get("time", ()), "datetime64[s]").tolist(),
                 "geo": json.dumps(row.get("geo", {})),
-                "reference": json.dumps(reference),
+                "reference": signed(reference),
             }
             yield str(index), filled | ({"problem": problem or ""} if self.config.keep_bad else {})
 
@@ -457,6 +451,7 @@ def options_of(builder_class: type[EventBuilder]) -> set[str]:
 def _fingerprint(builder_class: type[EventBuilder], files: Iterator[str]) -> str:
     """What a kept table depends on: the code that reads files, and names, sizes and times of the files."""
     digest = hashlib.sha256(inspect.getsource(inspect.getmodule(builder_class)).encode())  # type: ignore[arg-type]
+    digest.update(hashlib.sha256(key()).digest())  # under which references were made
     for module in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(module.read_bytes())
     for path in sorted(files):
@@ -485,6 +480,5 @@ __all__ = [
     "make_builder",
     "options_of",
     "place_of",
-    "read_cache",
     "usable",
 ]

@@ -1,10 +1,11 @@
 """What is wrong with a file: the checks that run in a child process, see `guards.py`.
 
-This file is run as a program of its own, and imports nothing of the package.
+This file is run as a program of its own, and imports nothing of the package but `chunk_checks.py`.
 """
 
 import contextlib
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -20,8 +21,14 @@ from typing import IO, Any
 import numpy as np
 
 
-LARGE, RATIO = 4 * 2**30, 1000  # what declares more bytes than LARGE and than RATIO times its stored bytes is a bomb
-MEMORY, SECONDS = 4 * 2**30, 120  # that a check may take
+if __package__:
+    from . import chunk_checks as chunks
+else:  # in the child, which does not import the package
+    sys.path.append(os.path.dirname(__file__))
+    import chunk_checks as chunks  # type: ignore[no-redef]
+
+
+MEMORY, SECONDS = 3 * 2**29, 120  # that a check may take
 IDLE = 20  # seconds after which the checking process ends
 
 # file format -> (offset, bytes) of which one must be there
@@ -80,13 +87,8 @@ def problem_of(path: str, allow_sparse: bool = False) -> str | None:
             return npy_problem(file, os.path.getsize(path))
     if file_format in ("zip", "tar", "gzip"):
         return archive_problem(path) or (npz_problem(path) if path.endswith(".npz") else None)
-    first = {"zarr": _zarr_problem, "netcdf3": _netcdf3_problem, "grib": _grib_problem}
+    first = {"zarr": chunks.zarr_problem, "netcdf3": _netcdf3_problem, "grib": _grib_problem}
     return first.get(file_format, lambda path: None)(path) or _xarray_problem(path, file_format, allow_sparse)
-
-
-def is_bomb(declared: int, stored: int) -> bool:
-    """Whether so many stored bytes cannot honestly be so many."""
-    return declared > LARGE and declared > RATIO * stored
 
 
 def _hdf5_problem(path: str, allow_sparse: bool) -> str | None:
@@ -94,6 +96,8 @@ def _hdf5_problem(path: str, allow_sparse: bool) -> str | None:
 
     with contextlib.suppress(ImportError):
         import hdf5plugin  # noqa: F401  further compressions, where they are installed
+    size = os.path.getsize(path)
+    sample = chunks.Sample()
     with h5py.File(path, "r") as file:
         waiting: list[Any] = [file]
         seen = {h5py.h5o.get_info(file.id).addr}
@@ -117,11 +121,14 @@ def _hdf5_problem(path: str, allow_sparse: bool) -> str | None:
                     declared = math.prod(item.shape or ()) * item.dtype.itemsize
                     if item.is_virtual or item.external:
                         return f"{place!r} is stored elsewhere; not read"
-                    if is_bomb(declared, item.id.get_storage_size()) and not allow_sparse:
-                        return f"{place!r} declares {declared} bytes and stores {item.id.get_storage_size()}; not read"
+                    stored = min(item.id.get_storage_size(), size)
+                    if chunks.is_bomb(declared, stored) and not allow_sparse:
+                        return f"{place!r} declares {declared} bytes and stores {stored}; not read"
+                    if problem := chunks.hdf5_chunk_problem(item, sample):
+                        return f"{place!r} {problem}"
                     if item.shape is not None and 0 not in item.shape:
                         item[(0,) * item.ndim]
-    return None
+        return next(filter(None, (chunks.hdf5_decoding_problem(*chunk) for chunk in sample)), None)
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
@@ -151,6 +158,8 @@ def npy_problem(file: IO[bytes], size: int) -> str | None:
 def npz_problem(path: str) -> str | None:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
+            if chunks.is_chunk_bomb(member.file_size, member.compress_size):
+                return f"{member.filename!r} unpacks {member.compress_size} bytes to {member.file_size}; not read"
             with archive.open(member) as file:
                 problem = npy_problem(file, member.file_size)
             if problem:
@@ -182,8 +191,8 @@ def archive_members(archive: Path, limit_bytes: int | None) -> Iterator[tuple[st
         if not plain:
             raise ValueError(f"{name!r} is a link or a device")
         total += size
-        if total > limit_bytes if limit_bytes is not None else is_bomb(total, stored):
-            raise ValueError(f"unpacks to more than {limit_bytes or max(LARGE, RATIO * stored)} bytes")
+        if total > limit_bytes if limit_bytes is not None else chunks.is_bomb(total, stored):
+            raise ValueError(f"unpacks to more than {limit_bytes or max(chunks.LARGE, chunks.RATIO * stored)} bytes")
         return name
 
     if file_format == "zip":
@@ -209,23 +218,6 @@ def archive_members(archive: Path, limit_bytes: int | None) -> Iterator[tuple[st
             yield archive.stem, packed  # type: ignore[misc]
 
 
-def _zarr_problem(path: str) -> str | None:
-    for folder, folders, names in os.walk(path):
-        for name in folders + names:
-            place = os.path.join(folder, name)
-            if os.path.islink(place):
-                return f"{place!r} is a link to elsewhere; not read"
-            if name in (".zarray", ".zmetadata", "zarr.json") and _names_pickle(json.loads(Path(place).read_text())):
-                return f"{place!r} asks for pickled objects; not read"
-    return None
-
-
-def _names_pickle(node: Any) -> bool:
-    if isinstance(node, dict):
-        return any(node.get(key) == "pickle" for key in ("id", "name")) or any(map(_names_pickle, node.values()))
-    return isinstance(node, list) and any(map(_names_pickle, node))
-
-
 def _xarray_problem(path: str, file_format: str, allow_sparse: bool) -> str | None:
     """Opens a file as xarray will, and compares what it declares with what it stores."""
     stored = file_state(path)[1]
@@ -237,11 +229,14 @@ def _xarray_problem(path: str, file_format: str, allow_sparse: bool) -> str | No
         raise
     with opened as dataset:
         for name, variable in dataset.variables.items():
-            if is_bomb(variable.nbytes, stored) and not allow_sparse:
+            if chunks.is_bomb(variable.nbytes, stored) and not allow_sparse:
                 return (
                     f"{name!r} declares {variable.nbytes} bytes, the file has {stored}; not read, unless "
                     "`allow_sparse` says that so little was written"
                 )
+            one = math.prod(variable.shape[-2:]) * variable.dtype.itemsize
+            if file_format in ("tiff", "grib") and chunks.is_chunk_bomb(one, stored):
+                return f"{name!r} declares maps of {one} bytes, the file has {stored}; not read"
     return None
 
 
@@ -331,14 +326,32 @@ def open_with_xarray(path: str, file_format: str, **options: Any) -> Any:
     return xarray.open_dataset(path, **options)
 
 
-def file_state(path: str | Path) -> tuple[str, int, int]:
-    """What a check holds for: path, size and time of change; of a folder the sum and the latest of its files."""
+def file_state(path: str | Path) -> tuple[Any, ...]:
+    """What a check holds for: path, size, times of change and of the entry, number, and a digest of the file's head,
+    middle and tail; of a folder the sum and the latest of its files, and a digest of their states."""
     path = os.path.abspath(path)
-    places = [path]
+    digest = hashlib.sha256()
     if os.path.isdir(path):
-        places = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
-    states = [os.lstat(place) if os.path.isdir(path) else os.stat(place) for place in places]
-    return path, sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
+        states = []
+        for folder, folders, names in os.walk(path):
+            folders.sort()
+            for name in sorted(names):
+                place = os.path.join(folder, name)
+                states.append(os.lstat(place))
+                digest.update(f"{place}\n{_entry(states[-1])}\n".encode("utf-8", "surrogateescape"))
+    else:
+        with open(path, "rb") as file:
+            states = [os.fstat(file.fileno())]
+            for start in (0, states[0].st_size // 2, max(states[0].st_size - 4096, 0)):
+                file.seek(start)
+                digest.update(file.read(4096))
+    total, latest = sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
+    changed = max((s.st_ctime_ns for s in states), default=0)
+    return path, total, latest, changed, os.stat(path).st_ino, digest.hexdigest()
+
+
+def _entry(state: os.stat_result) -> tuple[int, ...]:
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -351,7 +364,8 @@ def _serve() -> None:
     with contextlib.suppress(ImportError, ValueError):  # not Windows; the system has a lower limit, or none
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (4 * MEMORY, 4 * MEMORY))  # in which address space is no memory yet
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     while True:
         idle = threading.Timer(IDLE, os._exit, [0])
         idle.daemon = True
@@ -378,7 +392,6 @@ __all__ = [
     "archive_members",
     "archive_problem",
     "file_state",
-    "is_bomb",
     "format_of",
     "npy_problem",
     "npz_problem",

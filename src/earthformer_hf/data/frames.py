@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .file_checks import is_bomb
+from .chunk_checks import is_bomb, is_chunk_bomb
 
 
 class LazyFrames:
@@ -71,7 +71,8 @@ def decompressed(stored: dict[str, Any]) -> LazyFrames:
     size = dtype.itemsize * math.prod(shape)
 
     def read(numbers: range) -> np.ndarray:
-        if is_bomb(len(numbers) * size, sum(len(stored["frames"][frame]) for frame in numbers)):
+        lengths = [len(stored["frames"][frame]) for frame in numbers]
+        if is_bomb(len(numbers) * size, sum(lengths)) or any(is_chunk_bomb(size, length) for length in lengths):
             raise ValueError(f"{len(numbers)} stored frames declare {size} bytes each; not read.")
         frames = np.empty((len(numbers), *shape), dtype)
         for place, frame in enumerate(numbers):

@@ -3,7 +3,9 @@
 HDF5 is not a safe format. A crafted file crashes the library, reads other files of the host through links, external
 storage or virtual data sets (CVE-2026-1669), or declares shapes that no memory holds; so do crafted archives. A file
 is therefore opened in a child process first, of bounded memory and time, which this process survives; what passes is
-opened here. A file that has passed is checked again when its size or time of change differ.
+opened here. A chunk that decodes to more than it can honestly hold is found by the sizes that the file's index states;
+where these do not tell, chunks are decoded in the child, all of a small file and a sample of a large one. A file that
+has passed is checked again when its size, times, number in its file system, head, middle or tail differ.
 """
 
 import functools
@@ -95,24 +97,32 @@ def check_files(paths: Iterable[Any], allow_sparse: bool = False) -> dict[Any, s
     """
     problems = {}
     for path in paths:
-        try:
-            state = file_state(path)
-        except OSError:
-            problems[path] = "does not exist"
-            continue
-        key = (*state, allow_sparse)
-        if key not in _checked:
-            _checked[key] = _child.ask(state[0], allow_sparse)
-        problem = _checked[key]
-        if problem:
+        if problem := _problem_and_state(path, allow_sparse)[0]:
             problems[path] = problem
     return problems
 
 
-def _require_sound(path: str | Path, allow_sparse: bool = False) -> tuple[str, int, int]:
-    for problem in check_files([path], allow_sparse).values():
+def _problem_and_state(path: Any, allow_sparse: bool) -> tuple[str | None, tuple]:
+    try:
+        state = file_state(path)
+        key = (*state, allow_sparse)
+        if key not in _checked:
+            problem = _child.ask(state[0], allow_sparse)
+            if file_state(path) != state:
+                return "changed while it was checked", state
+            _checked[key] = problem
+    except FileNotFoundError:
+        return "does not exist", ()
+    except OSError as reason:
+        return f"cannot be read: {reason.strerror}", ()
+    return _checked[key], state
+
+
+def _require_sound(path: str | Path, allow_sparse: bool = False) -> tuple:
+    problem, state = _problem_and_state(path, allow_sparse)
+    if problem:
         raise ValueError(f"{path}: {problem}.")
-    return file_state(path)
+    return state
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -130,13 +140,17 @@ def open_hdf5(path: str | Path, allow_sparse: bool = False) -> Any:
 
 
 @functools.lru_cache(128)
-def _open_hdf5(process: int, state: tuple[str, int, int]) -> Any:
+def _open_hdf5(process: int, state: tuple) -> Any:
     """`process` keeps the handles of a fork's parent apart."""
     import h5py
 
     if problem := _wrong_format(state[0], "hdf5"):
         raise ValueError(problem)
-    return h5py.File(state[0], "r")
+    file = h5py.File(state[0], "r")
+    if file_state(state[0]) != state:
+        file.close()
+        raise ValueError(f"{state[0]}: changed while it was opened.")
+    return file
 
 
 def _wrong_format(path: str | Path, *file_formats: str) -> str | None:

@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from transformers.utils import logging
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from .events import ARRAYS, CACHE, HOSTED_FEATURES, Facts, as_event, builder_of, place_of
 from .frames import compressed
+from .references import signed, verified
 
 
 logger = logging.get_logger(__name__)
@@ -127,7 +128,8 @@ def prepare(
 
 def _facts_of(table: datasets.Dataset) -> Facts:
     good = (row for row in table if not row.get("problem"))
-    reference = json.loads(next(good, table[0]).get("reference") or "{}")
+    row = next(good, table[0])
+    reference = verified(row["reference"]) if row.get("reference") else {}
     if reference.get("source", CACHE) == CACHE:
         raise ValueError("`facts` must be given for tables that do not refer to a source.")
     return builder_of(reference["source"]).facts_of(reference)
@@ -173,20 +175,20 @@ def _write_shard(table: datasets.Dataset, path: Path, feature_extractor: dict[st
     schema = HOSTED_FEATURES.arrow_schema
     with pq.ParquetWriter(part, schema, compression="none", use_dictionary=False) as writer:
         for row in table:
-            try:
-                event = event_in_memory(row)
-                missing = missing_values(event, extractor)
-                if missing == event["values"].size:
-                    raise ValueError(f"{place_of(row)}: none of its values was observed.")
-            except ValueError as reason:
-                record["problems"].append(f"{record['split']}, {reason}")
-                continue
-            rows.append(_hosted_row(row, event, missing))
-            record["events"] += 1
-            record["frames"] += row["length"]
-            record["values"] += event["values"].size
-            record["missing"] += missing
-            waiting += event["values"].nbytes
+            for usable, event in _usable_parts(row, record):
+                try:
+                    missing = missing_values(event, extractor)
+                    if missing == event["values"].size:
+                        raise ValueError(f"{place_of(usable)}: none of its values was observed.")
+                except ValueError as reason:
+                    record["problems"].append(f"{record['split']}, {reason}")
+                    continue
+                rows.append(_hosted_row(usable, event, missing))
+                record["events"] += 1
+                record["frames"] += usable["length"]
+                record["values"] += event["values"].size
+                record["missing"] += missing
+                waiting += event["values"].nbytes
             if waiting >= _ROW_GROUP:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows, waiting = [], 0
@@ -198,6 +200,24 @@ def _write_shard(table: datasets.Dataset, path: Path, feature_extractor: dict[st
     record_path.parent.mkdir(exist_ok=True)
     record_path.write_text(json.dumps(record))
     return record
+
+
+def _usable_parts(row: dict[str, Any], record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """A row and its event in memory; where a file of it is damaged, those of what is left."""
+    try:
+        yield row, event_in_memory(row)
+        return
+    except ValueError as reason:
+        problem = str(reason)
+    parts: list[dict[str, Any]] = []
+    problems: list[str] = []
+    with suppress(ValueError):  # not of this machine
+        reference = verified(row.get("reference"))
+        if reference["source"] != CACHE and not row.get("problem"):
+            parts, problems = builder_of(reference["source"]).without_damage(row)
+    record["problems"] += [f"{record['split']}, {text}" for text in problems or [problem]]
+    for part in parts if problems else []:
+        yield from _usable_parts(part, record)
 
 
 def _hosted_row(row: dict[str, Any], event: dict[str, Any], missing: int) -> dict[str, Any]:
@@ -310,7 +330,7 @@ def cached(
             references.append({"source": CACHE, "path": str(path), "first": first, "length": length})
     rows = table.select_columns(["id", "length", "time", "geo"])
     rows.info.builder_name = CACHE
-    return rows.add_column("reference", [json.dumps(reference) for reference in references])
+    return rows.add_column("reference", [signed(reference) for reference in references])
 
 
 def _write_arrays(table: datasets.Dataset, folder: Path) -> None:

@@ -125,15 +125,18 @@ def tiles(
     if isinstance(sources, str):
         raise ValueError(f"`sources` must be a list of prefixes, got {sources!r}.")
     rows = []
-    for name, group in open_hdf5(path).items():
+    file = open_hdf5(path)
+    for name, group in file.items():
         if not name.startswith(tuple(sources)) or f"tiles_{split}" not in group:
             continue
         if not {"code", "time"} <= set(group) or not {"tile_size", "dt_minutes"} <= set(group.attrs):
             raise ValueError(f"{path}, {name!r} must hold `code` and `time`, and state tile_size and dt_minutes.")
-        time = np.array([text.decode().rstrip("Z") for text in group["time"][:]], dtype="datetime64[s]")
-        spacing = {} if "pixel" not in group.attrs else {"grid_spacing": _spacing(group.attrs["pixel"])}
-        size, minutes = int(group.attrs["tile_size"]), int(group.attrs["dt_minutes"])
-        origins, shape = [(int(y), int(x)) for y, x in group[f"tiles_{split}"][:]], (size, size)
+        try:
+            time, origins, size, minutes = _checked_group(file, group, split)
+            spacing = {} if "pixel" not in group.attrs else {"grid_spacing": _spacing(group.attrs["pixel"])}
+        except Exception as reason:  # whatever a crafted file may hold
+            raise ValueError(f"{path}, {name!r}: {reason}.") from reason
+        shape = (size, size)
         if tile is not None and origins:
             if others := [other for other in group if other.startswith("tiles_") and other != f"tiles_{split}"]:
                 raise ValueError(f"`tile` needs a mosaic of one split, {name!r} of {path} holds {others} as well.")
@@ -152,6 +155,33 @@ def tiles(
                 }
             )
     return rows
+
+
+def _checked_group(file: Any, group: Any, split: str) -> tuple[np.ndarray, list[tuple[int, int]], int, int]:
+    """The times (T,), the tiles' origins, their size and the minutes of a step of a source.
+
+    Raises:
+        ValueError: its parts do not fit each other.
+    """
+    code, times, tiles = group["code"], group["time"], group[f"tiles_{split}"]
+    size, minutes = int(group.attrs["tile_size"]), int(group.attrs["dt_minutes"])
+    if size < 1 or minutes < 1:
+        raise ValueError(f"tile_size and dt_minutes must be at least 1, got {size} and {minutes}")
+    if code.ndim != 3 or code.dtype != np.uint8 or times.shape != code.shape[:1]:
+        raise ValueError(
+            f"`code` must be uint8 (T, H, W) for the (T,) of `time`, got {code.dtype} {code.shape} and {times.shape}"
+        )
+    if "vil_lut" not in file or file["vil_lut"].shape != (256,) or file["vil_lut"].dtype != np.uint8:
+        raise ValueError("needs the data set 'vil_lut' of the file, uint8 (256,)")
+    if tiles.size and (tiles.ndim != 2 or tiles.shape[1] != 2):
+        raise ValueError(f"{tiles.name!r} must be rows of y and x, got {tiles.shape}")
+    origins = [(int(y), int(x)) for y, x in tiles[:]] if tiles.size else []
+    height, width = code.shape[1:]
+    for y, x in origins:
+        if not (0 <= y <= height - size and 0 <= x <= width - size):
+            raise ValueError(f"the tile at ({y}, {x}) of {size} pixels lies beyond the mosaic of {height} x {width}")
+    time = np.array([text.decode().rstrip("Z") for text in times[:]], dtype="datetime64[s]")
+    return time, origins, size, minutes
 
 
 def _spacing(pixel: str) -> str:
