@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -339,6 +340,7 @@ class Handler(BaseHTTPRequestHandler):
         if interrupted:
             self.rfile.read(int(self.headers["Content-Length"]) // 2)
             os.kill(self.hub.interrupt, signal.SIGINT)
+            time.sleep(1)  # else the broken connection is an error before the interrupt is
             self.close_connection = True
             return
         data = self.body()

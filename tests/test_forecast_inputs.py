@@ -296,10 +296,17 @@ def test_make_passes_a_path_as_it_is(tmp_path):
     options = [f"BIN={tmp_path / 'bin'}", f"STAMP={tmp_path / 'installed'}"]
     for path in ("a b/it's (1).nc", "plain.npy"):
         result = subprocess.run(
-            ["make", "forecast", *options, f"INPUT={path}"], capture_output=True, text=True, cwd=ROOT
+            ["make", "--no-print-directory", "forecast", *options, f"INPUT={path}"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
         )
         assert result.returncode == 0 and result.stdout == f"<examples/forecast.py><--input><{path}>"
-    result = subprocess.run(["make", "forecast", *options], capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(
+        ["make", "--no-print-directory", "forecast", *options], capture_output=True, text=True, cwd=ROOT
+    )
     assert result.stdout == "<examples/forecast.py>"
-    failed = subprocess.run(["make", "forecast", *options, "CODE=1"], capture_output=True, text=True, cwd=ROOT)
+    failed = subprocess.run(
+        ["make", "--no-print-directory", "forecast", *options, "CODE=1"], capture_output=True, text=True, cwd=ROOT
+    )
     assert failed.returncode != 0 and "Error 1" in failed.stderr
