@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from test_hosted import FACTS, encode, event, table_of
-from test_source_folder import frames, needs
+from test_source_folder import dataset, frames, needs
 from tiny import ROOT
 
 from earthformer_hf import windows
@@ -255,6 +255,56 @@ def test_a_cut_geotiff(folder):
     problems, found = prepared(folder, name_time="r_%H.tif")
     assert found == {"r_00.tif:0": [0, 1], "r_03.tif:0": [3]}
     assert len(problems) == 1 and "r_02.tif" in problems[0]
+
+
+def test_a_damaged_chunk_is_of_its_file_and_costs_no_other(folder):
+    for number, name in enumerate("abcde"):
+        packed(folder / f"{name}.nc", dataset(3 * number, 3))
+    damage(folder / "c.nc")
+    problems, found = prepared(folder)
+    assert found == {"a.nc:0": list(range(6)), "d.nc:0": list(range(9, 15))}
+    assert len(problems) == 1 and str(folder / "c.nc") in problems[0]
+    assert not any(f"{name}.nc" in problems[0] for name in "abde")
+
+
+def test_a_damaged_copy_leaves_the_other(folder):
+    packed(folder / "a.nc", dataset(0, 6))
+    packed(folder / "b.nc", dataset(3, 6))  # three frames of both, of which the last of a.nc is damaged
+    damage(folder / "a.nc")
+    problems, found = prepared(folder)
+    assert found == {"b.nc:0": list(range(3, 9))}
+    assert len(problems) == 1 and str(folder / "a.nc") in problems[0] and "b.nc" not in problems[0]
+
+
+@needs("zarr")
+def test_a_damaged_chunk_of_zarr(folder):
+    for first in (0, 3, 6):
+        dataset(first, 3).to_zarr(folder / f"{first}.zarr", encoding={"rain": {"chunks": (1, 4, 6)}}, zarr_format=2)
+    (folder / "3.zarr" / "rain" / "2.0.0").write_bytes(b"damaged")
+    problems, found = prepared(folder)
+    assert found == {"0.zarr:0": [0, 1, 2], "6.zarr:0": [6, 7, 8]}
+    assert len(problems) == 1 and str(folder / "3.zarr") in problems[0]
+
+
+def test_odd_arrays(folder):
+    """Of types, shapes and headers that no map has."""
+    for hour in range(2):
+        np.save(folder / f"{hour:02d}.npy", frames(hour, 1)[0])
+    odd = {
+        "02": np.zeros((4, 6), [("a", "f4")]), "03": np.array(1.0), "04": np.zeros((0, 4, 6)),
+        "05": np.zeros((4, 6), "M8[s]"), "06": np.zeros((4, 6), "c8"), "07": np.zeros((4, 6), "S3"),
+        "08": np.zeros((4, 6), object), "09": np.zeros((2, 2, 2, 2, 2)), "10": np.zeros((4, 0)),
+        "11": np.full((4, 6), np.nan), "14": np.zeros((4, 6), np.longdouble),
+    }  # fmt: skip
+    for name, array in odd.items():
+        np.save(folder / f"{name}.npy", array)
+    (folder / "12.npy").write_bytes(b"\x93NUMPY\x01\x00" + b"\xff" * 40)
+    (folder / "13.npy").write_bytes(b"")
+    np.save(folder / "15.npy", np.asfortranarray(frames(15, 1)[0]).astype(">f8"))
+    problems, found = prepared(folder, name_time="%H.npy", time_step="1h")
+    expected = sorted([*odd, "12", "13"])
+    assert [sum(f"{name}.npy" in problem for problem in problems) for name in expected] == [1] * len(expected)
+    assert found == {"00.npy:0": [0, 1], "15.npy:0": [15]}
 
 
 # -- open radar -------------------------------------------------------------------------------------------------------

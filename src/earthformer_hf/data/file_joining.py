@@ -98,7 +98,8 @@ def _same_places(one: list[float], other: list[float]) -> bool:
 def without_copies(
     group: list[dict[str, Any]], read: Callable[[dict[str, Any], int], np.ndarray]
 ) -> tuple[dict[str, str], list[Frame]]:
-    """The frames of files in the order of time, one copy of each; and path -> problem of files that contradict."""
+    """The frames of files in the order of time, one copy of each; and path -> problem of files that contradict, or
+    that `read` cannot read (a ValueError)."""
     problems: dict[str, str] = {}
     while True:
         found, copies, kept = _one_pass(group, read, problems)
@@ -133,7 +134,13 @@ def _one_pass(
         paths = group[other]["path"], group[n]["path"]
         if paths[0] in problems and paths[1] in problems:
             continue
-        if np.array_equal(read(group[other], other_frame), read(group[n], frame), equal_nan=True):
+        values = []
+        for number, place in ((other, other_frame), (n, frame)):
+            try:
+                values.append(read(group[number], place))
+            except ValueError as reason:  # what others hold at its times is then no copy
+                return {group[number]["path"]: str(reason)}, {}, []
+        if np.array_equal(values[0], values[1], equal_nan=True):
             copies[paths] = copies.get(paths, 0) + 1
             continue
         for path, against in (paths, paths[::-1]):

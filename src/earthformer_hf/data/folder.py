@@ -32,6 +32,7 @@ from .file_search import ENDINGS, find_files, is_zarr_store, list_files
 from .file_times import UNDECODED, most_common_step, parsed_step
 from .frames import LazyFrames
 from .gridded_file import GriddedFile, check_values, gridded_file
+from .references import signed, verified
 from .tiles import tile_corners
 
 
@@ -61,7 +62,7 @@ class FolderConfig(EventConfig):
         start: of files without dates that can be decoded, such as "2020-01-01T12:00".
         name_time: the start as it stands in the files' names, for `datetime.strptime`: "radar_%Y%m%d%H%M.tif".
         follow_links: also to files and folders outside the folder.
-        allow_sparse: also read files that declare more than 4 GiB and a thousand times what they store.
+        allow_sparse: also read files that declare more than 1 GiB and a thousand times what they store.
         coarsen: average squares of so many pixels, of the observed ones if they are half of a square or more; dBZ in
             rain rates, by Z = 200 R^1.6 (Marshall and Palmer, 1948). Rows and columns that fill no square are cut.
         crop: first row, end row, first column and end column of the (coarsened) grid, to read no more of it.
@@ -198,12 +199,40 @@ class Folder(EventBuilder):
                 inside = [first + frame - before for frame in numbers if before <= frame < before + stop - first]
                 if inside:
                     where = slice(inside[0], inside[-1] + 1, numbers.step)
-                    values = _read(path, layout, where, tile)
+                    values = _read_named(path, layout, where, tile)
                     pieces.append(values.astype(reference["dtype"], copy=False))
                 before += stop - first
             return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
 
         return {"values": LazyFrames((length, *reference["shape"]), reference["dtype"], frames)}
+
+    @classmethod
+    def without_damage(cls, row: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+        """The stretches between files that cannot be read, each file read on its own."""
+        reference, geo = verified(row["reference"]), json.loads(row["geo"])
+        root = reference["parts"][0][0].removesuffix(geo["file"])
+        tile = row["id"].removeprefix(geo["file"]).split(":", 2)[2:]  # behind the first frame's number
+        problems: list[str] = []
+        stretches: list[tuple[int, list]] = []  # first frame of the row, and parts
+        before, goes_on = 0, False
+        for part in reference["parts"]:
+            try:
+                cls.read(reference | {"parts": [part]})["values"][:]
+            except ValueError as reason:
+                problems.append(str(reason).removeprefix("frames: "))
+                goes_on = False
+            else:
+                stretches = stretches if goes_on else [*stretches, (before, [])]
+                stretches[-1][1].append(part)
+                goes_on = True
+            before += part[2] - part[1]
+        rows = []
+        for first, parts in stretches:
+            name, length = parts[0][0].removeprefix(root), sum(end - begin for _, begin, end in parts)
+            known = {"id": ":".join([name, str(parts[0][1]), *tile]), "length": length}
+            known |= {"time": row["time"][first : first + length], "geo": json.dumps(geo | {"file": name})}
+            rows.append(row | known | {"reference": signed(reference | {"parts": parts})})
+        return rows, list(dict.fromkeys(problems))
 
     # -- what the folder holds ------------------------------------------------------------------------------------
 
@@ -272,7 +301,7 @@ class Folder(EventBuilder):
         return sorted(stretches, key=lambda stretch: stretch["time"][0]), problems
 
     def _frame(self, file: dict[str, Any], frame: int) -> np.ndarray:
-        return _read(
+        return _read_named(
             file["path"], self.config.layout, slice(frame, frame + 1), (0, file["shape"][0], 0, file["shape"][1])
         )
 
@@ -333,8 +362,9 @@ def from_folder(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _changed(path: str | Path) -> int:
-    return os.stat(path).st_mtime_ns
+def _changed(path: str | Path) -> str:
+    state = os.stat(path)
+    return f"{state.st_ino} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
 
 
 def _listed(config: FolderConfig, path: Path) -> dict[str, Any]:
@@ -369,6 +399,19 @@ def _read(path: str, layout: dict[str, Any], frames: slice, tile: Sequence[int])
     except Exception as reason:  # whatever a damaged file may cause
         raise ValueError(f"{path}, frames {frames.start} to {frames.stop - 1}: {reason}") from reason
     return values if factor == 1 else coarsened(values, factor, grid.decibels)
+
+
+def _read_named(path: str, layout: dict[str, Any], frames: slice, tile: Sequence[int]) -> np.ndarray:
+    """The same.
+
+    Raises:
+        ValueError: the file cannot be read; it is named.
+    """
+    try:
+        return _read(path, layout, frames, tile)
+    except Exception as reason:  # whatever a damaged file may cause
+        text = " ".join(str(reason).split()) or type(reason).__name__
+        raise ValueError(text if path in text else f"{path}: {text}") from reason
 
 
 def coarsened(values: np.ndarray, factor: int, decibels: list[bool]) -> np.ndarray:

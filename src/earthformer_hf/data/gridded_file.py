@@ -95,7 +95,7 @@ class GriddedFile:
 
 
 @lru_cache(32)
-def gridded_file(process: int, path: str, changed: int, layout: str) -> GriddedFile:
+def gridded_file(process: int, path: str, changed: str, layout: str) -> GriddedFile:
     """`process` keeps the handles of a fork's parent apart."""
     return GriddedFile(path, json.loads(layout))
 
@@ -183,7 +183,7 @@ def _one_variable(dataset: Any, name: str, path: str, layout: dict[str, Any]) ->
         array = dataset[name].sel(select) if select else dataset[name]
     except (KeyError, ValueError) as reason:
         raise ValueError(f"`select`: {name!r} of {path} has no {select}: {reason}.") from None
-    if array.dtype.kind not in "buif":
+    if array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
         raise ValueError(f"`variable`: {name!r} of {path} must hold real numbers, got {array.dtype}.")
     order = _dimensions(dataset, array, layout["dims"], f"{name!r} of {path}")
     if not order[0]:
