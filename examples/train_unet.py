@@ -6,7 +6,6 @@ OUTPUT_DIR holds a whole pipeline, ready for `PreDiffPipeline.from_pretrained`, 
 of its ensembles.
 """
 
-import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +95,7 @@ def main():
         PreDiffPipeline(vae, model.unet, scheduler, feature_extractor=extractor).save_pretrained(arguments.output_dir)
 
     def figure_of(model):
-        pipeline = PreDiffPipeline(vae, model.unet, copy.deepcopy(scheduler))  # sampling changes a scheduler
+        pipeline = PreDiffPipeline(vae, model.unet, scheduler)
         pipeline.set_progress_bar_config(disable=True)
 
         def forecast_of(inputs):

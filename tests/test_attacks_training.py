@@ -9,24 +9,14 @@ from functools import partial
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from test_runs import arguments, assert_equal_runs, run_forked, spoil
-from training_run import Options, tiny_run, write_items
+from training_run import Options, tiny_run
 
 from earthformer_hf.training import DataArguments, LatentArguments, TrainingArguments
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def data(tmp_path):
-    write_items(tmp_path / "data")
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 class Malicious:

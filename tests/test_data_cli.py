@@ -223,3 +223,13 @@ def test_options_may_hold_brackets_and_what_is_done_anyway(tmp_path):
     options = ("-o", "pattern=[a-c]*.nc", "-o", "keep_bad=true", "-o", "fractions=[1, 0, 0]")
     result = run("info", "folder", "--data-dir", tmp_path / "files", *options)
     assert result.exit_code == 0 and "1 events, 3 frames" in result.output, result.output
+
+
+def test_info_says_what_the_events_of_a_folder_are(tmp_path):
+    (tmp_path / "files").mkdir()
+    time = np.datetime64("2020-01-01", "ns") + np.arange(4) * np.timedelta64(5, "m")
+    places = {name: (name, 3000.0 * np.arange(6), {"units": "m"}) for name in "yx"}
+    values = xr.DataArray(np.ones((4, 6, 6)), dims=("time", "y", "x"), attrs={"units": "mm/h"})
+    values.assign_coords(time=time, **places).to_dataset(name="rate").to_netcdf(tmp_path / "files/a.nc")
+    result = run("info", "folder", "--data-dir", tmp_path / "files/a.nc", "-o", "fractions=[1, 0, 0]")
+    assert result.exit_code == 0 and "in mm/h, 6 x 6 pixels, grid spacing 3 km, time step 5m" in result.output

@@ -139,3 +139,33 @@ def test_nodes_beyond_a_regional_source_are_missing(tmp_path):
         assert not known.sel(lat=60, lon=0) and not known.sel(lat=-30, lon=120) and known.sel(lat=-30, lon=125)
     with pytest.raises(ValueError, match="`target` must be another file than the source"):
         sst_anomalies(tmp_path / "in.nc", tmp_path / "in.nc", (2000, 2001))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"coarsen": 0},
+        {"coarsen": 2.5},
+        {"tile": 2},
+        {"tile": (8,)},
+        {"stride": 1},
+        {"crop": (0, 2)},
+        {"crop": (0, 2, 0, 2.5)},
+        {"pattern": ["a"]},
+        {"series": "("},
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_name(tmp_path, options):
+    write(tmp_path / "files/a.nc", np.ones((3, 2, 2)))
+    with pytest.raises(ValueError, match=f"^`{next(iter(options))}` must be "):
+        events(tmp_path, tmp_path / "files", **options)
+
+
+def test_a_damaged_file_and_its_frames_are_named(tmp_path):
+    write(tmp_path / "files/a.nc", np.ones((3, 2, 2)))
+    write(tmp_path / "files/b.nc", np.ones((3, 2, 2)), first=3)
+    (event,) = events(tmp_path, tmp_path / "files")
+    (tmp_path / "files/b.nc").write_bytes(b"no NetCDF")
+    with pytest.raises(ValueError, match="b.nc") as refused:
+        event["values"][2:5]
+    assert str(refused.value).count("b.nc") == 1

@@ -22,14 +22,11 @@ from earthformer_hf.data.events import Events
 from earthformer_hf.data.hosted import prepare
 from earthformer_hf.data.latents import EncodedWindows
 from earthformer_hf.data.tiles import Tiles, tile_corners
-from earthformer_hf.training import DataArguments, TrainingArguments, load_windows
+from earthformer_hf.training import DataArguments, LatentArguments, TrainingArguments, load_latents, load_windows
 from earthformer_hf.training.distributed import join_processes
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def rain_of(number, frames=24, height=16, width=20):
@@ -405,3 +402,18 @@ def test_a_recipe_stops_at_an_unobserved_window_when_asked(tmp_path):
     strict, _ = load_windows(DataArguments("folder", str(folder), on_missing="stop"), extractor(), (3, 2), 0)
     with pytest.raises(ValueError, match="nothing was observed in the (context|future) of"):
         [strict[n] for n in range(60)]
+
+
+def test_latents_do_not_depend_on_where_the_files_lie(tmp_path):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    blocks = ["DownEncoderBlock2D"], ["UpDecoderBlock2D"], [8]
+    vae = AutoencoderKL(1, 1, *blocks, latent_channels=2, norm_num_groups=4).eval()
+    arguments = LatentArguments(latents=str(tmp_path / "latents"), encoded_windows=4)
+    digests = []
+    for name, seed in (("one", 0), ("moved", 0), ("other", 1)):
+        folder = write_rain(tmp_path / name, rain_of(seed, 60))
+        data = DataArguments("folder", str(folder), cache_dir=str(tmp_path / f"cache-{name}"))
+        digests.append(load_latents(data, arguments, extractor(), vae, (3, 2))[0].digest)
+    assert digests[0] == digests[1] != digests[2]

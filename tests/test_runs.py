@@ -17,7 +17,7 @@ from tiny import ROOT
 from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from training_run import Items, Options, in_children, tiny_run, write_items
+from training_run import Items, Options, in_children, tiny_run
 
 from earthformer_hf import EarthformerForPrediction, sharing
 from earthformer_hf.sharing.cards import write_card
@@ -26,16 +26,7 @@ from earthformer_hf.training.distributed import load_gathered
 from earthformer_hf.training.seeds import derive_seed
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def data(tmp_path):
-    write_items(tmp_path / "data")
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def arguments(folder, **changes) -> TrainingArguments:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from local_hub import USER, LocalHub
 from safetensors.torch import load_file
@@ -26,10 +25,7 @@ from earthformer_hf.training.optimization import Muon, optimizers_of, orthogonal
 FIXTURES = ROOT / "tests/fixtures/parity"
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def test_intensity_weighted_loss():

@@ -264,6 +264,15 @@ def push_data_command(
     typer.echo(str(push(folder, repo_id, private, token)))
 
 
+def measured(event: dict[str, Any], units: str) -> str:
+    """Units, size, grid spacing and time step of an event, as it states them; `units` are the source's."""
+    from .data.measures import spacing_of, step_of
+
+    geo, size = event["geo"], " x ".join(map(str, event["values"].shape[1:]))
+    step = step_of(event["time"], geo)
+    return f"in {geo.get('units', units)}, {size} pixels, grid spacing {spacing_of(geo)}, time step {step}"
+
+
 @data_app.command("info")
 @fails_in_one_line
 def info_command(
@@ -300,6 +309,8 @@ def info_command(
         unusable = f", {len(table) - len(usable)} events cannot be used" if len(usable) < len(table) else ""
         counts = f"{len(usable)} events, {sum(usable['length'][:])} frames{unusable}"
         typer.echo(f"{split + ':':20s}{counts}; {missing:.3%} missing in the first {len(events)}")
+        for words in sorted({measured(event, facts.units) for event in events}):
+            typer.echo(f"{'':20s}{words}")
         for row in table.filter(bool, input_columns="problem"):
             typer.echo(f"  {row['id']}: {row['problem']}")
         usable_events += len(usable)

@@ -4,7 +4,6 @@ A builder's table has a row per event, and the frames stay in the source's files
 terabyte is ready in seconds and never copied. A hosted table (`hosted.py`) holds the frames themselves.
 """
 
-import difflib
 import hashlib
 import importlib
 import inspect
@@ -12,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.compute as pc
 from transformers.utils import logging
 
+from ..configuration_earthformer import nearest_name
 from .frames import LazyFrames, decompressed
 from .references import key, read_cache, signed, verified
 
@@ -184,8 +185,10 @@ def usable(table: datasets.Dataset, name: str) -> datasets.Dataset:
         table: of a source with `keep_bad`, or any other, which is returned as it is.
         name: of the source, for the log.
     """
+    if "problem" not in table.column_names:
+        return table
     table = table.with_format(None)
-    problems = table["problem"][:] if "problem" in table.column_names else [""] * len(table)
+    problems = table["problem"][:]
     for index in (index for index, problem in enumerate(problems) if problem):
         logger.warning(f"{name}: left out {table[index]['id']}: {problems[index]}")
     return table.select([index for index, problem in enumerate(problems) if not problem])
@@ -208,7 +211,7 @@ class Events(Sequence):
         self.lengths: list[int] = pc.list_value_length(times).fill_null(0).to_pylist()
         self.known: dict[int, dict] = {}  # views of memory maps are kept: making them takes as long as reading them
 
-    @property
+    @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
         """(T, H, W) or (T, H, W, C) of every event, without reading frames."""
         if "reference" in self.table.column_names:
@@ -338,8 +341,8 @@ def builder_of(name: str) -> type[EventBuilder]:
         ValueError: no source has that name.
     """
     if name not in SOURCES:
-        close = difflib.get_close_matches(name, SOURCES, n=1)
-        guess = f" Did you mean {close[0]!r}?" if close else ""
+        close = nearest_name(name, SOURCES)
+        guess = f" Did you mean {close!r}?" if close else ""
         raise ValueError(f"`name` must be one of {sorted(SOURCES)}, got {name!r}.{guess}")
     module, class_name = SOURCES[name]
     return getattr(importlib.import_module(f".{module}", __package__), class_name)
@@ -448,12 +451,20 @@ def options_of(builder_class: type[EventBuilder]) -> set[str]:
     return names[0] - names[1]
 
 
+@lru_cache(1)
+def digest_of_code() -> str:
+    """SHA-256 of the modules of this folder, which read files."""
+    digest = hashlib.sha256()
+    for module in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(module.read_bytes())
+    return digest.hexdigest()
+
+
 def _fingerprint(builder_class: type[EventBuilder], files: Iterator[str]) -> str:
     """What a kept table depends on: the code that reads files, and names, sizes and times of the files."""
     digest = hashlib.sha256(inspect.getsource(inspect.getmodule(builder_class)).encode())  # type: ignore[arg-type]
     digest.update(hashlib.sha256(key()).digest())  # under which references were made
-    for module in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(module.read_bytes())
+    digest.update(digest_of_code().encode())
     for path in sorted(files):
         status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere
         digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -474,6 +485,7 @@ __all__ = [
     "as_events",
     "builder_of",
     "check_origin",
+    "digest_of_code",
     "find_data_dir",
     "is_source",
     "load_dataset",

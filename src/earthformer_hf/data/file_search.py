@@ -70,7 +70,7 @@ def list_files(
         known = json.loads(cache.read_text())
     except (OSError, ValueError):
         known = {}
-    states = {path: list(file_state(path)[1:]) if path.exists() else None for path in paths}
+    states = {path: _state(path) for path in paths}
     new = [path for path in paths if known.get(str(path), [None])[0] != states[path] or states[path] is None]
     workers = min(8, os.cpu_count() or 1) if len(new) >= 100 else 1
     with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
@@ -85,6 +85,14 @@ def list_files(
         part.write_text(json.dumps({path: [states[Path(path)], entry] for path, entry in good.items()}))
         part.replace(cache)
     return list(entries.values())
+
+
+def _state(path: Path) -> list[Any] | None:
+    """What an entry holds for; None of a file that cannot be read, which is asked each time."""
+    try:
+        return list(file_state(path)[1:])
+    except OSError:
+        return None
 
 
 def _walk(

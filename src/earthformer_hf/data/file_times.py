@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import one_line
+
 
 FILL_VALUES = 9e36  # what the library writes where nothing was written is 9.97e36
 CALENDAR_UNITS = {"month": "M", "months": "M", "year": "Y", "years": "Y", "common_year": "Y", "common_years": "Y"}
@@ -31,7 +33,7 @@ def decode_times(dataset: Any) -> Any:
                 {"standard_name": variable.attrs.get("standard_name", "time")},
             )
         except Exception as reason:  # whatever units and calendars files may state
-            decoded = (variable.dims, variable.values, variable.attrs | {UNDECODED: " ".join(str(reason).split())})
+            decoded = (variable.dims, variable.values, variable.attrs | {UNDECODED: one_line(reason)})
         if name in dataset.dims or name in dataset.coords:
             dataset = dataset.assign_coords({name: decoded})
         else:

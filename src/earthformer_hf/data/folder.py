@@ -17,6 +17,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,7 +27,9 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from .events import EventBuilder, EventConfig, Facts, load_dataset
+from ..errors import one_line
+from .coarsening import coarsened
+from .events import EventBuilder, EventConfig, Facts, digest_of_code, load_dataset
 from .file_joining import cut_at_gaps, parts_between, same_series_and_grid, series_of, without_copies
 from .file_search import ENDINGS, find_files, is_zarr_store, list_files
 from .file_times import UNDECODED, most_common_step, parsed_step
@@ -96,6 +99,18 @@ class FolderConfig(EventConfig):
         super().__post_init__()
         if self.data_dir is not None and (Path(self.data_dir).is_file() or is_zarr_store(self.data_dir)):  # one file
             self.pattern, self.data_dir = glob.escape(Path(self.data_dir).name), str(Path(self.data_dir).parent)
+        if not isinstance(self.coarsen, int) or self.coarsen < 1:
+            raise ValueError(f"`coarsen` must be a whole number of at least 1, got {self.coarsen!r}.")
+        for name, length in (("crop", 4), ("tile", 2), ("stride", 2)):
+            value = getattr(self, name)
+            if value is not None and not _are_whole(value, length):
+                raise ValueError(f"`{name}` must be {length} whole numbers, got {value!r}.")
+        if self.pattern is not None and not isinstance(self.pattern, str):
+            raise ValueError(f"`pattern` must be text, got {self.pattern!r}.")
+        try:
+            re.compile(self.series or "")
+        except (TypeError, re.error) as reason:
+            raise ValueError(f"`series` must be a regular expression, got {self.series!r}: {reason}.") from None
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -116,6 +131,10 @@ class FolderConfig(EventConfig):
             ValueError: a crop or tile that does not fit the grid.
         """
         return tile_corners(shape, self.crop, self.tile, self.stride)
+
+
+def _are_whole(value: Any, length: int) -> bool:
+    return isinstance(value, Sequence) and len(value) == length and all(type(number) is int for number in value)
 
 
 class Folder(EventBuilder):
@@ -199,7 +218,7 @@ class Folder(EventBuilder):
                 inside = [first + frame - before for frame in numbers if before <= frame < before + stop - first]
                 if inside:
                     where = slice(inside[0], inside[-1] + 1, numbers.step)
-                    values = _read_named(path, layout, where, tile)
+                    values = _read(path, layout, where, tile)
                     pieces.append(values.astype(reference["dtype"], copy=False))
                 before += stop - first
             return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
@@ -258,10 +277,9 @@ class Folder(EventBuilder):
     def _listing_cache(self) -> Path:
         """Where the listing of this folder under these options is kept."""
         options = {name: value for name, value in vars(self.config).items() if name not in ("version", "data_files")}
-        digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
-        for module in sorted(Path(__file__).parent.glob("*.py")):  # the code that reads files
-            digest.update(module.read_bytes())
-        return Path(self._cache_dir_root) / "earthformer_hf_listings" / f"{digest.hexdigest()[:16]}.json"
+        text = json.dumps(options, sort_keys=True, default=str) + digest_of_code()
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return Path(self._cache_dir_root) / "earthformer_hf_listings" / f"{digest}.json"
 
     @property
     def bad(self) -> list[dict[str, Any]]:
@@ -301,7 +319,7 @@ class Folder(EventBuilder):
         return sorted(stretches, key=lambda stretch: stretch["time"][0]), problems
 
     def _frame(self, file: dict[str, Any], frame: int) -> np.ndarray:
-        return _read_named(
+        return _read(
             file["path"], self.config.layout, slice(frame, frame + 1), (0, file["shape"][0], 0, file["shape"][1])
         )
 
@@ -382,7 +400,7 @@ def _listed(config: FolderConfig, path: Path) -> dict[str, Any]:
         known |= {"name": str(name), "series": list(series_of(name, config.series)), "variables": grid.names}
         return {"path": str(path), "time": time.astype(str).tolist()} | known
     except Exception as reason:  # whatever a damaged file may cause
-        text = " ".join(str(reason).split()) or type(reason).__name__
+        text = one_line(reason)
         return {"path": str(path), "problem": text if str(path) in text else f"{path}: {text}"}
 
 
@@ -391,48 +409,21 @@ def _coarse_dtype(dtype: str, coarsen: int) -> str:
 
 
 def _read(path: str, layout: dict[str, Any], frames: slice, tile: Sequence[int]) -> np.ndarray:
-    """Frames (n, H, W[, C]) of a tile of a file's (coarsened) grid."""
-    grid, factor = gridded_file(os.getpid(), path, _changed(path), json.dumps(layout)), layout["coarsen"]
-    top, bottom, left, right = (factor * border for border in tile)
-    try:
-        values = grid.read(frames, slice(top, bottom), slice(left, right))
-    except Exception as reason:  # whatever a damaged file may cause
-        raise ValueError(f"{path}, frames {frames.start} to {frames.stop - 1}: {reason}") from reason
-    return values if factor == 1 else coarsened(values, factor, grid.decibels)
-
-
-def _read_named(path: str, layout: dict[str, Any], frames: slice, tile: Sequence[int]) -> np.ndarray:
-    """The same.
+    """Frames (n, H, W[, C]) of a tile of a file's (coarsened) grid.
 
     Raises:
-        ValueError: the file cannot be read; it is named.
+        ValueError: the file cannot be read; names it and the frames.
     """
+    factor = layout["coarsen"]
+    top, bottom, left, right = (factor * border for border in tile)
     try:
-        return _read(path, layout, frames, tile)
+        grid = gridded_file(os.getpid(), path, _changed(path), json.dumps(layout))
+        values = grid.read(frames, slice(top, bottom), slice(left, right))
     except Exception as reason:  # whatever a damaged file may cause
-        text = " ".join(str(reason).split()) or type(reason).__name__
-        raise ValueError(text if path in text else f"{path}: {text}") from reason
-
-
-def coarsened(values: np.ndarray, factor: int, decibels: list[bool]) -> np.ndarray:
-    """Means of squares of `factor` pixels, of those observed if they are half or more: (n, H, W[, C]) -> coarser.
-
-    Args:
-        decibels: of each channel, whether it is dBZ, which is averaged in rain rates.
-    """
-    channels = values[..., None] if values.ndim == 3 else values
-    frames, height, width, depth = channels.shape
-    dtype = np.result_type(values.dtype, "float32")
-    linear = channels.astype("float64")
-    for channel in np.flatnonzero(decibels):
-        linear[..., channel] = (10 ** (linear[..., channel] / 10) / 200) ** (1 / 1.6)  # mm/h
-    squares = linear.reshape(frames, height // factor, factor, width // factor, factor, depth)
-    observed = np.isfinite(squares).sum((2, 4))
-    total = np.where(np.isfinite(squares), squares, 0).sum((2, 4))
-    mean = np.where(2 * observed >= factor**2, total / np.maximum(observed, 1), np.nan)
-    for channel in np.flatnonzero(decibels):
-        mean[..., channel] = 10 * np.log10(200 * np.maximum(mean[..., channel], 1e-9) ** 1.6)
-    return (mean[..., 0] if values.ndim == 3 else mean).astype(dtype)
+        text = one_line(reason)
+        words = f"{path}, frames {frames.start} to {frames.stop - 1}: {text}"
+        raise ValueError(text if path in text else words) from reason
+    return values if factor == 1 else coarsened(values, factor, grid.decibels)
 
 
 def _geo_of_tile(geo: dict[str, Any], tile: Sequence[int], config: FolderConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import one_line
 from .file_times import decode_times
 from .guards import open_dataset, open_hdf5, open_npy
 from .measures import canonical_units
@@ -130,7 +131,7 @@ def _open(path: str, group: str | None, layout: dict[str, Any]) -> Any:
             options["backend_kwargs"] = {"filter_by_keys": layout["grib_keys"]}
         return decode_times(open_dataset(path, layout["allow_sparse"], decode_times=False, **options))
     except Exception as reason:  # whatever a damaged file may cause
-        text = " ".join(str(reason).split()) or type(reason).__name__
+        text = one_line(reason)
         if "filter_by_keys" in text and not layout["grib_keys"]:
             text = f"holds messages of several kinds; choose some by `grib_keys`, such as {_grib_suggestion(text)}"
         raise ValueError(text if path in text else f"{path}: {text}") from None

@@ -32,7 +32,18 @@ from huggingface_hub.hf_api import CommitInfo
 from transformers.utils import logging
 
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
-from .events import ARRAYS, CACHE, HOSTED_FEATURES, Facts, as_event, builder_of, place_of
+from .events import (
+    ARRAYS,
+    CACHE,
+    HOSTED_FEATURES,
+    Facts,
+    as_event,
+    builder_of,
+    is_source,
+    load_dataset,
+    place_of,
+    usable,
+)
 from .frames import compressed
 from .references import signed, verified
 
@@ -72,6 +83,23 @@ def missing_values(event: dict[str, Any], extractor: EarthformerFeatureExtractor
         given = event["observed"]
         observed = observed & (given if given.ndim == observed.ndim else given[..., None])
     return int(observed.size - np.count_nonzero(observed))
+
+
+def open_table(name: str, data_dir: str | Path | None, split: str, **options: Any) -> datasets.Dataset:
+    """The usable events of a source, or of a data set that was prepared.
+
+    Args:
+        name: of a source, of a folder of `prepare`, or an id on a hub, "namespace/name".
+        data_dir, split, options: as for [`load_dataset`]; a prepared data set has no options.
+
+    Raises:
+        ValueError: see [`load_dataset`]; or options of a prepared data set.
+    """
+    if is_source(name):
+        return usable(load_dataset(name, data_dir, split, **options), name)
+    if options:
+        raise ValueError(f"`options` are those of a source, {name!r} is a data set that was prepared.")
+    return datasets.load_dataset(name, split=split)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -175,17 +203,17 @@ def _write_shard(table: datasets.Dataset, path: Path, feature_extractor: dict[st
     schema = HOSTED_FEATURES.arrow_schema
     with pq.ParquetWriter(part, schema, compression="none", use_dictionary=False) as writer:
         for row in table:
-            for usable, event in _usable_parts(row, record):
+            for part_row, event in _usable_parts(row, record):
                 try:
                     missing = missing_values(event, extractor)
                     if missing == event["values"].size:
-                        raise ValueError(f"{place_of(usable)}: none of its values was observed.")
+                        raise ValueError(f"{place_of(part_row)}: none of its values was observed.")
                 except ValueError as reason:
                     record["problems"].append(f"{record['split']}, {reason}")
                     continue
-                rows.append(_hosted_row(usable, event, missing))
+                rows.append(_hosted_row(part_row, event, missing))
                 record["events"] += 1
-                record["frames"] += usable["length"]
+                record["frames"] += part_row["length"]
                 record["values"] += event["values"].size
                 record["missing"] += missing
                 waiting += event["values"].nbytes
@@ -361,4 +389,4 @@ def _write_arrays(table: datasets.Dataset, folder: Path) -> None:
     os.replace(part, folder)
 
 
-__all__ = ["cached", "event_in_memory", "missing_values", "prepare", "push"]
+__all__ = ["cached", "event_in_memory", "missing_values", "open_table", "prepare", "push"]

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from .events import EventBuilder, EventConfig, Facts
 from .folder import FolderConfig
 from .gridded_file import GriddedFile
+from .sst_anomalies import LATITUDES, LONGITUDES
 
 
 logger = logging.get_logger(__name__)
@@ -123,19 +124,19 @@ def _record(path: Path) -> dict[str, Any]:
             f"`path`: months of {path} must follow each other, {days[index]} is followed by {days[index + 1]}."
         )
     places = {"lat": np.array(grid.geo.get("y", [])), "lon": np.array(grid.geo.get("x", [])) % 360}
-    expected = {"lat": np.arange(-55, 65, 5), "lon": np.arange(0, 360, 5)}
+    expected = {"lat": LATITUDES, "lon": LONGITUDES}
     orders = {name: np.argsort(found) for name, found in places.items()}
     for name, nodes in expected.items():
         found = places[name][orders[name]]
         if len(found) != len(nodes) or not np.allclose(found, nodes):
             held = f"{len(found)} from {found[0]:g} to {found[-1]:g}" if len(found) else "none"
-            wanted = f"{nodes[0]}, {nodes[1]} .. {nodes[-1]}"
+            wanted = f"{nodes[0]:g}, {nodes[1]:g} .. {nodes[-1]:g}"
             raise ValueError(
                 f"`path`: {path} must hold `ssta` (time, lat 24, lon 72); {name} of it must be {wanted}, got {held}. "
                 f"{HOW_TO_CONVERT}"
             )
         if (np.diff(orders[name]) != 1).any():
-            logger.warning(f"{path}: {name} is put in rising order from {nodes[0]} to {nodes[-1]}.")
+            logger.warning(f"{path}: {name} is put in rising order from {nodes[0]:g} to {nodes[-1]:g}.")
     top, bottom, left, right = CROP
     values = values[:, orders["lat"][top:bottom]][:, :, orders["lon"][left:right]]
     geo = {"lat": expected["lat"][top:bottom], "lon": expected["lon"][left:right]}

@@ -56,7 +56,7 @@ def rain_coding(extractor: EarthformerFeatureExtractor, facts: DataFacts) -> Rai
 
 def _of_units(units: str, facts: DataFacts) -> RainCoding:
     if units == "dBZ":
-        return RainCoding(_rain_of_decibels, _decibels_of_rain)
+        return RainCoding(rain_of_decibels, decibels_of_rain)
     if units == "mm" and facts.minutes:
         factor = 60 / facts.minutes
     elif units in RATES:
@@ -71,11 +71,13 @@ def _of_units(units: str, facts: DataFacts) -> RainCoding:
     return RainCoding(lambda values: values * factor, lambda rain, dry: rain / factor)
 
 
-def _rain_of_decibels(decibels: np.ndarray) -> np.ndarray:
+def rain_of_decibels(decibels: np.ndarray) -> np.ndarray:
+    """dBZ -> mm/h, by Z = 200 R^1.6."""
     return (10 ** (decibels.astype("float64") / 10) / 200) ** (1 / 1.6)
 
 
-def _decibels_of_rain(rain: np.ndarray, dry: float) -> np.ndarray:
+def decibels_of_rain(rain: np.ndarray, dry: float = -np.inf) -> np.ndarray:
+    """The inverse of [`rain_of_decibels`]; `dry` dBZ at least."""
     return np.maximum(10 * np.log10(200 * np.maximum(rain, 1e-9) ** 1.6), dry)
 
 
@@ -89,4 +91,11 @@ def lowest_value(extractor: EarthformerFeatureExtractor, facts: DataFacts) -> fl
     return 0.0 if units in RATES or units in ("mm", "1") else -np.inf
 
 
-__all__ = ["LOWEST_DBZ", "RainCoding", "lowest_value", "rain_coding"]
+__all__ = [
+    "LOWEST_DBZ",
+    "RainCoding",
+    "decibels_of_rain",
+    "lowest_value",
+    "rain_coding",
+    "rain_of_decibels",
+]

@@ -150,4 +150,4 @@ def _overlaps(edges: np.ndarray, nodes: np.ndarray, measure: Any) -> np.ndarray:
     return np.where(high > low, measure(np.deg2rad(high)) - measure(np.deg2rad(low)), 0.0)
 
 
-__all__ = ["sst_anomalies"]
+__all__ = ["LATITUDES", "LONGITUDES", "NAMES", "sst_anomalies"]

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
 
 from .. import data
-from ..data import Windows, load_dataset
-from ..data.events import SOURCES, builder_of, options_of, usable
+from ..data import Windows
+from ..data.events import SOURCES, builder_of, options_of
+from ..data.hosted import open_table
 from ..data.measures import DataFacts
 from ..data.open_sst import nino34
 from ..data.rain import RainCoding, lowest_value, rain_coding
@@ -81,12 +81,7 @@ def protocol_windows(protocol: Protocol, data_dir: str | Path | None = None, spl
         ValueError: the data are not there, or the split is too short.
     """
     split = split or protocol.split
-    if protocol.dataset in SOURCES or not (Path(protocol.dataset).is_dir() or "/" in protocol.dataset):
-        table = usable(load_dataset(protocol.dataset, data_dir, split, **protocol.options), protocol.dataset)
-    elif protocol.options:
-        raise ValueError(f"`options` are those of a source, {protocol.dataset!r} is a data set that was prepared.")
-    else:
-        table = datasets.load_dataset(protocol.dataset, split=split)
+    table = open_table(protocol.dataset, data_dir, split, **protocol.options)
     strides = {"stride": protocol.window_stride, "frame_stride": protocol.frame_stride}
     encode = data_extractor(protocol).encode
     try:

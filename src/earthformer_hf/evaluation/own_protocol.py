@@ -5,12 +5,12 @@ earthformer-hf evaluate --protocol mine.yaml --data-dir my_files
 """
 
 import datetime
-import difflib
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..configuration_earthformer import nearest_name
 from .forecasters import data_extractor
 from .protocols import PROTOCOLS, Protocol
 
@@ -105,7 +105,7 @@ def load_protocol(path: str | Path) -> Protocol:
     values: dict[str, Any] = {"name": path.stem, "source": f"own protocol {path.name}"}
     for name, value in stated.items():
         if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+            nearest = nearest_name(str(name), known, cutoff=0.0)
             raise ValueError(f"`protocol`: {path} has an unknown field {name!r}; did you mean {nearest!r}?")
         if value is None and known[name].default_factory is not MISSING:  # an empty block
             continue

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from ..errors import one_line
 from .card_text import card_metadata, read_card, sections, shown_pictures, tables
 from .files import is_picture_beside, model_files
 from .loading import check_configurations, check_weights, has_weights, load
@@ -40,12 +41,12 @@ def check(folder: str | Path) -> list[str]:
     try:
         if folder.is_dir():
             model_files(folder)
-        check_configurations(folder)
-        check_weights(folder)
         if has_weights(folder):
             load(folder)
+        else:
+            check_weights(folder, check_configurations(folder))
     except (ValueError, OSError) as reason:
-        problems.append(f"configuration: {' '.join(str(reason).split())}")
+        problems.append(f"configuration: {one_line(reason)}")
     return problems
 
 
@@ -58,7 +59,7 @@ def _card_problems(folder: Path) -> Iterator[str]:
         text = read_card(path)
         data, body = card_metadata(text)
     except (ValueError, OSError) as reason:
-        yield " ".join(str(reason).split())
+        yield one_line(reason)
         return
     if data is None:
         yield "it does not begin with metadata between lines of ---"

@@ -52,8 +52,7 @@ def load(source: str | Path, revision: str | None = None, token: str | bool | No
         folder = _download(str(source), revision, token)
     if not has_weights(folder):
         raise ValueError(f"{source}: no weights (*.safetensors).")
-    check_configurations(folder)
-    check_weights(folder)
+    check_weights(folder, check_configurations(folder))
     extractor = _extractor(folder) if (folder / "preprocessor_config.json").is_file() else None
     with _naming(folder), _without_reports():
         if (folder / "model_index.json").is_file():
@@ -139,8 +138,11 @@ def _without_reports() -> Iterator[None]:
 # -- what is refused before anything is built -------------------------------------------------------------------------
 
 
-def check_configurations(folder: Path):
+def check_configurations(folder: Path) -> dict[Path, torch.nn.Module]:
     """Build everything of a folder but its weights: networks without memory, scheduler, feature extractor.
+
+    Returns:
+        The networks, of [`networks_of`].
 
     Raises:
         ValueError: names the file, and what of it cannot work.
@@ -151,9 +153,9 @@ def check_configurations(folder: Path):
                 _refuse_numbers(file)
     if (folder / "preprocessor_config.json").is_file():
         _extractor(folder)
-    networks_of(folder)
+    networks = networks_of(folder)
     if not (folder / "model_index.json").is_file():
-        return
+        return networks
     with _naming(folder / "model_index.json"):
         index = PreDiffPipeline.load_config(folder)
     stored = [name for name in ("scheduler", "feature_extractor") if (index.get(name) or [None])[0] is not None]
@@ -166,6 +168,7 @@ def check_configurations(folder: Path):
             betas = getattr(scheduler, "betas", None)
             if betas is not None and not torch.isfinite(betas).all():
                 raise ValueError("its noise levels are not finite")
+    return networks
 
 
 def networks_of(folder: Path) -> dict[Path, torch.nn.Module]:
@@ -191,13 +194,13 @@ def networks_of(folder: Path) -> dict[Path, torch.nn.Module]:
         return {folder: _model_class(folder)(EarthformerConfig.from_pretrained(folder))}
 
 
-def check_weights(folder: Path):
-    """Compare names and shapes of the stored tensors with the networks of a folder.
+def check_weights(folder: Path, networks: dict[Path, torch.nn.Module]):
+    """Compare names and shapes of the stored tensors with the networks of a folder, of [`networks_of`].
 
     Raises:
         ValueError: names the file that cannot be read, or is no safetensors, or the tensors that do not fit.
     """
-    for path, network in networks_of(folder).items():
+    for path, network in networks.items():
         stored: dict[str, tuple[int, ...]] = {}
         for file in sorted(file for file in path.glob("*.safetensors") if MODEL_FILES.fullmatch(file.name)):
             with _naming(file):

@@ -30,6 +30,7 @@ from diffusers import EMAModel
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from ..errors import one_line
 from .batches import StreamBatches
 
 
@@ -199,7 +200,7 @@ def _damage(folder: Path) -> str:
             if digests.get(name) != _digest(folder / name):
                 return f"{folder} is damaged: {name} is not as it was written."
     except (OSError, ValueError, AttributeError) as reason:
-        return f"{folder} is damaged: {MANIFEST}: {' '.join(str(reason).split())}."
+        return f"{folder} is damaged: {MANIFEST}: {one_line(reason)}."
     return ""
 
 

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import datasets
 import numpy as np
 from accelerate import PartialState
 from diffusers import AutoencoderKL
 
-from ..data import TrainingWindows, Windows, load_dataset
-from ..data.events import Events, is_source, usable
-from ..data.hosted import cached
+from ..data import TrainingWindows, Windows
+from ..data.events import Events
+from ..data.hosted import cached, open_table
 from ..data.latents import EncodedWindows
 from ..data.open_sst import nino34
 from ..data.tiles import Tiles
@@ -97,12 +96,7 @@ def load_events(data: DataArguments, split: str, image_size: Sequence[int] | Non
     Raises:
         ValueError: there are no such data, or they are of another size.
     """
-    if is_source(data.source):
-        table = usable(load_dataset(data.source, data.data_dir, split, **options), data.source)
-    elif options:
-        raise ValueError(f"`options` are those of a source, {data.source!r} is a data set that was prepared.")
-    else:
-        table = datasets.load_dataset(data.source, split=split)
+    table = open_table(data.source, data.data_dir, split, **options)
     events: Events | Tiles = Events(cached(table, data.cache_dir) if data.cache_dir else table)
     if data.tile is not None:
         events = Tiles(events, data.tile)
@@ -130,12 +124,16 @@ def run_settings(
     """
     of_library = ("architectures", "dtype", "transformers_version", "name_or_path")
     entries = {name: value for name, value in config.items() if name not in of_library and name[0] != "_"}
-    chosen = {name: value for name, value in asdict(data).items() if name not in ("data_dir", "cache_dir")}
     return {
-        "data": chosen | {"digest": train_set.digest, "eval_digest": eval_set.digest},
+        "data": _choices(data) | {"digest": train_set.digest, "eval_digest": eval_set.digest},
         "feature_extractor": extractor.to_dict(),
         "model": entries,
     }
+
+
+def _choices(data: DataArguments) -> dict[str, Any]:
+    """What was chosen of the data, but for the folders where they lie."""
+    return {name: value for name, value in asdict(data).items() if name not in ("data_dir", "cache_dir")}
 
 
 def load_latents(
@@ -148,7 +146,7 @@ def load_latents(
     """The windows of [`load_windows`] in the latents of an autoencoder, which is moved to the device of training."""
     train_set, eval_set = load_windows(data, extractor, lengths, arguments.seed)
     vae.to(PartialState().device)
-    made_of = [asdict(data), extractor.to_dict(), lengths, arguments.seed, train_set.digest, eval_set.digest]
+    made_of = [_choices(data), extractor.to_dict(), lengths, arguments.seed, train_set.digest, eval_set.digest]
     description = json.dumps(made_of, sort_keys=True)
     return (
         EncodedWindows(

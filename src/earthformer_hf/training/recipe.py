@@ -5,7 +5,6 @@ entries; the others (`model`, `vae`, ...) are the keyword arguments of a class, 
 """
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,6 +16,7 @@ from huggingface_hub.dataclasses import type_validator
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
+from ..configuration_earthformer import nearest_name
 from ..errors import one_line
 from .distributed import join_processes
 
@@ -100,7 +100,7 @@ def _read(path: Path) -> dict:
         sys.exit(f"--recipe {path} must hold blocks such as `data:`, got {type(recipe).__name__}.")
     for block in recipe:
         if block not in BLOCKS:
-            close = difflib.get_close_matches(str(block), BLOCKS, n=1, cutoff=0.0)[0]
+            close = nearest_name(str(block), BLOCKS, cutoff=0.0)
             sys.exit(f"--recipe {path}: unknown block {block!r}; did you mean {close!r}?")
     return recipe
 
@@ -114,7 +114,7 @@ def _entries(recipe: dict, block: str, dataclass: type, path: Path) -> dict[str,
     checked = {}
     for name, value in entries.items():
         if name not in names:
-            close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
+            close = nearest_name(str(name), names, cutoff=0.0)
             sys.exit(f"{path}: unknown entry {name!r} of `{block}`; did you mean {close!r}?")
         expected = types[name]
         if expected in (float, float | None) and isinstance(value, int | str) and not isinstance(value, bool):

@@ -185,8 +185,7 @@ class Run:
     def steps(self, train_set: Dataset | datasets.IterableDataset) -> Iterator[Iterator[dict]]:
         """From the last checkpoint to the end: for each step its micro-batches, on the device."""
         with self.checkpoint.locked():
-            restored = self.checkpoint.restore(self.progress["settings"], self.ema, self.arguments.extend)
-            self.progress |= restored
+            self.progress |= self.checkpoint.restore(self.progress["settings"], self.ema, self.arguments.extend)
             if self.ema is not None:
                 self.ema.to(self.accelerator.device)
             if self.arguments.report_to != "none":
