@@ -297,13 +297,16 @@ KINDS = [("a.zip", write_zip), ("a.tar", write_tar), ("a.tar.gz", write_tar)]
 @pytest.mark.parametrize("name, write", KINDS)
 def test_extract(tmp_path, name, write):
     archive = write(tmp_path / name, {"x.txt": b"one", "deep/er/y.txt": b"two"})
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "mine.txt").write_text("of somebody else")
     folder = extract(archive, tmp_path / "out", 6)
     assert (folder / "x.txt").read_bytes() == b"one" and (folder / "deep/er/y.txt").read_bytes() == b"two"
+    assert (tmp_path / "out.part" / "mine.txt").read_text() == "of somebody else"
     with pytest.raises(ValueError, match="exists already"):
         extract(archive, folder, 6)
     with pytest.raises(ValueError, match="more than 5 bytes"):
         extract(archive, tmp_path / "small", 5)
-    assert not (tmp_path / "small").exists() and not (tmp_path / "small.part").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out", "out.part"])
 
 
 @pytest.mark.parametrize("name, write", KINDS)

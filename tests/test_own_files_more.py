@@ -144,6 +144,7 @@ def test_nodes_beyond_a_regional_source_are_missing(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
+        {"start": "yesterday"},
         {"coarsen": 0},
         {"coarsen": 2.5},
         {"tile": 2},

@@ -183,6 +183,7 @@ def test_forecast_radar_without_data_says_simulated(tmp_path):
     assert "persistence" in result.stdout and is_picture(tmp_path / "f.png")
 
 
+@pytest.mark.slow
 def test_ensembles_without_data_say_simulated(tmp_path):
     for script, options in (("forecast_prediff", ["--ensemble_size", "2"]), ("guided_forecast", [])):
         picture = tmp_path / f"{script}.png"
@@ -196,6 +197,7 @@ def test_ensembles_without_data_say_simulated(tmp_path):
     assert result.returncode != 0 and "13 frames" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_forecast_enso_without_data_says_simulated(tmp_path):
     result = run("examples/forecast_enso.py", "--output", tmp_path / "e.png", data=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -213,6 +215,7 @@ def test_forecast_of_a_users_own_rain(tmp_path):
     assert "mine.npy" in result.stdout and is_picture(tmp_path / "f.png")
 
 
+@pytest.mark.slow
 def test_forecast_of_a_users_own_ocean(tmp_path):
     write_sst(tmp_path / "mine.nc", "2015-01", 40, signal=lambda month: np.sin(month / 6))
     options = ("--input", tmp_path / "mine.nc", "--output", tmp_path / "e.png")

@@ -103,7 +103,7 @@ def test_the_command(tmp_path):
     temperatures(LAT[::5], LON[::5]).to_netcdf(tmp_path / "in.nc")
     arguments = ["data", "sst-anomalies", str(tmp_path / "in.nc"), str(tmp_path / "out.nc")]
     result = CliRunner().invoke(app, [*arguments, "--base", "1981-1984"])
-    assert result.exit_code == 0 and result.output == f"{tmp_path / 'out.nc'}: written\n"
+    assert result.exit_code == 0 and result.output == f"{tmp_path / 'out.nc'}: written, 1728 nodes of sea\n"
     result = CliRunner().invoke(app, [*arguments, "--base", "1981"])
     assert result.exit_code == 1 and "--base must be two years such as 1981-2010" in result.output
     result = CliRunner().invoke(app, arguments)

@@ -414,8 +414,8 @@ def sst_anomalies_command(
     years = base.split("-")
     if len(years) != 2 or not all(year.isdigit() for year in years) or years[0] > years[1]:
         fail(f"--base must be two years such as 1981-2010, got {base!r}")
-    sst_anomalies(source, output, (int(years[0]), int(years[1])))
-    typer.echo(f"{output}: written")
+    observed = sst_anomalies(source, output, (int(years[0]), int(years[1])))
+    typer.echo(f"{output}: written, {observed} nodes of sea")
 
 
 def main():

@@ -44,7 +44,7 @@ MAGIC: dict[str, tuple[tuple[int, bytes], ...]] = {
 }
 FORMATS_BY_ENDING = {
     ".h5": ("hdf5",), ".hdf5": ("hdf5",), ".hdf": ("hdf5",), ".he5": ("hdf5",), ".nc": ("hdf5", "netcdf3"),
-    ".nc4": ("hdf5", "netcdf3"), ".npy": ("npy",),
+    ".nc4": ("hdf5", "netcdf3"), ".cdf": ("hdf5", "netcdf3"), ".npy": ("npy",),
     ".npz": ("zip",), ".zip": ("zip",), ".gz": ("gzip",), ".tgz": ("gzip",), ".tar": ("tar",), ".tif": ("tiff",),
     ".tiff": ("tiff",), ".grib": ("grib",), ".grib2": ("grib",), ".grb": ("grib",), ".grb2": ("grib",),
 }  # fmt: skip
@@ -80,7 +80,7 @@ def problem_of(path: str, allow_sparse: bool = False) -> str | None:
     if file_format == "hdf5":
         problem = _hdf5_problem(path, allow_sparse)
         return problem or (
-            _xarray_problem(path, file_format, allow_sparse) if path.endswith((".nc", ".nc4")) else None
+            _xarray_problem(path, file_format, allow_sparse) if path.endswith((".nc", ".nc4", ".cdf")) else None
         )
     if file_format == "npy":
         with open(path, "rb") as file:

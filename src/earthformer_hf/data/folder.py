@@ -105,6 +105,10 @@ class FolderConfig(EventConfig):
             value = getattr(self, name)
             if value is not None and not _are_whole(value, length):
                 raise ValueError(f"`{name}` must be {length} whole numbers, got {value!r}.")
+        try:
+            np.datetime64(str(self.start or "NaT"), "s")
+        except ValueError:
+            raise ValueError(f"`start` must be a time such as 2020-01-01T12:00, got {self.start!r}.") from None
         if self.pattern is not None and not isinstance(self.pattern, str):
             raise ValueError(f"`pattern` must be text, got {self.pattern!r}.")
         try:

@@ -227,8 +227,7 @@ def extract(archive: str | Path, folder: str | Path, limit_bytes: int) -> Path:
         raise ValueError(f"`folder` {folder} exists already.")
     if problem := _wrong_format(archive, "zip", "tar", "gzip"):
         raise ValueError(problem)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
         for name, file in archive_members(archive, limit_bytes):

@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
 from .file_times import decode_times
 from .guards import open_dataset
 
 
-logger = logging.get_logger(__name__)
 LATITUDES, LONGITUDES = np.arange(-55.0, 65, 5), np.arange(0.0, 360, 5)
 NAMES = ("sst", "tos", "analysed_sst", "sea_surface_temperature", "thetao", "ssta")
 LEAST_OBSERVED = 0.5  # share of a node's area that must be observed, else the node is missing
 
 
-def sst_anomalies(source: str | Path, target: str | Path, base: tuple[int, int] = (1981, 2010)) -> None:
+def sst_anomalies(source: str | Path, target: str | Path, base: tuple[int, int] = (1981, 2010)) -> int:
     """Write `ssta` (time, lat 24 = -55..60, lon 72 = 0..355), degrees Celsius, NaN on land, as NetCDF.
 
     Args:
@@ -31,6 +29,9 @@ def sst_anomalies(source: str | Path, target: str | Path, base: tuple[int, int] 
         target: of the anomalies.
         base: first and last year of the base period, each of whose months must be there at least 10 times, or in every
             year of a shorter period.
+
+    Returns:
+        how many of the nodes are sea.
 
     Raises:
         ValueError: a file without such a field or such months, temperatures that are none, or a base period that the
@@ -64,12 +65,12 @@ def sst_anomalies(source: str | Path, target: str | Path, base: tuple[int, int] 
         normal = coarse[chosen].mean(0)  # NaN where a month of the base period is missing
         anomalies[of_month] = coarse[of_month] - normal
     observed = int(np.isfinite(anomalies).any(0).sum())
-    logger.info(f"{target}: {observed} of {len(LATITUDES) * len(LONGITUDES)} nodes are sea; base {base[0]}..{base[1]}")
     attributes = {"units": "degC", "standard_name": "sea_surface_temperature_anomaly"}
     attributes["comment"] = f"anomalies from the monthly means of {base[0]}..{base[1]}, made of {Path(source).name}"
     coordinates = {"time": time.astype("datetime64[ns]"), "lat": LATITUDES, "lon": LONGITUDES}
     written = xarray.Dataset({"ssta": (("time", "lat", "lon"), anomalies.astype("float32"), attributes)}, coordinates)
     written.to_netcdf(target)
+    return observed
 
 
 def _temperature(dataset: Any, source: str | Path) -> Any:
