@@ -25,6 +25,7 @@ NETWORKS = {
     "shifted": lambda: tiny_model(**SMALL, **SHIFTED),
     "visible padding": lambda: tiny_model(**SMALL, **SHIFTED, num_global_vectors=0, mask_padding=False),
     "covariates": lambda: tiny_model(**SMALL, **DIVIDED, num_covariates=2, separate_global_qkv=True),
+    "first guess": lambda: tiny_model(**SMALL, **DIVIDED, first_guess="advection", image_size=(7, 10)),
     "two levels": lambda: tiny_model(cross_attention_pattern="cross_4x4_heter"),
     "denoiser": lambda: tiny_pipeline(**LATENT).unet,
     "denoiser, two levels": lambda: tiny_pipeline(num_global_vectors=2, mask_padding=False).unet,

@@ -85,6 +85,7 @@ def test_embeddings_of_places_are_interpolated():
         {"position_embedding_type": "t+hw", "self_attention_pattern": "divided_st"},
         {"self_attention_pattern": ["video_swin_2x4", "full"], "cross_attention_pattern": "cross_2x2_lg"},
         {"num_covariates": 2, "stem_strides": [3, 2]},  # strides that divide neither grid
+        {"first_guess": "advection"},
     ],
 )
 def test_only_tables_of_the_grid_change(tmp_path, changes):

@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from .advection import FIRST_GUESSES
 from .cuboid import (
     CROSS_ATTENTION_PATTERNS,
     MAX_LAYERS,
@@ -48,6 +49,10 @@ class EarthformerConfig(PreTrainedConfig):
         num_output_channels (`int`, *optional*): channels of a forecast frame; as `num_channels` if omitted.
         num_covariates (`int`): known drivers per pixel and frame of context and forecast, such as weather and
             elevation; 0 for none. With covariates the decoder starts from those of the forecast (EarthNet2021).
+        first_guess (`str`, *optional*): a forecast without a network that the model's own is added to, and that the
+            decoder starts from: "persistence", or "advection", the last frame carried along the motion of the last
+            three, see `advection.py`. It is one of the first `num_output_channels` channels; untrained, the model
+            forecasts just this. None for none, as published.
         hidden_sizes (`list[int]`): channels of each level.
         encoder_depths, decoder_depths (`list[int]`): blocks of each level.
         num_attention_heads (`int`): heads of every attention.
@@ -86,6 +91,7 @@ class EarthformerConfig(PreTrainedConfig):
     num_channels: int = 1
     num_output_channels: int | None = None
     num_covariates: int = 0
+    first_guess: str | None = None
     hidden_sizes: list[int] | tuple[int, ...] = (128, 256)
     encoder_depths: list[int] | tuple[int, ...] = (1, 1)
     decoder_depths: list[int] | tuple[int, ...] = (1, 1)
@@ -239,6 +245,7 @@ class EarthformerConfig(PreTrainedConfig):
         heads = self.num_attention_heads
         divided = all(size % heads == 0 for size in self.hidden_sizes)
         self._require(divided, "hidden_sizes", f"multiples of num_attention_heads={heads}")
+        _check_first_guess(self)
         self._check_stem()
         for name in ("dropout", "attention_dropout"):
             self._require(0 <= getattr(self, name) <= 1, name, "a probability")
@@ -292,6 +299,16 @@ def _check_limits(config: EarthformerConfig):
     for name in ("image_size", "hidden_sizes", "stem_channels"):
         largest = max(getattr(config, name), default=0)
         config._require(largest <= MAX_SIZE, name, f"numbers of at most {MAX_SIZE:,}")
+
+
+def _check_first_guess(config: EarthformerConfig):
+    kind = config.first_guess
+    if kind is not None:
+        config._require(kind in FIRST_GUESSES, "first_guess", f"one of {tuple(FIRST_GUESSES)} or None")
+        frames, words = FIRST_GUESSES[kind], f"for first_guess={kind!r}"
+        config._require(config.context_length >= frames, "context_length", f"at least {frames} {words}")
+        known = cast(int, config.num_output_channels) <= config.num_channels
+        config._require(known, "num_output_channels", f"at most num_channels={config.num_channels} {words}")
 
 
 def _check_cuboids(config: EarthformerConfig):

@@ -19,14 +19,23 @@ past_covariates (B, T_in, H, W, K)    -> covariate stem -> added to the stem's t
 future_covariates (B, T_out, H, W, K) -> covariate stem -> level 0 -> merge 2x2 -> level 1 -> ... -> up, as above
 ```
 
+With a first guess, a forecast that is known without the network, the decoder starts from it in the same way, and the
+network adds to it what it has learned to know better:
+
+```
+past_values -> first guess (B, T_out, H, W, C_out) -> guess stem -> level 0 -> merge 2x2 -> level 1 -> ... -> up
+predictions = first guess + head(...), which is 0 before training
+```
+
 Source: Gao et al., "Earthformer: Exploring Space-Time Transformers for Earth System Forecasting", NeurIPS 2022,
 https://arxiv.org/abs/2207.05833, section 3 and appendix A; the decoder with covariates is that of their EarthNet2021
-experiment, as released. The attention itself is in `cuboid.py`.
+experiment, as released; the first guess is this project's, see `advection.py`. The attention itself is in `cuboid.py`.
 """
 
 import inspect
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -37,6 +46,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .advection import first_guess
 from .configuration_earthformer import EarthformerConfig, nearest_name
 from .cuboid import (
     LEAKY_SLOPE,
@@ -66,6 +76,19 @@ class EarthformerEncoderOutput(BaseModelOutput):
     """
 
     memories: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class EarthformerModelOutput(Seq2SeqModelOutput):
+    """
+    Output of [`EarthformerModel`]: that of [`~transformers.modeling_outputs.Seq2SeqModelOutput`], and beside it
+
+    Args:
+        first_guess (`torch.FloatTensor`, *optional*): of a model with `first_guess`, (B, T_out, H, W, C_out) in the
+            model's range.
+    """
+
+    first_guess: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -200,9 +223,9 @@ class EarthformerEncoder(EarthformerPreTrainedModel):
 class EarthformerDecoder(EarthformerPreTrainedModel):
     """From a start to the forecast tokens of level 0, level by level upwards.
 
-    The start is learned, one embedding per frame and place of the coarsest level; with covariates it is their tokens,
-    level by level downwards. Each block of a level attends to itself, then to the memory of that level; the first
-    block after a learned start only to the memory.
+    The start is learned, one embedding per frame and place of the coarsest level; with covariates or a first guess it
+    is their tokens, level by level downwards. Each block of a level attends to itself, then to the memory of that
+    level; the first block after a learned start only to the memory.
     """
 
     _can_record_outputs = {
@@ -237,16 +260,19 @@ class EarthformerDecoder(EarthformerPreTrainedModel):
                 for i, cuboids in enumerate(config.cross_attention_cuboids())
             )
 
-        if config.num_covariates:
+        given_start = config.num_covariates > 0 or config.first_guess is not None
+        if given_start:
             self.down_self_blocks, self.down_cross_blocks = self_blocks(), cross_blocks()
             self.merges = nn.ModuleList(
                 PatchMerging(before, after, (2, 2), config.layer_norm_eps) for before, after in zip(sizes, sizes[1:])
             )
             self.self_blocks = self_blocks()
-        else:
+        if config.first_guess is not None or not given_start:  # a guess is worth less from frame to frame
+            level = 0 if given_start else last
             self.position_embedding = PositionEmbedding(
-                config.prediction_length, config.level_sizes[-1], sizes[-1], config.position_embedding_type
+                config.prediction_length, config.level_sizes[level], sizes[level], config.position_embedding_type
             )
+        if not given_start:
             self.start_proj = nn.Linear(sizes[-1], sizes[-1])
             self.self_blocks = self_blocks(fewer_at_coarsest=1)
         self.cross_blocks = cross_blocks()
@@ -256,18 +282,20 @@ class EarthformerDecoder(EarthformerPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, memories: tuple[torch.Tensor, ...], covariates: torch.Tensor | None = None, **kwargs
+        self, memories: tuple[torch.Tensor, ...], start: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutput:
         """memories: one (B, T_in, h_i, w_i, hidden_sizes[i]) per level, finest first -> (B, T_out, h_0, w_0, C).
 
-        covariates: tokens (B, T_out, h_0, w_0, hidden_sizes[0]) of a model with covariates, else None.
+        start: tokens (B, T_out, h_0, w_0, hidden_sizes[0]) of a model with covariates or a first guess, else None.
         """
         last = len(memories) - 1
-        if covariates is None:
+        if start is None:
             start = self.start_proj(self.position_embedding(memories[-1].device))
             hidden_states = start.expand(memories[-1].shape[0], -1, -1, -1, -1)
         else:
-            hidden_states = covariates
+            hidden_states = start
+            if self.config.first_guess is not None:
+                hidden_states = hidden_states + self.position_embedding(hidden_states.device)
             for i, memory in enumerate(memories):
                 if i > 0:
                     hidden_states = self.merges[i - 1](hidden_states)
@@ -313,6 +341,16 @@ def _refuse_unknown(model_class: type, kwargs: dict):
             )
 
 
+def _expanded_mask(name: str, mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """A mask in the shape of the values it is of; ValueError if it is none, or does not broadcast."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"`{name}` must be boolean, got {mask.dtype}.")
+    try:
+        return mask.expand_as(values)
+    except RuntimeError as reason:
+        raise ValueError(f"`{name}` must broadcast to {tuple(values.shape)}, got {tuple(mask.shape)}.") from reason
+
+
 class EarthformerModel(EarthformerPreTrainedModel):
     """Stem, encoder and decoder: frames in, forecast tokens of level 0 out."""
 
@@ -320,6 +358,9 @@ class EarthformerModel(EarthformerPreTrainedModel):
         super().__init__(config)
         self.stem = EarthformerStem(config, config.num_channels)
         self.covariate_stem = EarthformerStem(config, config.num_covariates) if config.num_covariates else None
+        self.guess_stem = None
+        if config.first_guess is not None:  # the guess and its reach
+            self.guess_stem = EarthformerStem(config, 2 * cast(int, config.num_output_channels))
         self.encoder = EarthformerEncoder(config)
         self.decoder = EarthformerDecoder(config)
         self.post_init()
@@ -332,18 +373,20 @@ class EarthformerModel(EarthformerPreTrainedModel):
         future_covariates: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        past_observed_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> Seq2SeqModelOutput:
+    ) -> EarthformerModelOutput:
         r"""
         Args:
             past_values (`torch.FloatTensor`): context frames (B, T_in, H, W, C) in the model's range.
             past_covariates (`torch.FloatTensor`): covariates of the context, (B, T_in, H, W, num_covariates); of a
                 model with `num_covariates`, and only of one.
             future_covariates (`torch.FloatTensor`): covariates of the forecast, (B, T_out, H, W, num_covariates).
+            past_observed_mask (`torch.BoolTensor`, *optional*): true where `past_values` was observed, of a shape that
+                broadcasts to it. Only the first guess looks at it: other pixels do not move, and none comes from them.
 
         Returns:
-            [`~transformers.modeling_outputs.Seq2SeqModelOutput`] whose `last_hidden_state` has the shape
-            (B, T_out, h_0, w_0, hidden_sizes[0]).
+            [`EarthformerModelOutput`] whose `last_hidden_state` has the shape (B, T_out, h_0, w_0, hidden_sizes[0]).
 
         Raises:
             TypeError: a keyword that neither this method nor the library knows.
@@ -355,13 +398,16 @@ class EarthformerModel(EarthformerPreTrainedModel):
         self._check_covariates(past_values.shape[0], past_covariates, future_covariates)
         record = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         record = {name: value for name, value in record.items() if value is not None}
-        tokens, start = self.stem(past_values), None
+        tokens, start, guess = self.stem(past_values), None, None
+        if self.guess_stem is not None:
+            guess, reach = self._first_guess(past_values, past_observed_mask)
+            start = self.guess_stem(torch.cat([guess, reach], dim=-1))
         if self.covariate_stem is not None:
-            tokens = tokens + self.covariate_stem(past_covariates)
-            start = self.covariate_stem(future_covariates)
+            tokens, drivers = tokens + self.covariate_stem(past_covariates), self.covariate_stem(future_covariates)
+            start = drivers if start is None else start + drivers
         encoded = self.encoder(tokens, return_dict=True, **record)
         decoded = self.decoder(encoded.memories, start, return_dict=True, **record)
-        return Seq2SeqModelOutput(
+        return EarthformerModelOutput(
             last_hidden_state=decoded.last_hidden_state,
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.attentions,
@@ -369,6 +415,17 @@ class EarthformerModel(EarthformerPreTrainedModel):
             encoder_last_hidden_state=encoded.last_hidden_state,
             encoder_hidden_states=encoded.hidden_states,
             encoder_attentions=encoded.attentions,
+            first_guess=guess,
+        )
+
+    def _first_guess(
+        self, past_values: torch.Tensor, past_observed_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self.config
+        if past_observed_mask is not None:
+            past_observed_mask = _expanded_mask("past_observed_mask", past_observed_mask, past_values)
+        return first_guess(
+            config.first_guess, past_values, config.prediction_length, config.num_output_channels, past_observed_mask
         )
 
     def _check_frames(self, past_values: torch.Tensor):
@@ -413,6 +470,13 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         self.head = EarthformerHead(config)
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Nothing is added to a first guess before training."""
+        super()._init_weights(module)
+        if self.config.first_guess is not None and module is self.head.out_proj:
+            init.zeros_(module.weight)
+
     @can_return_tuple
     def forward(
         self,
@@ -421,6 +485,7 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         future_observed_mask: torch.Tensor | None = None,
         past_covariates: torch.Tensor | None = None,
         future_covariates: torch.Tensor | None = None,
+        past_observed_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EarthformerPredictionOutput:
         r"""
@@ -431,6 +496,8 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
                 that broadcasts to it. The loss is the mean over observed values, and 0 where there are none.
             past_covariates, future_covariates (`torch.FloatTensor`): known drivers of context and forecast,
                 (B, T_in, H, W, K) and (B, T_out, H, W, K), of a model with K = `num_covariates`, and only of one.
+            past_observed_mask (`torch.BoolTensor`, *optional*): true where `past_values` was observed, of a shape that
+                broadcasts to it. Only the first guess looks at it: other pixels do not move, and none comes from them.
 
         Returns:
             [`EarthformerPredictionOutput`], with `loss` if `future_values` are given.
@@ -452,8 +519,12 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         ```
         """
         _refuse_unknown(EarthformerForPrediction, kwargs)
-        outputs = self.model(past_values, past_covariates, future_covariates, return_dict=True, **kwargs)
+        inputs = {"past_covariates": past_covariates, "future_covariates": future_covariates}
+        inputs |= {"past_observed_mask": past_observed_mask}
+        outputs = self.model(past_values, **inputs, return_dict=True, **kwargs)
         predictions = self.head(outputs.last_hidden_state)
+        if outputs.first_guess is not None:
+            predictions = outputs.first_guess + predictions
         loss = None
         if future_values is not None:
             loss = self._loss(predictions, future_values, future_observed_mask)
@@ -476,15 +547,7 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         error = (predictions - future_values).float()
         if future_observed_mask is None:
             return error.square().mean()
-        if future_observed_mask.dtype != torch.bool:
-            raise ValueError(f"`future_observed_mask` must be boolean, got {future_observed_mask.dtype}.")
-        try:
-            observed = future_observed_mask.expand_as(error)
-        except RuntimeError as reason:
-            raise ValueError(
-                f"`future_observed_mask` must broadcast to {tuple(error.shape)}, "
-                f"got {tuple(future_observed_mask.shape)}."
-            ) from reason
+        observed = _expanded_mask("future_observed_mask", future_observed_mask, error)
         # where before the square: a missing value may be stored as NaN, and must not reach the gradient either.
         return torch.where(observed, error, 0.0).square().sum() / observed.sum().clamp(min=1)
 

@@ -17,8 +17,8 @@ MODEL_FILES = re.compile(
     rf"README\.md|scores\.json|(({'|'.join(COMPONENTS)})/)?"
     r"(((preprocessor_|scheduler_)?config|model_index)\.json"
     r"|(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?\.safetensors(\.index(\.\w+)?\.json)?"
-    r"|((configuration|loading|stem|modeling|feature_extraction|unet)_earthformer|pipeline_(prediff|hub)|cuboid|guidance"
-    r"|schedules)\.py)"
+    r"|((configuration|loading|stem|modeling|feature_extraction|unet)_earthformer|pipeline_(prediff|hub)|advection|cuboid"
+    r"|guidance|schedules)\.py)"
 )
 
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
