@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import tarfile
 import warnings
 import zipfile
 import zlib
@@ -20,7 +21,7 @@ from tiny import ROOT
 from earthformer_hf import windows
 from earthformer_hf.data import load_dataset
 from earthformer_hf.data.events import as_event
-from earthformer_hf.data.guards import check_files, load_npz, open_hdf5
+from earthformer_hf.data.guards import check_files, extract, load_npz, open_dataset, open_hdf5
 from earthformer_hf.data.hosted import cached, prepare
 
 
@@ -77,6 +78,31 @@ def test_a_chunk_that_is_deflated_twice(tmp_path, zeros):
         open_hdf5(tmp_path / "bomb.h5")
 
 
+@pytest.mark.parametrize("filters, mask", [([2, 1], 0b01), ([1, 3], 0b10)])
+def test_a_chunk_that_leaves_out_another_filter_than_the_packing_one(tmp_path, zeros, filters, mask):
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_chunk((1, 64, 64))
+    for number in filters:
+        creation.set_filter(number, 0, (1,))
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        space = h5py.h5s.create_simple((3, 64, 64))
+        data = h5py.Dataset(h5py.h5d.create(file.id, b"data", h5py.h5t.NATIVE_UINT8, space, creation))
+        data.id.write_direct_chunk((2, 0, 0), zeros, mask)
+    with pytest.raises(ValueError, match=r"'/data' has a chunk at \(2, 0, 0\) that decodes to more than the 4096"):
+        open_hdf5(tmp_path / "bomb.h5")
+
+
+@pytest.mark.parametrize("value", ["x" * 10**7, np.zeros(10**7, "uint8")], ids=["text", "list"])
+def test_texts_or_lists_that_are_one_of_10_mb(tmp_path, value):
+    kind = h5py.string_dtype() if isinstance(value, str) else h5py.vlen_dtype("uint8")
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        data = file.create_dataset("time", (1000,), kind, chunks=(1000,))
+        data[0] = value
+        data.id.write_direct_chunk((0,), data.id.read_direct_chunk((0,))[1][:16] * 1000)
+    with pytest.raises(ValueError, match="'/time' takes more memory than a file of 100"):
+        open_hdf5(tmp_path / "bomb.h5")
+
+
 def test_honest_chunks_pass(tmp_path):
     """Large ones that are not packed or packed little, blank ones, and a damaged one, which its reader finds."""
     noise = np.random.default_rng(0).integers(0, 256, (2, 1024, 1024), "uint8")
@@ -129,13 +155,86 @@ def test_a_chunk_of_zarr_that_holds_more_than_it_declares(tmp_path, zeros):
     assert "data' has a chunk [63, 0] that decodes to more than it declares; not read" in problem
 
 
+def zarr_bomb(path, **options):
+    """An array of version 3, and 2 GB that fit its codec, Zstandard."""
+    zarr, numcodecs = pytest.importorskip("zarr"), pytest.importorskip("numcodecs")
+    options = {"dtype": "uint8", "compressors": zarr.codecs.ZstdCodec()} | options
+    zarr.open_group(path, mode="w", zarr_format=3).create_array("data", **options)
+    return numcodecs.Zstd(1).encode(np.zeros(2**31 - 2**20, "uint8"))
+
+
+def test_a_chunk_of_zarr_without_dimensions(tmp_path):
+    bomb = zarr_bomb(tmp_path / "bomb.zarr", shape=(), dimension_names=())
+    (tmp_path / "bomb.zarr/data/c").write_bytes(bomb)
+    problem = check_files([tmp_path / "bomb.zarr"])[tmp_path / "bomb.zarr"]
+    assert "data' has a chunk [] that decodes to more than it declares; not read" in problem
+
+
+def test_a_chunk_within_a_shard_of_zarr(tmp_path):
+    crc32c = pytest.importorskip("google_crc32c")
+    options = {"shape": (64, 64), "chunks": (1, 64), "shards": (64, 64), "dimension_names": ("y", "x")}
+    bomb = zarr_bomb(tmp_path / "bomb.zarr", **options)
+    sys.modules["zarr"].open_array(tmp_path / "bomb.zarr/data")[:] = 1
+    place = tmp_path / "bomb.zarr/data/c/0/0"
+    chunks, index = place.read_bytes()[: -64 * 16 - 4], place.read_bytes()[-64 * 16 - 4 : -4]
+    index = index[:-16] + np.array([len(chunks), len(bomb)], "<u8").tobytes()
+    place.write_bytes(chunks + bomb + index + crc32c.value(index).to_bytes(4, "little"))
+    problem = check_files([tmp_path / "bomb.zarr"])[tmp_path / "bomb.zarr"]
+    assert "data' has a chunk [0, 0] that decodes to more than it declares; not read" in problem
+
+
+def test_an_array_of_zarr_that_is_described_twice(tmp_path):
+    """By version 3, which is read, and as something harmless by version 2."""
+    store = tmp_path / "bomb.zarr"
+    bomb = zarr_bomb(store, shape=(3, 2**31), chunks=(1, 2**31), dimension_names=("y", "x"), fill_value=1)
+    (store / "data/c/2").mkdir(parents=True)
+    (store / "data/c/2/0").write_bytes(bomb)
+    harmless = {"shape": [3], "chunks": [3], "dtype": "|u1", "order": "C", "fill_value": 0}
+    harmless |= {"zarr_format": 2, "compressor": None, "filters": None}
+    (store / "data/.zarray").write_text(json.dumps(harmless))
+    assert f"c/2/0' has {len(bomb)} bytes and declares {2**31}; not read" in check_files([store])[store]
+
+
+@needs("rasterio", "rioxarray")
+def test_a_geotiff_whose_tile_is_larger_than_its_map(tmp_path):
+    import rasterio
+
+    options = {"height": 64, "width": 64, "count": 1, "dtype": "uint8", "driver": "GTiff", "compress": "deflate"}
+    with (
+        warnings.catch_warnings(),
+        rasterio.open(
+            tmp_path / "bomb.tif", "w", tiled=True, blockxsize=16384, blockysize=32768, sparse_ok=True, **options
+        ),
+    ):
+        warnings.simplefilter("ignore")
+    with pytest.raises(ValueError, match="bomb.tif: declares tiles of 32768 x 16384 pixels, the file has"):
+        open_dataset(tmp_path / "bomb.tif")
+
+
+def test_arrays_of_an_npz_that_are_large_together(tmp_path):
+    np.savez_compressed(tmp_path / "bomb.npz", **{name: np.zeros(2**26, "uint8") for name in "abcde"})
+    with pytest.raises(ValueError, match=r"bomb.npz: unpacks \d+ bytes to 33554\d+; not read"):
+        load_npz(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_of_a_tar_archive_of_2_gib(tmp_path, zeros, kind):
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, 2**31
+    head = zlib.compressobj(1, wbits=-15)
+    content = head.compress(info.tobuf()) + head.flush(zlib.Z_FULL_FLUSH) + zeros[2:]
+    (tmp_path / "bomb.tar.gz").write_bytes(b"\x1f\x8b\x08" + bytes(7) + content)
+    with pytest.raises(ValueError, match="has a header of 2147483648 bytes"):
+        extract(tmp_path / "bomb.tar.gz", tmp_path / "out", 10**9)
+
+
 def test_an_array_of_an_npz_of_2_gib(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         with archive.open("x.npy", "w") as file:
             np.lib.format.write_array_header_1_0(file, {"shape": (2**29,), "fortran_order": False, "descr": "|u1"})
             for _ in range(32):
                 file.write(bytes(2**24))
-    with pytest.raises(ValueError, match=r"bomb.npz: 'x.npy' unpacks \d+ bytes to 53687"):
+    with pytest.raises(ValueError, match=r"bomb.npz: unpacks \d+ bytes to 53687"):
         load_npz(tmp_path / "bomb.npz")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import time
 from functools import partial
@@ -77,7 +78,51 @@ def test_a_damaged_file_of_a_checkpoint_is_named(tmp_path, data, name):
     assert run_forked(tmp_path / "run", data, stop_at=4, eval_every=100) == [""]
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"progress.json": 1}', "\x00"])
+def without_states(folder):
+    torch.save({"random_state": 1}, folder / "random_states_0.pkl")
+
+
+def of_a_stranger(folder):
+    (folder / "random_states_0.pkl").write_bytes(pickle.dumps(Malicious(folder / "trap")))
+
+
+def without_average(folder):
+    save_file({"step": torch.tensor(3)}, folder / "average.safetensors")
+
+
+def without_a_step(folder):
+    path = folder / "progress.json"
+    progress = json.loads(path.read_text())
+    del progress["step"]
+    path.write_text(json.dumps(progress))
+
+
+def as_a_link(folder):
+    folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(folder.with_name("elsewhere"))
+
+
+def test_a_checkpoint_that_cannot_be_resumed_from_is_refused(tmp_path, data):
+    """Files that fit their manifest, and that libraries would pass over in silence."""
+    assert run_forked(tmp_path / "run", data, stop_at=3, eval_every=100) == [""]
+    crafted = {
+        without_states: "cannot be resumed from: 'torch_manual_seed'",
+        of_a_stranger: "cannot be resumed from: Weights only load failed",
+        without_average: "cannot be resumed from: average.safetensors holds other tensors than the model",
+        without_a_step: "is damaged: progress.json is not that of a run",
+        as_a_link: "is a link",
+    }
+    for change, words in crafted.items():
+        run = tmp_path / change.__name__
+        shutil.copytree(tmp_path / "run", run)
+        change(run / "checkpoints/last")
+        sign(run / "checkpoints/last")
+        (end,) = run_forked(run, data, eval_every=100)
+        assert end.startswith(f"SystemExit: {run}/checkpoints/last {words}") and end.count("\n") == 0
+        assert not (run / "checkpoints/last/trap").exists()
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", "[" * 10**5, '{"progress.json": 1}', "\x00"])
 def test_a_damaged_manifest_is_named(tmp_path, data, text):
     assert run_forked(tmp_path / "run", data, stop_at=3, eval_every=100) == [""]
     path = tmp_path / "run/checkpoints/last/manifest.json"

@@ -87,7 +87,7 @@ def problem_of(path: str, allow_sparse: bool = False) -> str | None:
             return npy_problem(file, os.path.getsize(path))
     if file_format in ("zip", "tar", "gzip"):
         return archive_problem(path) or (npz_problem(path) if path.endswith(".npz") else None)
-    first = {"zarr": chunks.zarr_problem, "netcdf3": _netcdf3_problem, "grib": _grib_problem}
+    first = {"zarr": chunks.zarr_problem, "netcdf3": _netcdf3_problem, "grib": _grib_problem, "tiff": _tiff_problem}
     return first.get(file_format, lambda path: None)(path) or _xarray_problem(path, file_format, allow_sparse)
 
 
@@ -128,6 +128,8 @@ def _hdf5_problem(path: str, allow_sparse: bool) -> str | None:
                         return f"{place!r} {problem}"
                     if item.shape is not None and 0 not in item.shape:
                         item[(0,) * item.ndim]
+                    if problem := chunks.hdf5_references_problem(item, size):
+                        return problem
         return next(filter(None, (chunks.hdf5_decoding_problem(*chunk) for chunk in sample)), None)
 
 
@@ -150,6 +152,8 @@ def npy_problem(file: IO[bytes], size: int) -> str | None:
         return f"declares the shape {shape}"
     if dtype.hasobject:
         return "holds pickled objects; not read"
+    if not dtype.itemsize:
+        return f"declares {dtype}, which holds nothing"
     if expected != size:
         return f"has {size} bytes, but {dtype} {shape} takes {expected}: truncated or crafted"
     return None
@@ -157,9 +161,10 @@ def npy_problem(file: IO[bytes], size: int) -> str | None:
 
 def npz_problem(path: str) -> str | None:
     with zipfile.ZipFile(path) as archive:
+        total = sum(member.file_size for member in archive.infolist())
+        if chunks.is_chunk_bomb(total, stored := os.path.getsize(path)):
+            return f"unpacks {stored} bytes to {total}; not read"
         for member in archive.infolist():
-            if chunks.is_chunk_bomb(member.file_size, member.compress_size):
-                return f"{member.filename!r} unpacks {member.compress_size} bytes to {member.file_size}; not read"
             with archive.open(member) as file:
                 problem = npy_problem(file, member.file_size)
             if problem:
@@ -204,18 +209,27 @@ def archive_members(archive: Path, limit_bytes: int | None) -> Iterator[tuple[st
                     with members.open(info) as file:
                         yield name, file
     elif file_format == "tar" or archive.name.endswith((".tar.gz", ".tgz")):
-        with tarfile.open(archive) as tar:
+        opened = _Unpacked(archive) if file_format == "gzip" else archive.open("rb")
+        with opened as content, tarfile.open(fileobj=content, mode="r:") as tar:
             for member in tar:
                 name = checked(member.name, member.size, member.isreg() or member.isdir())
-                content = tar.extractfile(member) if member.isreg() else None
-                if content:
-                    yield name, content
+                if member.isreg() and (packed := tar.extractfile(member)):
+                    yield name, packed
     else:
-        with gzip.open(archive) as packed:
+        with _Unpacked(archive) as packed:
             while data := packed.read(2**20):
                 checked(archive.stem, len(data), True)
             packed.seek(0)
             yield archive.stem, packed  # type: ignore[misc]
+
+
+class _Unpacked(gzip.GzipFile):
+    """A gzip file that is read in pieces: the headers of a tar archive within may claim any length."""
+
+    def read(self, size=-1):
+        if not 0 <= size <= 2**24:
+            raise ValueError(f"has a header of {size} bytes")
+        return super().read(size)
 
 
 def _xarray_problem(path: str, file_format: str, allow_sparse: bool) -> str | None:
@@ -237,6 +251,19 @@ def _xarray_problem(path: str, file_format: str, allow_sparse: bool) -> str | No
             one = math.prod(variable.shape[-2:]) * variable.dtype.itemsize
             if file_format in ("tiff", "grib") and chunks.is_chunk_bomb(one, stored):
                 return f"{name!r} declares maps of {one} bytes, the file has {stored}; not read"
+    return None
+
+
+def _tiff_problem(path: str) -> str | None:
+    """Whether a GeoTIFF declares tiles, which may be larger than its map, that decode to far more than it stores."""
+    import rasterio
+
+    stored = os.path.getsize(path)
+    with rasterio.open(path) as file:
+        bands = file.count if file.interleaving == rasterio.enums.Interleaving.pixel else 1
+        for shape in file.block_shapes:
+            if chunks.is_chunk_bomb(math.prod(shape) * bands, stored):
+                return f"declares tiles of {shape[0]} x {shape[1]} pixels, the file has {stored} bytes; not read"
     return None
 
 
@@ -276,7 +303,10 @@ def _netcdf3_problem(path: str) -> str | None:
         width = 8 if version == 5 else 4
 
         def read_integer(size: int = width) -> int:
-            return int.from_bytes(file.read(size), "big")
+            content = file.read(size)
+            if len(content) < size:
+                raise ValueError("its header is truncated")
+            return int.from_bytes(content, "big")
 
         def skip_padded(size: int) -> None:
             file.seek(-size % 4 + size, os.SEEK_CUR)
@@ -382,6 +412,17 @@ def _serve() -> None:
             problem = f"cannot be read: {type(reason).__name__}: {reason}"
         sys.stdout.write(json.dumps(problem) + "\n")
         sys.stdout.flush()
+        if _peak() > MEMORY // 2:  # which the next file would lack, and be blamed for it
+            os._exit(0)
+
+
+def _peak() -> int:
+    """Bytes of memory that this process held at most; 0 on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 __all__ = [

@@ -212,7 +212,12 @@ def open_dataset(path: str | Path, allow_sparse: bool = False, **options: Any) -
     """
     if problem := _wrong_format(path, *ENGINES):
         raise ValueError(problem)
-    return open_with_xarray(_require_sound(path, allow_sparse)[0], format_of(path), **options)
+    state = _require_sound(path, allow_sparse)
+    dataset = open_with_xarray(state[0], format_of(path), **options)
+    if file_state(path) != state:
+        dataset.close()
+        raise ValueError(f"{path}: changed while it was opened.")
+    return dataset
 
 
 def extract(archive: str | Path, folder: str | Path, limit_bytes: int) -> Path:

@@ -255,8 +255,13 @@ def _refuse_numbers(path: Path):
             lowest = 1 if name == "num_train_timesteps" else 0
             if not (isinstance(value, int) and lowest <= value <= MAX_TIMESTEPS):
                 raise ValueError(f"`{name}` must be an integer of {lowest} to {MAX_TIMESTEPS:,}, got {value!r:.60}")
-        if stored.get("scaling_factor", 1) == 0:
-            raise ValueError("`scaling_factor` must not be 0")
+        if stored.get("num_labels", 0) not in range(1000):  # of which the library makes as many names
+            raise ValueError(f"`num_labels` must be an integer below 1,000, got {stored['num_labels']!r:.60}")
+        factor, shift = stored.get("scaling_factor", 1), stored.get("shift_factor") or 0
+        if type(factor) not in (int, float) or not 1e-9 < abs(factor) < 1e9:
+            raise ValueError(f"`scaling_factor` must be a number other than 0, got {factor!r:.60}")
+        if type(shift) not in (int, float) or abs(shift) > 1e9:
+            raise ValueError(f"`shift_factor` must be a number, got {shift!r:.60}")
 
 
 __all__ = ["check_configurations", "check_weights", "has_weights", "load", "networks_of", "weight_patterns"]

@@ -25,7 +25,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, load
 from diffusers import EMAModel
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -63,7 +63,7 @@ class Checkpoint:
 
     @property
     def exists(self) -> bool:
-        return self.folder.exists()
+        return os.path.lexists(self.folder)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -141,7 +141,7 @@ class Checkpoint:
         self._refuse(problem)
         if not self.exists:
             return {}
-        progress = json.loads((self.folder / PROGRESS).read_text())
+        progress = _read_progress(self.folder)
         stored = progress["settings"]
         differing = _differences(stored, settings)
         if set(differing) == {"max_steps"} and settings["max_steps"] > stored["max_steps"]:
@@ -157,9 +157,16 @@ class Checkpoint:
                 f"{said.get(name, name)} {old}, not with {new}" for name, (old, new) in differing.items()
             )
             raise SystemExit(f"{self.folder} was started with {words}. Choose another `output_dir`.")
-        self.accelerator.load_state(self.folder)
-        if average is not None:
-            _load_average(average, self.folder / AVERAGE)
+        try:
+            self.accelerator.load_state(self.folder)
+            states = self.folder / f"random_states_{self.accelerator.process_index}.pkl"
+            if states.exists() or self.accelerator.process_index == 0:  # a process that joins has none
+                if not torch.equal(load(states)["torch_manual_seed"], torch.get_rng_state()):
+                    raise ValueError(f"{states.name} cannot be set")  # of which Accelerate tells nobody
+            if average is not None:
+                _load_average(average, self.folder / AVERAGE)
+        except Exception as reason:  # of any kind, as crafted files have it
+            raise SystemExit(f"{self.folder} cannot be resumed from: {one_line(reason)}") from reason
         return progress | {"settings": settings}
 
     def _refuse(self, problem: list[str]):
@@ -177,7 +184,21 @@ def _save_average(average: EMAModel, path: Path):
 def _load_average(average: EMAModel, path: Path):
     tensors = safetensors.torch.load_file(path)
     average.optimization_step = int(tensors.pop("step"))
-    average.shadow_params = [tensors[name] for name in sorted(tensors)]
+    stored = [tensors[name] for name in sorted(tensors)]
+    if [tensor.shape for tensor in stored] != [tensor.shape for tensor in average.shadow_params]:
+        raise ValueError(f"{AVERAGE} holds other tensors than the model")
+    average.shadow_params = stored
+
+
+def _read_progress(folder: Path) -> dict:
+    kinds = {"settings": dict, "extensions": list, "step": int, "best_step": int, "skipped": int, "best": int | float}
+    try:
+        progress = json.loads((folder / PROGRESS).read_text())
+        if all(isinstance(progress[name], kind) for name, kind in kinds.items()) and progress["step"] >= 0:
+            return progress
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise SystemExit(f"{folder} is damaged: {PROGRESS} is not that of a run.")
 
 
 def _digest(path: Path) -> str:
@@ -187,6 +208,8 @@ def _digest(path: Path) -> str:
 
 def _damage(folder: Path) -> str:
     """What is wrong with the files of a checkpoint, in one line; empty if nothing is."""
+    if folder.is_symlink():
+        return f"{folder} is a link, which the next checkpoint could not replace; put the folder itself there."
     if not (folder / MANIFEST).is_file():
         return f"{folder} is no complete checkpoint: {MANIFEST} is missing; choose another `output_dir`."
     try:
@@ -199,7 +222,7 @@ def _damage(folder: Path) -> str:
                 return f"{folder} is damaged: {name} is missing."
             if digests.get(name) != _digest(folder / name):
                 return f"{folder} is damaged: {name} is not as it was written."
-    except (OSError, ValueError, AttributeError) as reason:
+    except (OSError, ValueError, AttributeError, RecursionError) as reason:
         return f"{folder} is damaged: {MANIFEST}: {one_line(reason)}."
     return ""
 
