@@ -213,8 +213,8 @@ def archive_members(archive: Path, limit_bytes: int | None) -> Iterator[tuple[st
         with opened as content, tarfile.open(fileobj=content, mode="r:") as tar:
             for member in tar:
                 name = checked(member.name, member.size, member.isreg() or member.isdir())
-                if member.isreg() and (packed := tar.extractfile(member)):
-                    yield name, packed
+                if member.isreg() and (member_file := tar.extractfile(member)):
+                    yield name, member_file
     else:
         with _Unpacked(archive) as packed:
             while data := packed.read(2**20):
