@@ -1,5 +1,7 @@
 """Earthformer and PreDiff for the Hugging Face ecosystem."""
 
+from typing import Any
+
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForTimeSeriesPrediction
 
 from . import sharing
@@ -13,6 +15,7 @@ from .pipeline_prediff import PreDiffPipeline, PreDiffPipelineOutput
 from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
 
 
+__version__ = "0.1.0"
 __all__ = [
     "CrossCuboid",
     "Cuboid",
@@ -25,6 +28,7 @@ __all__ = [
     "KnowledgeAlignmentCallback",
     "PreDiffPipeline",
     "PreDiffPipelineOutput",
+    "forecast",
     "load_dataset",
     "sharing",
     "windows",
@@ -34,3 +38,12 @@ AutoConfig.register("earthformer", EarthformerConfig)
 AutoModel.register(EarthformerConfig, EarthformerModel)
 AutoModelForTimeSeriesPrediction.register(EarthformerConfig, EarthformerForPrediction)
 AutoFeatureExtractor.register(EarthformerConfig, EarthformerFeatureExtractor)
+
+
+def __getattr__(name: str) -> Any:
+    """`forecast` is imported when it is used, with what it needs."""
+    if name != "forecast":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .forecasting import forecast
+
+    return forecast

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +17,9 @@ from .file_checks import FORMATS_BY_ENDING, ZARR_MARKS, file_state
 ENDINGS = {*FORMATS_BY_ENDING} - {".npz", ".zip", ".gz", ".tgz", ".tar"}
 
 
-def find_files(folder: Path, pattern: str | None = None, follow_links: bool = False) -> tuple[list[Path], list[str]]:
+def find_files(
+    folder: Path, pattern: str | Sequence[str] | None = None, follow_links: bool = False
+) -> tuple[list[Path], list[str]]:
     """The data files and Zarr stores below a folder, sorted, and why links were passed over.
 
     Hidden files and folders (`.ipynb_checkpoints`, `._a.nc`) are skipped. A link is followed if it stays within the
@@ -25,9 +27,14 @@ def find_files(folder: Path, pattern: str | None = None, follow_links: bool = Fa
 
     Args:
         folder: where to look; subfolders as well.
-        pattern: of paths below the folder, such as "**/radar_*.nc"; all of a known ending if omitted.
+        pattern: of paths below the folder, such as "**/radar_*.nc", or several; all of a known ending if omitted.
         follow_links: also to places outside the folder.
     """
+    if pattern is not None and not isinstance(pattern, str):
+        parts = [find_files(folder, each, follow_links) for each in pattern]
+        return sorted({path for paths, _ in parts for path in paths}), sorted(
+            {why for _, passed in parts for why in passed}
+        )
     if is_zarr_store(folder):
         return [folder], []
     if pattern is not None and not re.search(r"[*?\[]", pattern):  # one file: what lies beside it costs nothing

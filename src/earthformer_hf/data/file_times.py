@@ -5,7 +5,7 @@ coordinate of time is decoded on its own.
 """
 
 import re
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -95,6 +95,18 @@ def _from_other_calendar(dates: np.ndarray, calendar: str) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 # Steps
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@overload
+def parsed_step(text: str, name: str = "time_step") -> np.timedelta64: ...
+
+
+@overload
+def parsed_step(text: None, name: str = "time_step") -> None: ...
+
+
+@overload
+def parsed_step(text: str | None, name: str = "time_step") -> np.timedelta64 | None: ...
 
 
 def parsed_step(text: str | None, name: str = "time_step") -> np.timedelta64 | None:

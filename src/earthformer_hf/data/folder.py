@@ -50,7 +50,8 @@ class FolderConfig(EventConfig):
     Args:
         variable: to read; several become channels. May be left out where the files hold only one. Within a group of an
             HDF5 or NetCDF file it is "group/name"; of a composite of ODIM it is the quantity, such as "RATE".
-        pattern: of the files, such as "**/radar_*.nc"; by default all of a known ending, in subfolders as well.
+        pattern: of the files, such as "**/radar_*.nc", or several; by default all of a known ending, in subfolders as
+            well.
         series: a regular expression for the files' paths below the folder, such as "radar_(.+?)_"; files with the same
             groups are of one series. By default, those of a subfolder.
         dims: names of dimensions, {"time": ..., "y": ..., "x": ..., "channel": ...}, where they are not found: time is
@@ -77,7 +78,7 @@ class FolderConfig(EventConfig):
     """
 
     variable: str | tuple[str, ...] | None = None
-    pattern: str | None = None
+    pattern: str | tuple[str, ...] | None = None
     series: str | None = None
     dims: dict[str, str] | None = None
     select: dict[str, Any] | None = None
@@ -109,7 +110,8 @@ class FolderConfig(EventConfig):
             np.datetime64(str(self.start or "NaT"), "s")
         except ValueError:
             raise ValueError(f"`start` must be a time such as 2020-01-01T12:00, got {self.start!r}.") from None
-        if self.pattern is not None and not isinstance(self.pattern, str):
+        patterns = [self.pattern] if isinstance(self.pattern, str) else self.pattern or []
+        if not isinstance(patterns, Sequence) or not all(isinstance(each, str) for each in patterns):
             raise ValueError(f"`pattern` must be text, got {self.pattern!r}.")
         try:
             re.compile(self.series or "")

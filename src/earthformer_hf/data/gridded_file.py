@@ -38,14 +38,15 @@ class GriddedFile:
     Args:
         path: of the file.
         layout: see `FolderConfig.layout`: `variable` (names), `dims`, `select`, `grib_keys`, `allow_sparse`.
+        dataset: an open `xarray.Dataset` to take instead; `path` then is what errors call it.
 
     Raises:
         ValueError: names the file, the option, what was expected and what came.
     """
 
-    def __init__(self, path: str, layout: dict[str, Any]):
+    def __init__(self, path: str, layout: dict[str, Any], dataset: Any = None):
         group, variable = _group_and_names(layout["variable"])
-        dataset = _open(path, group, layout)
+        dataset = _open(path, group, layout) if dataset is None else decode_times(dataset)
         names = variable or _only_variable(dataset, path)
         missing = sorted(set(names) - set(map(str, dataset.variables)))
         if missing:

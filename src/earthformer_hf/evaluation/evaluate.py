@@ -33,7 +33,7 @@ from transformers.utils import logging
 
 from ..data import Windows
 from ..data.measures import DataFacts
-from ..sharing.files import check_writable
+from ..sharing.files import check_writable, digests
 from .data_facts import check_model, check_scores, facts_of
 from .forecasters import (
     Forecaster,
@@ -47,7 +47,7 @@ from .forecasters import (
 )
 from .own_protocol import find_protocol
 from .protocols import Protocol
-from .reports import digests, score_file, score_text, write_report
+from .reports import score_file, score_text, write_report
 from .tally import Tally, differences, interval
 
 

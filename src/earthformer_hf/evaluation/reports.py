@@ -5,7 +5,6 @@ their counts, and what made them: the weights' digests, the versions of the libr
 score is null.
 """
 
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -75,12 +74,6 @@ def write_score_file(document: dict[str, Any], path: Path) -> None:
     text = json.dumps(document, indent=1, allow_nan=False)
     text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text)
     write_file(path, text + "\n")
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """File of weights -> SHA-256."""
-    files = sorted(folder.rglob("*.safetensors"))
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -323,7 +316,6 @@ def _is_south_up(event: dict[str, Any]) -> bool:
 __all__ = [
     "curves_by_lead",
     "difference_rows",
-    "digests",
     "figures",
     "lead_times",
     "score_file",

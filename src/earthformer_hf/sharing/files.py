@@ -1,5 +1,6 @@
 """The files of a model folder: which of them are published, and how a file is written whole or not at all."""
 
+import hashlib
 import os
 import re
 import tempfile
@@ -85,6 +86,12 @@ def is_picture_beside(card: Path, name: str) -> bool:
     return is_file_beside(card, name) and not name.startswith(".") and Path(name).suffix.lower() in PICTURES
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """File of weights -> SHA-256."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -127,6 +134,7 @@ __all__ = [
     "COMPONENTS",
     "MODEL_FILES",
     "check_writable",
+    "digests",
     "is_file_beside",
     "is_picture_beside",
     "model_files",

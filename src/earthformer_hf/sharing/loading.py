@@ -125,14 +125,17 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _without_reports() -> Iterator[None]:
-    """Silence the library's tables of tensors: what does not fit is an error here, and says so itself."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence the library's tables of tensors: what does not fit is an error here, and says so itself. Its list of
+    layers that are not sharded, which it makes at this level of the first logger, says nothing either."""
+    names = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
+    before = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in before:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in before.items():
+            logger.setLevel(level)
 
 
 # -- what is refused before anything is built -------------------------------------------------------------------------

@@ -1,0 +1,8 @@
+"""Forecasts of a user's own grid: arrays and files in, georeferenced datasets out."""
+
+from .files import save
+from .forecast import forecast
+from .observations import Observations, observe
+
+
+__all__ = ["Observations", "forecast", "observe", "save"]

@@ -1,0 +1,113 @@
+"""Forecasts as files: NetCDF, Zarr and cloud-optimised GeoTIFF, each whole or not there."""
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..sharing.files import check_writable
+
+
+if TYPE_CHECKING:
+    from xarray import Dataset
+
+ENDINGS = (".nc", ".zarr", ".tif", ".tiff")
+
+
+def check_target(path: str | Path, overwrite: bool = False) -> Path:
+    """Refuse, before a forecast is made, a file that could not be written.
+
+    Raises:
+        ValueError: another ending than `.nc`, `.zarr`, `.tif` and `.tiff`; something is there already, and
+            `overwrite` is not said; a folder that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in ENDINGS:
+        raise ValueError(f"`out` must end in one of {ENDINGS}, got {path.name!r}.")
+    if os.path.lexists(path) and not overwrite:
+        raise ValueError(f"`out`: {path} is there already; `overwrite` replaces it.")
+    check_writable(path.parent)
+    return path
+
+
+def save(dataset: "Dataset", path: str | Path, overwrite: bool = False) -> None:
+    """Write a forecast; a failure leaves what was there before, and nothing else.
+
+    Args:
+        dataset: of [`~earthformer_hf.forecasting.forecast`].
+        path: `.nc`; `.zarr` (version 3); or `.tif`, a cloud-optimised GeoTIFF of the chances if there are any, else
+            of the mean or of the only forecast, a band for each threshold and time.
+        overwrite: replace what is there.
+
+    Raises:
+        ValueError: see [`check_target`]; a GeoTIFF of a forecast without coordinates or of members alone.
+    """
+    path = check_target(path, overwrite)
+    writers: dict[str, Callable[[Any, Path], None]] = {".nc": _netcdf, ".zarr": _zarr}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    try:
+        writers.get(path.suffix.lower(), _geotiff)(dataset, part)
+        if path.is_dir():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            part.rename(path)
+            shutil.rmtree(old)
+        else:
+            part.replace(path)
+    except OSError as reason:
+        raise ValueError(f"`out`: {path} cannot be written: {reason.strerror or reason}.") from reason
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        part.unlink(missing_ok=True)
+
+
+def _netcdf(dataset: Any, path: Path) -> None:
+    dataset.to_netcdf(path)
+
+
+def _zarr(dataset: Any, path: Path) -> None:
+    plain = dataset.copy()
+    for name in plain.variables:
+        plain[name].encoding = {key: value for key, value in plain[name].encoding.items() if key in ("units", "dtype")}
+    plain.to_zarr(path, zarr_format=3, consolidated=False)
+
+
+def _geotiff(dataset: Any, path: Path) -> None:
+    try:
+        import rioxarray  # noqa: F401
+    except ModuleNotFoundError:
+        raise ValueError(
+            "`out`: a GeoTIFF needs rioxarray; install it with pip install 'earthformer-hf[geo]'."
+        ) from None
+    names = ["exceedance_probability", *(name for name in dataset.data_vars if str(name).endswith("_mean"))]
+    names += [name for name, array in dataset.data_vars.items() if array.ndim == 3 and name != "quality_flag"]
+    found = next((name for name in names if name in dataset.data_vars), None)
+    if found is None:
+        raise ValueError("`out`: a GeoTIFF holds chances, a mean, or one forecast; ask for `thresholds` or `mean`.")
+    array = dataset[found]
+    y, x = array.dims[-2:]
+    if "crs" not in dataset.coords:
+        raise ValueError("`out`: a GeoTIFF needs a coordinate reference system; state it by `crs`.")
+    labels = [f"{found} {dict(zip(array.dims[:-2], place))}" for place in _places(array)]
+    bands = (
+        array.stack(band=array.dims[:-2])
+        .transpose("band", y, x)
+        .drop_vars(["band", *array.dims[:-2]], errors="ignore")
+    )
+    bands = bands.assign_coords(band=range(1, len(labels) + 1)).rio.set_spatial_dims(x, y)
+    attributes = dataset["crs"].attrs
+    bands = bands.rio.write_crs(attributes.get("crs_wkt") or attributes.get("spatial_ref"))
+    bands.attrs = {"long_name": tuple(labels), "units": array.attrs["units"]}
+    bands.encoding = {}
+    bands.rio.to_raster(path, driver="COG", compress="DEFLATE", tags=dataset.attrs)
+
+
+def _places(array: Any) -> list[tuple[str, ...]]:
+    """The coordinates of each band, as texts."""
+    sides = [[str(value) for value in array[name].values] for name in array.dims[:-2]]
+    return list(itertools.product(*sides))
+
+
+__all__ = ["ENDINGS", "check_target", "save"]

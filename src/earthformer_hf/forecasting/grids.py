@@ -1,0 +1,207 @@
+"""Regular grids: where their cells lie, coarser ones, and the way back.
+
+A grid spacing other than the model's is met by means over areas: each coarse cell takes every fine cell by the share
+of it that it covers, of what was observed, if that is half of the coarse cell or more. The way back is bilinear
+between the centres of coarse cells.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..data.measures import KILOMETERS_PER_DEGREE, UNKNOWN, parsed_spacing, spacing_of
+
+
+LEAST_OBSERVED = 0.5  # part of a coarse cell
+WHOLE = 0.1  # by what part a whole number of cells may differ from the spacing that was asked for
+UNEVEN = 0.01  # by what part steps between rows may differ from each other
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of maps (H, W).
+
+    Args:
+        y, x: centres of rows (H,) and columns (W,), evenly spaced.
+        geo: what else is known, as `geo` of [`~earthformer_hf.data.folder.Folder`]: `y_name`, `x_name`, `y_units`,
+            `x_units`, `crs` or `grid_mapping`; `grid_spacing` where coordinates do not tell it.
+    """
+
+    y: np.ndarray
+    x: np.ndarray
+    geo: Mapping[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.y), len(self.x)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of rows and columns."""
+        return str(self.geo.get("y_name", "y")), str(self.geo.get("x_name", "x"))
+
+    @property
+    def spacing(self) -> str:
+        """Such as "3 km" or "5 degrees"; "unknown" if nothing says it."""
+        return spacing_of({**self.geo, "y": self.y, "x": self.x} if "y_name" in self.geo else self.geo)
+
+    @property
+    def kilometers(self) -> float | None:
+        """The geometric mean of the spacings along both axes; None if it is unknown. Degrees of longitude count by
+        the cosine of the grid's middle latitude."""
+        amount, unit = parsed_spacing(self.spacing)
+        if not unit:
+            return None
+        if unit == "km":
+            return amount
+        middle = float(np.mean(self.y)) if "y_name" in self.geo else 0.0
+        return amount * KILOMETERS_PER_DEGREE * float(np.sqrt(np.cos(np.radians(middle))))
+
+    def coarser(self, factor: float) -> "Grid":
+        """The grid whose cells are `factor` times as wide; the last row and column may reach beyond this one's."""
+        sides = []
+        for centres in (self.y, self.x):
+            step = (centres[-1] - centres[0]) / (len(centres) - 1) if len(centres) > 1 else 1.0
+            places = (np.arange(coarse_length(len(centres), factor)) + 0.5) * factor - 0.5
+            sides.append(centres[0] + step * places)
+        geo = dict(self.geo)
+        if "grid_spacing" in geo:
+            amount, unit = parsed_spacing(str(geo["grid_spacing"]))
+            geo["grid_spacing"] = f"{amount * factor:.6g} {unit}"
+        return replace(self, y=sides[0], x=sides[1], geo=geo)
+
+
+def grid_of(geo: Mapping[str, Any], shape: tuple[int, int]) -> Grid:
+    """The grid of an event; numbers of rows and columns where it has no coordinates.
+
+    Raises:
+        ValueError: coordinates that are not evenly spaced.
+    """
+    rest = {name: value for name, value in geo.items() if name not in ("y", "x", "lat", "lon")}
+    sides = []
+    for name, other, length in (("y", "lat", shape[0]), ("x", "lon", shape[1])):
+        found = geo.get(name, geo.get(other))
+        if found is None:
+            sides.append(np.arange(float(length)))
+            continue
+        centres = np.asarray(found, "float64")
+        rest.setdefault(f"{name}_name", name if name in geo else other)
+        if name not in geo:
+            rest.setdefault(f"{name}_units", "degrees_north" if name == "y" else "degrees_east")
+        steps = np.diff(centres)
+        if len(steps) and np.abs(steps - steps.mean()).max() > UNEVEN * abs(steps.mean()):
+            raise ValueError(
+                f"`data`: rows and columns must be evenly spaced, {rest[f'{name}_name']} has steps of "
+                f"{steps.min():g} to {steps.max():g}."
+            )
+        sides.append(centres)
+    return Grid(sides[0], sides[1], rest)
+
+
+def coarsening(grid: Grid, target: str) -> float:
+    """How many cells of a grid make one of the spacing `target`; a whole number where one is within a tenth.
+
+    Raises:
+        ValueError: a spacing that cannot be read, or that is unknown of the grid, or finer than the grid.
+    """
+    amount, unit = parsed_spacing(target)
+    own = parsed_spacing(grid.spacing)[0] if unit == "degrees" and "degree" in grid.spacing else grid.kilometers
+    wanted = amount if unit == "km" or "degree" in grid.spacing else amount * KILOMETERS_PER_DEGREE
+    if not unit or not own:
+        raise ValueError(
+            f"`coarsen_to` must be a spacing such as '3 km', of a grid whose spacing is known, got {target!r} of a "
+            f"grid of {grid.spacing}; `grid_spacing` states it."
+        )
+    factor = wanted / own
+    if factor < 1 - WHOLE:
+        raise ValueError(f"`coarsen_to` must not be finer than the grid of {grid.spacing}, got {target!r}.")
+    nearest = max(1, round(factor))
+    return float(nearest) if abs(nearest / factor - 1) <= WHOLE else factor
+
+
+def coarse_length(length: int, factor: float) -> int:
+    """How many coarse cells cover so many fine ones; a last one of which less than half is covered is left out."""
+    return max(1, int(np.floor(length / factor + 0.5 + 1e-9)))
+
+
+def area_means(values: np.ndarray, factor: float) -> np.ndarray:
+    """Means over the areas of coarse cells: (n, H, W), NaN where missing -> (n, h, w)."""
+    if factor == 1:
+        return values
+    seen = np.isfinite(values)
+    sums = _sums(_sums(np.where(seen, values, 0), factor, 1), factor, 2)
+    areas = _sums(_sums(seen, factor, 1), factor, 2)
+    least = LEAST_OBSERVED * factor**2 * (1 - 1e-6)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(areas >= least, sums / areas, np.nan).astype(np.result_type(values.dtype, "float32"))
+
+
+def _sums(values: np.ndarray, factor: float, axis: int) -> np.ndarray:
+    """Integrals along an axis over cells of width `factor`, where each value fills a cell of width 1."""
+    length = values.shape[axis]
+    edges = np.clip(np.arange(coarse_length(length, factor) + 1) * factor, 0, length)
+    before = np.minimum(np.floor(edges).astype(int), length)
+    padding = [(0, 0)] * values.ndim
+    padding[axis] = (1, 1)
+    total = np.cumsum(np.pad(values, padding).astype("float64"), axis=axis)  # from the edge, one step beyond the end
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    lower = np.take(total, before, axis)
+    inside = (np.take(total, before + 1, axis) - lower) * (edges - before).reshape(shape)
+    return np.diff(lower + inside, axis=axis)
+
+
+def interpolated(values: np.ndarray, factor: float, shape: tuple[int, int]) -> np.ndarray:
+    """From coarse cells back to fine ones, bilinear: (n, h, w), NaN where missing -> (n, H, W).
+
+    Of missing neighbours the others take the weight; a fine cell amid missing ones alone is missing.
+    """
+    if factor == 1:
+        return values
+    seen = np.isfinite(values)
+    filled, weight = np.where(seen, values, 0).astype("float32"), seen.astype("float32")
+    for axis, length in ((1, shape[0]), (2, shape[1])):
+        filled, weight = (_between(array, factor, length, axis) for array in (filled, weight))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(weight > 1e-3, filled / weight, np.nan).astype("float32")
+
+
+def _between(values: np.ndarray, factor: float, length: int, axis: int) -> np.ndarray:
+    places = np.clip((np.arange(length) + 0.5) / factor - 0.5, 0, values.shape[axis] - 1)
+    before = np.minimum(places.astype(int), max(0, values.shape[axis] - 2))
+    after = np.minimum(before + 1, values.shape[axis] - 1)
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    part = (places - before).astype("float32").reshape(shape)
+    return np.take(values, before, axis) * (1 - part) + np.take(values, after, axis) * part
+
+
+def check_spacing(grid: Grid, spacing: str) -> None:
+    """Refuse a grid of another spacing than the model's, by more than a tenth.
+
+    Raises:
+        ValueError: names the argument that converts.
+    """
+    if spacing == UNKNOWN:
+        return
+    if grid.spacing == UNKNOWN:
+        raise ValueError(
+            f"`data`: its grid spacing is unknown, the model takes {spacing}; state it by `grid_spacing`."
+        )
+    if coarsening(grid, spacing) != 1:
+        raise ValueError(
+            f"`data` has a grid of {grid.spacing}, the model takes {spacing}: `coarsen_to={spacing!r}` takes means."
+        )
+
+
+__all__ = [
+    "Grid",
+    "area_means",
+    "check_spacing",
+    "coarse_length",
+    "coarsening",
+    "grid_of",
+    "interpolated",
+]

@@ -1,0 +1,105 @@
+"""Large maps from a model of one size: overlapping tiles, one field of noise, and no seams.
+
+```
+rows     |------- tile -------|
+                       |------- tile -------|
+                                |------- tile -------|     the last ends where the map ends
+weights  ....::::|||||||||||||||||||||||||||||||||::::....
+```
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..data.tiles import tile_corners
+
+
+@dataclass(frozen=True)
+class Cover:
+    """The tiles that cover a map.
+
+    Args:
+        shape: rows and columns of the map.
+        padded: of the map with what is missing at its lower and right edge for the tiles to fit.
+        tile: rows and columns of a tile.
+        corners: first row, end row, first column and end column of each tile.
+        weights: (rows, columns) of a tile in the mean of overlapping ones, highest in its middle, never 0.
+    """
+
+    shape: tuple[int, int]
+    padded: tuple[int, int]
+    tile: tuple[int, int]
+    corners: list[tuple[int, int, int, int]]
+    weights: np.ndarray
+
+
+def cover(shape: tuple[int, int], tile: tuple[int, int], overlap: int, multiple: int = 1) -> Cover:
+    """The tiles of a map of this shape.
+
+    Args:
+        shape, tile: rows and columns.
+        overlap: of neighbouring tiles at least, in pixels.
+        multiple: of which the first row and column of each tile is one; the pixels of a latent.
+
+    Raises:
+        ValueError: an overlap that leaves no step from one tile to the next.
+    """
+    if not 0 <= overlap <= min(tile) - multiple:
+        raise ValueError(f"`overlap` must be 0 to {min(tile) - multiple} pixels of tiles of {tile}, got {overlap}.")
+    padded = tuple(max(side, -(-length // multiple) * multiple) for length, side in zip(shape, tile))
+    stride = tuple(max(multiple, (side - overlap) // multiple * multiple) for side in tile)
+    corners = tile_corners(padded, tile=tile, stride=stride)
+    return Cover(shape, (padded[0], padded[1]), tile, corners, _weights(tile, overlap))
+
+
+def _weights(tile: tuple[int, int], overlap: int) -> np.ndarray:
+    """Half a cosine wave along each edge, as wide as the overlap."""
+    sides = []
+    for length in tile:
+        distance = np.minimum(np.arange(length), np.arange(length)[::-1]) + 0.5
+        part = np.clip(distance / max(overlap, 1), 0, 1)
+        sides.append((1 - np.cos(np.pi * part)) / 2 + 1e-6)
+    return np.outer(*sides).astype("float32")
+
+
+def padded_to(past: torch.Tensor, cover: Cover, fill: torch.Tensor) -> torch.Tensor:
+    """Context (M, T, H, W, C) with missing pixels added up to `cover.padded`."""
+    rows, columns = (padded - length for padded, length in zip(cover.padded, cover.shape))
+    if not rows and not columns:
+        return past
+    padded = fill.expand(*past.shape[:2], *cover.padded, past.shape[-1]).clone()
+    padded[:, :, : past.shape[2], : past.shape[3]] = past
+    return padded
+
+
+def blended(
+    predict: Callable[[torch.Tensor, tuple[int, int, int, int]], torch.Tensor], past: torch.Tensor, cover: Cover
+) -> torch.Tensor:
+    """What a model forecasts of a map, tile by tile, as the weighted mean where tiles overlap.
+
+    Args:
+        predict: the part of the context of a tile (M, T_in, rows, columns, C), and the tile's corners -> forecast
+            (N, T_out, rows, columns, C).
+        past: (M, T_in, H, W, C) of the padded map.
+        cover: its tiles.
+
+    Returns:
+        (N, T_out, H, W, C) of the map without padding.
+    """
+    weights, weight = torch.from_numpy(cover.weights)[..., None], torch.zeros(*cover.padded, 1)
+    total = torch.zeros(())
+    for number, (top, bottom, left, right) in enumerate(cover.corners):
+        tile = past[:, :, top:bottom, left:right]
+        part = predict(tile, (top, bottom, left, right)).float().cpu()  # (N, T_out, rows, columns, C)
+        if number == 0:
+            total = torch.zeros(*part.shape[:2], *cover.padded, part.shape[-1])
+        total[:, :, top:bottom, left:right] += part * weights
+        weight[top:bottom, left:right] += weights
+    total /= weight
+    return total[:, :, : cover.shape[0], : cover.shape[1]]
+
+
+__all__ = ["Cover", "blended", "cover", "padded_to"]

@@ -1,0 +1,234 @@
+"""What a forecast starts from: the last frames of an array, a dataset or files, and what is known about them."""
+
+import datetime
+import glob
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.events import Events
+from ..data.file_times import parsed_step
+from ..data.folder import FolderConfig, from_folder
+from ..data.gridded_file import GriddedFile
+from ..data.inputs import holds_ocean, ocean_input
+from ..data.measures import UNKNOWN, DataFacts, canonical_units, common_step, step_of
+from .grids import Grid, grid_of
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Frames that follow each other at an equal step.
+
+    Args:
+        source: where they are from, for a reader.
+        name: of the variable.
+        read: frames of a range -> values (n, H, W), NaN where missing.
+        time: (T,) datetime64[s]; NaT where undated.
+        facts: units, time step and grid spacing.
+        grid: of the maps.
+    """
+
+    source: str
+    name: str
+    read: Callable[[slice], np.ndarray]
+    time: np.ndarray
+    facts: DataFacts
+    grid: Grid
+
+    @property
+    def is_dated(self) -> bool:
+        return not np.isnat(self.time).any()
+
+
+def observe(
+    data: Any,
+    variable: str | None = None,
+    units: str | None = None,
+    time_step: str | None = None,
+    grid_spacing: str | None = None,
+    crs: str | None = None,
+    start: str | None = None,
+    **options: Any,
+) -> Observations:
+    """The observations that end last, of whatever a user has.
+
+    Args:
+        data: an array (T, H, W); an `xarray.DataArray` or `Dataset`, whose frames are read when they are needed; or
+            a path, a pattern such as "radar_*.nc", or a list of paths, of files that
+            [`~earthformer_hf.data.from_folder`] reads.
+        variable: to take, where there are several.
+        units, grid_spacing, crs: where the data do not say them.
+        time_step, start: where the data have no dates.
+        options: of [`~earthformer_hf.data.folder.FolderConfig`], for files.
+
+    Raises:
+        ValueError: data of another kind; a hole in time, or nothing but missing values; an argument that contradicts
+            what the data say.
+    """
+    if isinstance(data, str | os.PathLike) or _are_paths(data):
+        found = _of_files(data, variable, time_step=time_step, start=start, **options)
+    else:
+        if options:
+            raise ValueError(f"`{next(iter(options))}` is for files, `data` is {type(data).__name__}.")
+        found = _of_array(data, variable, time_step, start)
+    return _with_statements(found, units, time_step, grid_spacing, crs)
+
+
+def _are_paths(data: Any) -> bool:
+    return (
+        isinstance(data, list | tuple) and len(data) > 0 and all(isinstance(each, str | os.PathLike) for each in data)
+    )
+
+
+def _with_statements(
+    found: Observations, units: str | None, time_step: str | None, grid_spacing: str | None, crs: str | None
+) -> Observations:
+    """The observations with what a user says of them."""
+    facts, geo = found.facts, dict(found.grid.geo)
+    if units is not None:
+        if facts.units not in (UNKNOWN, "") and canonical_units(facts.units) != canonical_units(units):
+            raise ValueError(f"`units`: the data say {facts.units!r}, got {units!r}.")
+        facts = replace(facts, units=units)
+    if grid_spacing is not None:
+        if found.grid.spacing != UNKNOWN:
+            raise ValueError(f"`grid_spacing`: the coordinates say {found.grid.spacing!r}, got {grid_spacing!r}.")
+        geo["grid_spacing"] = grid_spacing
+    if crs is not None:
+        if "crs" in geo or "grid_mapping" in geo:
+            raise ValueError(f"`crs`: the data say {geo.get('crs', geo.get('grid_mapping'))!r}, got {crs!r}.")
+        geo["crs"] = crs
+    grid = replace(found.grid, geo=geo)
+    facts = replace(facts, grid_spacing=grid.spacing)
+    if time_step is not None and facts.time_step not in (UNKNOWN, time_step):
+        raise ValueError(f"`time_step`: the times are {facts.time_step} apart, got {time_step!r}.")
+    return replace(found, facts=replace(facts, time_step=time_step or facts.time_step), grid=grid)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arrays
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _of_array(data: Any, variable: str | None, time_step: str | None, start: str | None) -> Observations:
+    import xarray
+
+    if isinstance(data, np.ndarray):
+        if data.ndim != 3 or data.dtype.kind not in "iuf":
+            raise ValueError(f"`data` must be numbers (T, H, W), got {data.dtype} of shape {data.shape}.")
+        data = xarray.DataArray(data, dims=("time", "y", "x"), name=variable or "values")
+    if isinstance(data, xarray.DataArray):
+        data = data.to_dataset(name=data.name or variable or "values")
+    if not isinstance(data, xarray.Dataset):
+        raise ValueError(
+            f"`data` must be an array (T, H, W), an xarray.DataArray or Dataset, or a path, got {type(data).__name__}."
+        )
+    layout = FolderConfig().layout | {"variable": [variable] if variable else []}
+    gridded = GriddedFile("`data`", layout, data)
+    if len(gridded.shape) != 2:
+        raise ValueError(
+            f"`data` must be maps of one variable (T, H, W), got (T, {', '.join(map(str, gridded.shape))})."
+        )
+    time = _times(gridded, time_step, start)
+    geo = gridded.geo
+    facts = DataFacts(geo.get("units", UNKNOWN), step_of(time, geo) if len(time) > 1 else UNKNOWN)
+    _check_steps(time, facts)
+    read = gridded.read
+    return Observations(
+        "an array", gridded.names[0], read, time, facts, grid_of(geo, (gridded.shape[0], gridded.shape[1]))
+    )
+
+
+def _times(gridded: GriddedFile, time_step: str | None, start: str | None) -> np.ndarray:
+    """(T,) datetime64[s], from the data or from the start and the step that a user states."""
+    dates = gridded.dates()
+    if dates is not None and dates.dtype.kind == "M":
+        if start is not None:
+            raise ValueError(f"`start`: the data have dates, got {start!r}.")
+        time = np.atleast_1d(np.asarray(dates.values)).astype("datetime64[s]")
+        if np.isnat(time).any() or (np.diff(time) <= np.timedelta64(0, "s")).any():
+            raise ValueError("`data`: times must rise, and none be missing.")
+        return time
+    if start is None or time_step is None:
+        return np.full(gridded.length, np.datetime64("NaT", "s"))
+    step = parsed_step(time_step)
+    try:
+        first = np.datetime64(datetime.datetime.fromisoformat(start).replace(tzinfo=None), "s")
+    except (TypeError, ValueError):
+        raise ValueError(f"`start` must be a time such as '2020-01-01T12:00', got {start!r}.") from None
+    unit = np.datetime_data(step)[0]
+    return (first.astype(f"datetime64[{unit}]") + step * np.arange(gridded.length)).astype("datetime64[s]")
+
+
+def _check_steps(time: np.ndarray, facts: DataFacts) -> None:
+    """Refuse a hole among the times."""
+    step = facts.step
+    if step is None or np.isnat(time).any() or np.datetime_data(step)[0] in "MY":
+        return
+    off = np.abs(np.diff(time) - step) / step
+    if (off > 0.5).any():
+        place = int(np.flatnonzero(off > 0.5)[-1])
+        raise ValueError(
+            f"`data`: there is a hole in time, {time[place]} is followed by {time[place + 1]} where frames are "
+            f"{facts.time_step} apart; give the frames after it."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _of_files(data: Any, variable: str | None, **options: Any) -> Observations:
+    options = {name: value for name, value in options.items() if value is not None}
+    path, options = _folder_and_pattern(data, options)
+    if path.is_file() and variable is None and path.suffix not in (".npy", ".npz", ".h5") and holds_ocean(path):
+        label, splits = ocean_input(path)
+        events: Sequence[dict] = splits["test"]
+        event, name = events[len(events) - 1], "ssta"
+    else:
+        event, label = _last_event(path, variable, options), str(path)
+        name = variable or str(event["geo"].get("variable", "values"))
+    values, time = event["values"], np.asarray(event["time"], "datetime64[s]")
+    if len(values.shape) != 3:
+        raise ValueError(f"`data`: {label} must hold maps of one variable (T, H, W), got {values.shape}.")
+    geo = event["geo"]
+    step = common_step([time])
+    facts = DataFacts(geo.get("units", UNKNOWN), step_of(time, geo, step) if len(time) > 1 else UNKNOWN)
+    if time.dtype.kind == "M" and name == "ssta":
+        facts = replace(facts, units="degC")
+    grid = grid_of(geo, (values.shape[1], values.shape[2]))
+    return Observations(label, name, lambda frames: np.asarray(values[frames]), time, facts, grid)
+
+
+def _folder_and_pattern(data: Any, options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """A path; of several files, or a pattern, their common folder and which of its files are meant."""
+    if not isinstance(data, list | tuple):
+        path = Path(data)
+        if path.exists() or not glob.has_magic(str(data)):
+            return path, options
+        data = sorted(glob.glob(str(data)))
+        if not data:
+            raise ValueError(f"`data`: no file is named like {path}.")
+    if len(data) == 1:
+        return Path(data[0]), options
+    folder = Path(os.path.commonpath([Path(each).parent for each in data]))
+    names = [glob.escape(str(Path(each).relative_to(folder))) for each in data]
+    return folder, options | {"pattern": names}
+
+
+def _last_event(path: Path, variable: str | None, options: Mapping[str, Any]) -> dict:
+    if not path.exists():
+        raise ValueError(f"`data`: {path} does not exist.")
+    table = from_folder(path, variable, "train", **({"fractions": (1, 0, 0)} | dict(options)))
+    events = Events(table)
+    ends = [np.asarray(events[number]["time"])[-1] for number in range(len(events))]
+    if not ends:
+        raise ValueError(f"`data`: {path} holds no frames.")
+    return events[int(np.argmax(np.array(ends, "datetime64[s]")))]
+
+
+__all__ = ["Observations", "observe"]
