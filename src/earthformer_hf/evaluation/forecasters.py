@@ -23,7 +23,7 @@ from ..data.open_sst import nino34
 from ..data.rain import RainCoding, lowest_value, rain_coding
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..pipeline_prediff import PreDiffPipeline
-from ..sharing.loading import load
+from ..sharing.loading import load, to_single_precision
 from . import baselines
 from .data_facts import facts_of_events
 from .protocols import BASELINES, Protocol
@@ -192,7 +192,7 @@ def load_forecaster(model: str | Path, ensemble_size: int = 8, num_inference_ste
     device = PartialState().device
     if isinstance(loaded, PreDiffPipeline):
         check_ensemble_size(ensemble_size, f"the pipeline {model}")
-        loaded.to(device, torch.float32)
+        to_single_precision(loaded, device)
         settings = {"num_inference_steps": num_inference_steps, "scheduler": type(loaded.scheduler).__name__}
         forecaster = pipeline_forecaster(loaded, ensemble_size, num_inference_steps)
         return LoadedModel(forecaster, extractor, folder, settings)

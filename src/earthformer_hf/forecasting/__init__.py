@@ -2,7 +2,8 @@
 
 from .files import save
 from .forecast import forecast
+from .nowcasters import describe
 from .observations import Observations, observe
 
 
-__all__ = ["Observations", "forecast", "observe", "save"]
+__all__ = ["Observations", "describe", "forecast", "observe", "save"]

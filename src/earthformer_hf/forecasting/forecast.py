@@ -274,7 +274,7 @@ def roll_out(
     past = torch.from_numpy(context.values)[None, ..., None]  # (1, T_in, h, w, 1)
     fill = torch.zeros(())
     if tiles.padded != tiles.shape:
-        fill = torch.from_numpy(extractor.encode(np.array(np.nan))[0])
+        fill = torch.tensor(float(extractor.encode(np.array(np.nan))[0]))
     hops, found = math.ceil(length / nowcaster.prediction_length), []
     bar = logging.tqdm(total=hops * len(tiles.corners), desc="tiles", disable=hops * len(tiles.corners) == 1)
     for hop in range(hops):

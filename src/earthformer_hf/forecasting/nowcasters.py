@@ -13,7 +13,7 @@ from ..guidance import KnowledgeAlignmentCallback, frame_mean, intensity_change
 from ..modeling_earthformer import EarthformerForPrediction
 from ..pipeline_prediff import PreDiffPipeline
 from ..sharing.files import digests
-from ..sharing.loading import load
+from ..sharing.loading import load, to_single_precision
 
 
 GUIDE = r"change=([+-]?\d+(?:\.\d+)?)sigma"
@@ -186,7 +186,7 @@ def load_nowcaster(
         )
     where = PartialState().device if device == "auto" else device
     if isinstance(loaded, PreDiffPipeline):
-        pipeline = loaded if where is None else loaded.to(where, torch.float32)
+        pipeline = loaded if where is None else to_single_precision(loaded, where)
         return EnsembleNowcaster(pipeline, extractor, identity, **options)
     if given := sorted(name for name, value in options.items() if value is not None):
         raise ValueError(f"`{given[0]}` is for ensembles: {type(loaded).__name__} makes one forecast.")
@@ -194,4 +194,38 @@ def load_nowcaster(
     return Nowcaster(network if where is None else network.to(where), extractor, identity)
 
 
-__all__ = ["EnsembleNowcaster", "Nowcaster", "load_nowcaster"]
+def describe(model: Any) -> dict[str, str]:
+    """What a model takes and gives, in words.
+
+    Args:
+        model: see [`load_nowcaster`].
+
+    Raises:
+        ValueError: no such model, or one without a feature extractor.
+    """
+    nowcaster = load_nowcaster(model, device="cpu")
+    extractor, config = nowcaster.extractor, nowcaster.config
+    rows, columns = nowcaster.tile
+    network = nowcaster.model
+    parts = [network.vae, network.unet] if isinstance(network, PreDiffPipeline) else [network]
+    found = {
+        "model": nowcaster.identity.get("model_id", type(network).__name__),
+        "forecasts": extractor.variable,
+        "units": extractor.units + (f", from {extractor.physical_units}" if extractor.physical_units else ""),
+        "takes": f"{nowcaster.context_length} frames, {extractor.time_step} apart, of {rows} x {columns} pixels of "
+        f"{extractor.grid_spacing}; larger maps in tiles",
+        "gives": f"{nowcaster.prediction_length} frames" + (", ensembles" if nowcaster.makes_ensembles else ""),
+        "parameters": f"{sum(part.num_parameters() for part in parts):,}",
+    }
+    if extractor.thresholds or extractor.physical_thresholds:
+        known = extractor.physical_thresholds or extractor.thresholds
+        unit = extractor.physical_units if extractor.physical_thresholds else extractor.units
+        found["scored at"] = f"{', '.join(f'{threshold:g}' for threshold in known)} {unit}"
+    if getattr(config, "first_guess", None):
+        found["first guess"] = config.first_guess
+    if extractor.protocol:
+        found["protocol"] = extractor.protocol
+    return found | {"weights": nowcaster.identity.get("weights_sha256", "not of a folder")}
+
+
+__all__ = ["EnsembleNowcaster", "Nowcaster", "describe", "load_nowcaster"]

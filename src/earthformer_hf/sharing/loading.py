@@ -111,6 +111,15 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return torch.float32
 
 
+def to_single_precision(pipeline: PreDiffPipeline, device: str | torch.device) -> PreDiffPipeline:
+    """The pipeline with its networks in float32 on a device, without diffusers' warning of modules that are none."""
+    for name in NETWORKS:
+        network = getattr(pipeline, name)
+        if network is not None:
+            torch.nn.Module.to(network, device, torch.float32)
+    return pipeline
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Whatever a library says of a file, say of which."""
@@ -267,4 +276,12 @@ def _refuse_numbers(path: Path):
             raise ValueError(f"`shift_factor` must be a number, got {shift!r:.60}")
 
 
-__all__ = ["check_configurations", "check_weights", "has_weights", "load", "networks_of", "weight_patterns"]
+__all__ = [
+    "check_configurations",
+    "check_weights",
+    "has_weights",
+    "load",
+    "to_single_precision",
+    "networks_of",
+    "weight_patterns",
+]

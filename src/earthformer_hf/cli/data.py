@@ -1,196 +1,13 @@
-"""The command `earthformer-hf`; it needs the extra `cli`."""
+"""Commands that prepare, describe, draw and push data sets."""
 
-import signal
-import sys
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from .errors import DEBUG, described, one_line
+import typer
 
+from .frame import Private, RepoId, Token, data_app, fail, fails_in_one_line
 
-try:
-    import typer
-except ModuleNotFoundError:
-    raise SystemExit("earthformer-hf: typer is missing; install it with: pip install 'earthformer-hf[cli]'") from None
-
-
-# An option may be written with - or _ between its words.
-app = typer.Typer(
-    help="Earthformer and PreDiff.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
-)
-hub_app = typer.Typer(help="Write, push and check model folders.", no_args_is_help=True)
-app.add_typer(hub_app, name="hub")
-data_app = typer.Typer(help="Prepare, describe, draw and push data sets.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
-
-
-def fail(reason: object):
-    """End with one line of what is wrong, and exit code 1."""
-    typer.echo(f"error: {one_line(reason)}", err=True)
-    raise typer.Exit(1)
-
-
-def fails_in_one_line(command: Callable) -> Callable:
-    """A command that ends with one line where bad input would end it with a traceback."""
-
-    @wraps(command)
-    def wrapped(*args, **kwargs):
-        try:
-            return command(*args, **kwargs)
-        except typer.Exit:
-            raise
-        except Exception as reason:  # whatever it is, a user wants the words first
-            if DEBUG in sys.argv:
-                raise
-            fail(described(reason))
-
-    return wrapped
-
-
-@app.callback()
-def options_of_all_commands(
-    debug: Annotated[bool, typer.Option(DEBUG, help="show where an error arose; anywhere on the line")] = False,
-): ...
-
-
-# -- evaluate ---------------------------------------------------------------------------------------------------------
-
-
-@app.command("evaluate")
-@fails_in_one_line
-def evaluate_command(
-    model: Annotated[str | None, typer.Option(help="a model folder, or a hub id; baselines only if omitted")] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="a name, or a .yaml file; the one that the model names if omitted")
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="EARTHFORMER_HF_DATA, or ../shared/data if omitted")] = None,
-    ensemble_size: Annotated[int, typer.Option(help="members")] = 8,
-    num_inference_steps: Annotated[int, typer.Option(help="of a pipeline")] = 20,
-    max_windows: Annotated[int | None, typer.Option(help="a quick look at so many windows")] = None,
-    output: Annotated[Path | None, typer.Option(help="folder for scores.json and figures")] = None,
-    new_protocol: Annotated[
-        Path | None,
-        typer.Option(help="write a protocol for your own data, to fill in"),
-    ] = None,
-):
-    """Score a model under a protocol, beside forecasts without a neural network."""
-    from .evaluation import run_protocol
-    from .evaluation.own_protocol import write_template
-    from .sharing.words import shown_command
-
-    if new_protocol is not None:
-        write_template(new_protocol)
-        typer.echo(f"{new_protocol}: written")
-        return
-    command = shown_command(["earthformer-hf", *sys.argv[1:]])
-    settings = (ensemble_size, num_inference_steps, max_windows)
-    run_protocol(model, protocol, data_dir, *settings, output, command, show=typer.echo)
-
-
-@app.command("compare")
-@fails_in_one_line
-def compare_command(files: Annotated[list[Path], typer.Argument(help="scores.json files of one protocol")]):
-    """Put score files side by side; those of different protocols or of other data are refused."""
-    from .evaluation import compare
-
-    typer.echo(compare(files))
-
-
-# -- hub --------------------------------------------------------------------------------------------------------------
-
-ModelSource = Annotated[str, typer.Argument(metavar="SOURCE", help="a model folder, or a hub id")]
-Card = Annotated[Path | None, typer.Option(help="model card, a Markdown file; that of SOURCE if omitted")]
-Token = Annotated[str | None, typer.Option(help="of the hub; that of `hf auth login` if omitted")]
-Private = Annotated[bool | None, typer.Option(help="whether a repository that is created is private")]
-RepoId = Annotated[str, typer.Argument(help="name or namespace/name")]
-
-
-def card_of(folder: Path) -> Path | None:
-    card = folder / "README.md"
-    return card if card.is_file() else None
-
-
-def say_what_is_left_behind(folder: Path):
-    """List what of a folder is not published; a link out of it ends the command."""
-    from . import sharing
-
-    for name in sharing.model_files(folder)[1]:
-        typer.echo(f"left behind: {name}", err=True)
-
-
-@hub_app.command("export")
-@fails_in_one_line
-def export_command(
-    source: ModelSource,
-    folder: Annotated[Path, typer.Argument(help="where to write")],
-    card: Card = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model that FOLDER holds")] = False,
-    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a hub id")] = None,
-    token: Token = None,
-):
-    """Write a folder that loads with this package, and without it by trust_remote_code."""
-    from . import sharing
-
-    source_folder, model, extractor = sharing.load(source, revision, token)
-    say_what_is_left_behind(source_folder)
-    sharing.export(model, folder, extractor, card or card_of(source_folder), overwrite)
-    typer.echo(f"{folder}: written")
-
-
-@hub_app.command("push")
-@fails_in_one_line
-def push_command(
-    source: ModelSource,
-    repo_id: RepoId,
-    card: Card = None,
-    branch: Annotated[str | None, typer.Option(help="branch to push to, created if need be")] = None,
-    tag: Annotated[str | None, typer.Option(help="name for the resulting commit")] = None,
-    private: Private = None,
-    token: Token = None,
-):
-    """Push a model or pipeline, the card first; of a folder without weights, card and configuration. Nothing else."""
-    from . import sharing
-
-    options: dict[str, Any] = {"private": private, "token": token, "revision": branch, "tag": tag}
-    if Path(source).is_dir() and not sharing.has_weights(Path(source)):
-        say_what_is_left_behind(Path(source))
-        commit = sharing.upload(Path(source), repo_id, "Upload the configuration", **options)
-    else:
-        folder, model, extractor = sharing.load(source, token=token)
-        say_what_is_left_behind(folder)
-        commit = sharing.push(model, repo_id, extractor, card or card_of(folder), **options)
-    typer.echo(str(commit))
-
-
-@hub_app.command("check")
-@fails_in_one_line
-def check_command(
-    folders: Annotated[list[Path], typer.Argument(help="model folders, or a folder of them")],
-):
-    """Check cards and configurations: metadata, shapes, and that every score has a source."""
-    from . import sharing
-
-    models: list[Path] = []
-    for folder in folders:
-        alone = (folder / "README.md").is_file() or not folder.is_dir()
-        models += [folder] if alone else sorted(path for path in folder.iterdir() if path.is_dir())
-    failed = 0
-    for model in models:
-        problems = sharing.check(model)
-        failed += bool(problems)
-        typer.echo(f"{model}: {'fine' if not problems else ''}".rstrip())
-        for problem in problems:
-            typer.echo(f"  {problem}")
-    if failed or not models:
-        fail(f"{failed} of {len(models)} folders have problems" if models else "no folders")
-
-
-# -- data -------------------------------------------------------------------------------------------------------------
 
 SourceName = Annotated[str, typer.Argument(metavar="NAME", help="a source, such as open-radar")]
 DataName = Annotated[str, typer.Argument(metavar="NAME", help="a source; or a prepared folder, or its hub id")]
@@ -236,8 +53,8 @@ def prepare_command(
     num_proc: Annotated[int, typer.Option(min=1, help="processes that write shards")] = 1,
 ):
     """Write parquet that streams from a folder or a hub. Events that cannot be used are listed, and the exit is 1."""
-    from .data.events import load_dataset, make_builder
-    from .data.hosted import prepare
+    from ..data.events import load_dataset, make_builder
+    from ..data.hosted import prepare
 
     options = source_options(option)
     tables = load_dataset(name, data_dir, keep_bad=True, **options)
@@ -259,14 +76,14 @@ def push_data_command(
     token: Token = None,
 ):
     """Push a prepared folder to a hub, if it agrees with its checksums."""
-    from .data.hosted import push
+    from ..data.hosted import push
 
     typer.echo(str(push(folder, repo_id, private, token)))
 
 
 def measured(event: dict[str, Any], units: str) -> str:
     """Units, size, grid spacing and time step of an event, as it states them; `units` are the source's."""
-    from .data.measures import spacing_of, step_of
+    from ..data.measures import spacing_of, step_of
 
     geo, size = event["geo"], " x ".join(map(str, event["values"].shape[1:]))
     step = step_of(event["time"], geo)
@@ -286,9 +103,9 @@ def info_command(
 
     from huggingface_hub import DatasetCard
 
-    from .data.events import is_source, load_dataset, make_builder
-    from .data.hosted import event_in_memory, missing_values
-    from .feature_extraction_earthformer import EarthformerFeatureExtractor
+    from ..data.events import is_source, load_dataset, make_builder
+    from ..data.hosted import event_in_memory, missing_values
+    from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 
     if not is_source(name):
         typer.echo(DatasetCard.load(Path(name) / "README.md" if Path(name).is_dir() else name).content)
@@ -334,11 +151,11 @@ def preview_command(
     import datasets
     import numpy as np
 
-    from .data.events import as_event, check_origin, is_source, load_dataset, make_builder
-    from .evaluation.reports import write_figure
-    from .feature_extraction_earthformer import EarthformerFeatureExtractor
-    from .plotting import plot_events
-    from .sharing.files import check_writable
+    from ..data.events import as_event, check_origin, is_source, load_dataset, make_builder
+    from ..evaluation.reports import write_figure
+    from ..feature_extraction_earthformer import EarthformerFeatureExtractor
+    from ..plotting import plot_events
+    from ..sharing.files import check_writable
 
     check_writable(output.parent)
     chosen: Any
@@ -383,7 +200,7 @@ def unpack_command(
     """Unpack an archive, completely or not at all; what leads out of the folder is refused."""
     from datasets.utils.py_utils import convert_file_size_to_int
 
-    from .data.guards import extract
+    from ..data.guards import extract
 
     typer.echo(f"{extract(archive, folder, convert_file_size_to_int(limit))}: written")
 
@@ -395,7 +212,7 @@ def downsample_command(
     output_dir: Annotated[Path, typer.Argument(help="folder of SEVIR-LR; finished files in it are kept")],
 ):
     """Make SEVIR-LR from SEVIR: every second frame, and the maximum of 3 x 3 pixels."""
-    from .data.sevir import downsample
+    from ..data.sevir import downsample
 
     downsample(sevir_dir, output_dir)
     typer.echo(f"{output_dir}: written")
@@ -409,7 +226,7 @@ def sst_anomalies_command(
     base: Annotated[str, typer.Option(help="first and last year of the base period")] = "1981-2010",
 ):
     """Make monthly anomalies on the grid of the ocean models: for `open-sst`, and `make forecast INPUT=`."""
-    from .data.sst_anomalies import sst_anomalies
+    from ..data.sst_anomalies import sst_anomalies
 
     years = base.split("-")
     if len(years) != 2 or not all(year.isdigit() for year in years) or years[0] > years[1]:
@@ -418,17 +235,4 @@ def sst_anomalies_command(
     typer.echo(f"{output}: written, {observed} nodes of sea")
 
 
-def main():
-    """The program. Asked to terminate, it removes its drafts and temporary files first, as after an error."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if DEBUG in sys.argv:  # an option of the program, which its parser wants before the command
-        sys.argv.remove(DEBUG)
-        sys.argv.insert(1, DEBUG)
-    app()
-
-
-__all__ = ["app", "main"]
-
-
-if __name__ == "__main__":
-    main()
+__all__ = ["info_command", "prepare_command", "preview_command"]

@@ -1,0 +1,129 @@
+"""Commands that forecast a user's own data."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .data import source_options
+from .frame import app, fails_in_one_line
+
+
+ModelId = Annotated[str, typer.Option("--model", "-m", help="a model folder, or a hub id")]
+
+
+@app.command("forecast")
+@fails_in_one_line
+def forecast_command(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="files, a folder, or a pattern in quotes")],
+    model: ModelId,
+    out: Annotated[Path, typer.Option("--out", "-o", help="a .nc, .zarr or .tif file")],
+    lead: Annotated[str | None, typer.Option(help="how far, such as 2h; the model's own length if omitted")] = None,
+    ensemble: Annotated[int, typer.Option(help="members, of a pipeline")] = 8,
+    steps: Annotated[int | None, typer.Option(help="denoising steps, of a pipeline")] = None,
+    seed: Annotated[int, typer.Option(help="of a pipeline's noise")] = 0,
+    guide: Annotated[
+        str | None, typer.Option(help="such as change=+2sigma: ask a pipeline for more or less than usual")
+    ] = None,
+    coarsen_to: Annotated[str | None, typer.Option(help="the model's grid spacing, such as '3 km': means")] = None,
+    resample_time: Annotated[str | None, typer.Option(help="the model's time step, such as 10m")] = None,
+    grid: Annotated[str, typer.Option(help="of the result: input or model")] = "input",
+    threshold: Annotated[
+        list[float] | None, typer.Option(help="write the chance that it is reached; may be repeated")
+    ] = None,
+    percentile: Annotated[list[float] | None, typer.Option(help="of the members; may be repeated")] = None,
+    mean: Annotated[bool, typer.Option("--mean", help="write the mean of the members")] = False,
+    members: Annotated[bool, typer.Option(help="write the members")] = True,
+    variable: Annotated[str | None, typer.Option(help="to read, where there are several")] = None,
+    units: Annotated[str | None, typer.Option(help="where the files do not say them: mm/h, mm, dBZ, ...")] = None,
+    time_step: Annotated[str | None, typer.Option(help="where the files have no dates, such as 5m")] = None,
+    grid_spacing: Annotated[str | None, typer.Option(help="where the files do not say it, such as '1 km'")] = None,
+    crs: Annotated[str | None, typer.Option(help="where the files do not say it, such as EPSG:3035")] = None,
+    start: Annotated[str | None, typer.Option(help="where the files have no dates, such as 2020-01-01T12:00")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="NAME=VALUE of the files, as for the data set folder")
+    ] = None,
+    overlap: Annotated[int | None, typer.Option(help="of tiles, in the model's pixels")] = None,
+    max_memory: Annotated[str, typer.Option(help="for the arrays of the forecast")] = "4GB",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="say what was done as JSON")] = False,
+):
+    """Forecast what follows the last frames of your files, on their own grid.
+
+    Rain rates, amounts and dBZ become what the model takes; another time step or grid spacing only if asked for.
+
+    earthformer-hf forecast radar_*.nc --model model_cards/prediff-radar-tiny --out nowcast.nc --threshold 10
+    """
+    from ..forecasting import forecast, save
+    from ..forecasting.files import check_target
+
+    check_target(out, overwrite)
+    about: dict[str, Any] = {"variable": variable, "units": units, "time_step": time_step, "crs": crs, "start": start}
+    about |= {"grid_spacing": grid_spacing} | source_options(option)
+    dataset = forecast(
+        model,
+        inputs if len(inputs) > 1 else inputs[0],
+        lead=lead,
+        ensemble_size=ensemble,
+        num_inference_steps=steps,
+        seed=seed,
+        guide=guide,
+        coarsen_to=coarsen_to,
+        resample_time=resample_time,
+        grid=grid,
+        members=members,
+        mean=mean,
+        percentiles=percentile or (),
+        thresholds=threshold or (),
+        overlap=overlap,
+        max_memory=max_memory,
+        device=device,
+        **about,
+    )
+    save(dataset, out, overwrite)
+    typer.echo(_as_json(dataset, out) if json_ else _in_words(dataset, out))
+
+
+def _in_words(dataset: Any, out: Path) -> str:
+    """What a forecast holds, a line for each variable."""
+    lines = []
+    if "time" in dataset.coords:
+        times = [str(value)[:16].replace("T", " ") for value in dataset["time"].values[[0, -1]]]
+        last = str(dataset["forecast_reference_time"].values)[:16].replace("T", " ")
+        lines.append(f"from {last}: {times[0]} to {times[1]}")
+    for name, array in dataset.data_vars.items():
+        sizes = " x ".join(f"{size} {dimension}" for dimension, size in array.sizes.items())
+        highest = (
+            "" if name == "quality_flag" else f", at most {float(array.max()):.3g} {array.attrs.get('units', '')}"
+        )
+        lines.append(f"{name}: {sizes}{highest}")
+    return "\n".join([*lines, f"{out}: written"])
+
+
+def _as_json(dataset: Any, out: Path) -> str:
+    import json
+
+    found = {"out": str(out), "variables": {str(name): dict(array.sizes) for name, array in dataset.data_vars.items()}}
+    if "time" in dataset.coords:
+        found["forecast_reference_time"] = str(dataset["forecast_reference_time"].values)[:19]
+        found["time"] = [str(value)[:19] for value in dataset["time"].values]
+    return json.dumps(found | {"attributes": {name: str(value) for name, value in dataset.attrs.items()}})
+
+
+@app.command("info")
+@fails_in_one_line
+def info_command(
+    model: Annotated[str, typer.Argument(help="a model folder, or a hub id")],
+    json_: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+):
+    """Say what a model takes and gives."""
+    import json
+
+    from ..forecasting import describe
+
+    facts = describe(model)
+    typer.echo(json.dumps(facts) if json_ else "\n".join(f"{name + ':':20}{value}" for name, value in facts.items()))
+
+
+__all__ = ["forecast_command", "info_command"]
