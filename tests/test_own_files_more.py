@@ -152,7 +152,7 @@ def test_nodes_beyond_a_regional_source_are_missing(tmp_path):
         {"stride": 1},
         {"crop": (0, 2)},
         {"crop": (0, 2, 0, 2.5)},
-        {"pattern": ["a"]},
+        {"pattern": [1]},
         {"series": "("},
     ],
 )
