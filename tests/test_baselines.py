@@ -1,13 +1,16 @@
 """The forecasts without a neural network: known answers, and what they reach on real data."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny import DATA
 
 from earthformer_hf.data import load_dataset, open_sst, simulated
 from earthformer_hf.data.open_sst import three_month_means
-from earthformer_hf.evaluation import baselines
+from earthformer_hf.evaluation import PROTOCOLS, baseline_forecaster, baselines, evaluate
 from earthformer_hf.evaluation.benchmark_metrics import Nino34Skill
+from earthformer_hf.evaluation.forecasters import protocol_windows
 
 
 pysteps = pytest.mark.skipif(
@@ -63,6 +66,37 @@ def test_extrapolation_moves_rain_with_the_flow(moving_rain):
     error = np.abs(forecast - rain[4:])[inside].mean()
     assert error < 0.4 * np.abs(baselines.persistence(rain[:4], 3) - rain[4:])[inside].mean()
     assert (forecast[~reachable] == 0).all()
+
+
+def test_advection_moves_any_values_with_the_flow_by_torch_alone(moving_rain):
+    rain, inside = moving_rain
+    past = np.minimum(rain[:4] / 50, 1)
+    forecast, reachable = baselines.advection(past, np.ones(past.shape, bool), 3)
+    inside, future = inside & reachable, np.minimum(rain[4:] / 50, 1)
+    error = np.abs(forecast - future)[inside].mean()
+    assert error < 0.2 * np.abs(baselines.persistence(past, 3) - future)[inside].mean()
+    assert not reachable[-1, :, :4].any() and (forecast[-1, :, :4] == 0).all()  # from outside
+    both = np.stack([past, past[:, ::-1]], axis=-1)
+    twice, _ = baselines.advection(both, np.ones(both.shape, bool), 3)
+    np.testing.assert_allclose(twice[..., 0], forecast, atol=1e-6)
+    np.testing.assert_allclose(twice[..., 1], forecast[:, ::-1], atol=1e-3)  # each channel by its own motion
+
+
+@pytest.mark.skipif(not (DATA / "radar_open_10min_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
+@pytest.mark.slow
+def test_forecasts_of_storms_have_their_known_scores():
+    """Those that the description of the data states: CSI-M and MSE of 90 windows, an hour ahead."""
+    protocol = replace(PROTOCOLS["radar-open-10min"], scores=("contingency", "errors"), pools=())
+    windows = protocol_windows(protocol, DATA)
+    assert len(windows) == 90
+    names = ("persistence", "advection", "extrapolation")[: 3 if baselines.is_pysteps_available() else 2]
+    forecasters = {name: baseline_forecaster(name, protocol, lambda split: None) for name in names}
+    scores = evaluate(forecasters, windows, protocol)["scores"]
+    expected = {"persistence": (0.231, 16.56e-3), "advection": (0.347, 8.26e-3), "extrapolation": (0.317, 10.34e-3)}
+    for name in names:
+        summary = scores[name]["summary"]
+        assert summary["csi_m"] == pytest.approx(expected[name][0], abs=0.001), name
+        assert summary["mse"] == pytest.approx(expected[name][1], abs=0.02e-3), name
 
 
 @pysteps

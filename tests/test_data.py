@@ -300,6 +300,23 @@ def test_the_windows_of_the_protocol(events_of):
     assert not train & {(event["geo"]["row"], event["geo"]["column"]) for event in events}
 
 
+@pytest.mark.skipif(not (DATA / "radar_open_10min_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
+def test_the_windows_of_ten_and_of_five_minutes(events_of):
+    storms, splits = events_of("open-radar", DATA / "radar_open_10min_3km.h5", "test"), {}
+    assert {event["geo"]["source"] for event in storms} == {"mrms_storm_0006", "mrms_storm_0007"}
+    assert len(Windows(storms, encode, 7, 6, stride=4)) == 90
+    assert storms[0]["values"].shape == (29, 128, 128) and np.isnat(storms[0]["time"]).all()
+    for name, options, minutes in (("10min", {}, 10), ("5min", {"sources": ["knmi"]}, 5)):
+        for split in ("train", "val", "test"):
+            events = events_of("open-radar", DATA / f"radar_open_{name}_3km.h5", split, **options)
+            assert {event["geo"]["minutes"] for event in events} == {minutes}
+            splits[name, split] = len(events), {event["geo"]["source"] for event in events}
+    counts = [count for count, _ in splits.values()]
+    assert counts == [140, 18, 18, 81, 83, 36]
+    sources = [source for _, found in splits.values() for source in found]
+    assert len(sources) == len(set(sources))  # no event in two splits
+
+
 def rain_extractor():
     return EarthformerFeatureExtractor(**open_radar.OpenRadar.FACTS.feature_extractor, time_step="4m")
 

@@ -1,7 +1,7 @@
-"""Open radar mosaics (MRMS, FMI, KNMI, OPERA) in one HDF5 file, cut into tiles.
+"""Open radar mosaics (MRMS, FMI, KNMI, OPERA) in HDF5 files, cut into tiles.
 
-File: one group per source with `code` (T, H, W) uint8, `time` (T,) and `tiles_train`, `tiles_val`, `tiles_test`
-(n, 2) rows of tile origins (y, x); a data set `vil_lut` (256,).
+File: one group per source with `code` (T, H, W) uint8, `time` (T,), empty where undated, and `tiles_train`,
+`tiles_val`, `tiles_test` (n, 2) rows of tile origins (y, x); a data set `vil_lut` (256,).
 `code`: 0 no echo; 64..254 reflectivity, dBZ = 0.5 * code - 32; 255 no coverage; rain rate from Z = 200 R^1.6.
 `vil_lut` maps a code to a *proxy code* 0..254, coded like SEVIR's vertically integrated liquid but a monotone function
 of surface rain: a proxy, not a measurement of it. Here 255 stays "no coverage" in the proxy code too.
@@ -61,7 +61,8 @@ class OpenRadarConfig(EventConfig):
     """Options of the open radar mosaics.
 
     Args:
-        file: name of the HDF5 file in `data_dir`.
+        file: name of the HDF5 file in `data_dir`: "radar_open_3km.h5", every 2 minutes; "radar_open_10min_3km.h5",
+            storms every 10; "radar_open_5min_3km.h5", winter evenings every 5, whose sources are "knmi"; or another.
         sources: prefixes of the groups to read.
         every: further tiles at every so many pixels, wherever the four surrounding tiles belong to the split.
         tile: height and width of other tiles, which cover the whole mosaic; only of mosaics of a single split, in
@@ -84,11 +85,14 @@ class OpenRadar(EventBuilder):
         units="1",
         coding="0..254, 255 no coverage",
         time_step="2m",
-        grid="128 x 128 tiles at 3 km, or 384 x 384 at 1 km; a step is 2 minutes of MRMS, and 5 of the others",
+        grid="128 x 128 tiles at 3 km, or 384 x 384 at 1 km; a step is 2 or 10 minutes of MRMS, and 5 of the others",
         licence="US Government, public domain (MRMS); CC BY 4.0 (FMI, KNMI, OPERA)",
         citation="NOAA MRMS; Finnish Meteorological Institute; KNMI; EUMETNET OPERA",
-        splits="by event and by region, regions of MRMS at least 190 km apart: the tiles listed in the file",
-        source="https://github.com/pySTEPS/pysteps-data",
+        splits="by event and by region, regions of MRMS at least 190 km apart: the tiles listed in the file; of the "
+        "10-minute file by storm (test: 0006 and 0007), of the 5-minute file by date (test: 6-10 February 2021)",
+        source="https://github.com/pySTEPS/pysteps-data; the storms: https://github.com/Akashicf/ChaoXiNet and "
+        "https://github.com/windsoryin/WAVE_NowcastNet; the evenings: "
+        "https://github.com/yunhao-tech/precipitation-forecast",
         feature_extractor={
             "scale": 1 / 255,
             "grid_spacing": "3 km",

@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
 
+from ..advection import first_guess
 from ..data.open_sst import three_month_means
 
 
@@ -44,6 +46,27 @@ def dressed_persistence(past: np.ndarray, errors: np.ndarray, lowest: float = 0.
     return np.maximum(past[-1] + errors, lowest)
 
 
+def advection(past: np.ndarray, observed: np.ndarray, prediction_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The last frame moved along the motion of the last three, see `advection.py`: of any values, by torch alone.
+
+    Args:
+        past: (T_in, H, W[, C]) values of about 0..1, each channel with a motion of its own.
+        observed: bool, of that shape.
+        prediction_length: frames to forecast.
+
+    Returns:
+        (prediction_length, H, W[, C]), and a mask of that shape, true where at least half of a value came from
+        observed pixels; the rest of it is 0.
+    """
+    shape = (*past.shape[:3], 1) if past.ndim == 3 else past.shape
+    values = torch.from_numpy(past.reshape(1, *shape).astype("float32"))
+    mask = torch.from_numpy(observed.reshape(1, *shape))
+    with torch.inference_mode():
+        forecast, reach = first_guess("advection", values, prediction_length, shape[-1], mask)
+    frames = (prediction_length, *past.shape[1:])
+    return forecast.numpy().reshape(frames), reach.numpy().reshape(frames) >= 0.5
+
+
 def is_pysteps_available() -> bool:
     """Whether pysteps and OpenCV, which the rain baselines need, are installed (the extra `optical-flow`)."""
     from importlib.util import find_spec
@@ -52,7 +75,7 @@ def is_pysteps_available() -> bool:
 
 
 # Frames of the past that each method looks at.
-CONTEXT = {"extrapolation": 3, "s-prog": 3, "anvil": 4, "steps": 3}
+CONTEXT = {"advection": 3, "extrapolation": 3, "s-prog": 3, "anvil": 4, "steps": 3}
 
 # Rain rates in decibels, 10 log10(mm/h): the lowest that is rain, 0.1 mm/h, and the value that stands for no rain.
 LOWEST_RAIN, NO_RAIN = -10.0, -15.0
@@ -369,6 +392,7 @@ __all__ = [
     "SEASONAL_RIDGE_GRID",
     "LeadingComponents",
     "OceanRecord",
+    "advection",
     "anvil",
     "best_setting",
     "damped_persistence",

@@ -243,6 +243,8 @@ def baseline_forecaster(
             window.filled_past, window.past_observed, protocol.prediction_length
         )
     try:
+        if name == "advection":
+            return _advection(protocol)
         if name == "dressed persistence":
             return _dressed_persistence(protocol, load_split(protocol.training_split), ensemble_size, facts)
         if name in RAIN_BASELINES:
@@ -277,6 +279,19 @@ def protocol_baselines(
 def _facts_of_window(window: Window, protocol: Protocol) -> DataFacts:
     event = window.event
     return facts_of_events([(str(event["id"]), event.get("time", ()), event.get("geo", {}))], protocol)
+
+
+def _advection(protocol: Protocol) -> Forecaster:
+    """The last frame along its motion; what it cannot reach is masked."""
+    if protocol.context_length < baselines.CONTEXT["advection"]:
+        raise ValueError(f"it needs a context of {baselines.CONTEXT['advection']} frames")
+
+    def forecast(window: Window) -> np.ndarray:
+        scaled = window.filled_past / np.float32(protocol.value_range)
+        values, reachable = baselines.advection(scaled, window.past_observed, protocol.prediction_length)
+        return np.ma.masked_array(values * np.float32(protocol.value_range), ~reachable)
+
+    return forecast
 
 
 def _dressed_persistence(

@@ -28,6 +28,7 @@ BASELINES = {
     "persistence": "maps",
     "last clear value": "maps",
     "dressed persistence": "ensemble",
+    "advection": "maps",
     "extrapolation": "maps",
     "s-prog": "maps",
     "anvil": "maps",
@@ -221,6 +222,16 @@ RADAR_OPEN = Protocol(
     baselines=("persistence", "extrapolation", "s-prog", "anvil"),
 )
 
+RADAR_OPEN_10MIN = replace(
+    RADAR_OPEN,
+    name="radar-open-10min",
+    source="this project: an hour ahead in the geometry of SEVIR-LR, two storms of NOAA MRMS",
+    options={"file": "radar_open_10min_3km.h5"},
+    context_length=7,
+    prediction_length=6,
+    baselines=("persistence", "advection", "extrapolation", "s-prog", "anvil"),
+)
+
 NBODY_MNIST = Protocol(
     name="nbody-mnist",
     source="Gao et al., Earthformer, NeurIPS 2022, section 4.1; values and scores in 0..1 as in the released code, "
@@ -273,6 +284,7 @@ PROTOCOLS: dict[str, Protocol] = {
             wet_threshold=7,
             baselines=("persistence", "dressed persistence", "steps"),
         ),
+        RADAR_OPEN_10MIN,
         Protocol(
             name="icar-enso",
             source="Gao et al., Earthformer, NeurIPS 2022, section 4.3, and the ICAR-ENSO competition: three-month "
@@ -325,6 +337,13 @@ PROTOCOLS: dict[str, Protocol] = {
 PROTOCOLS["earthnet2021-ood"] = replace(
     PROTOCOLS["earthnet2021"], name="earthnet2021-ood", split="ood", published="EarthNetScore: Earthformer 0.3252"
 )
+for storm in ("0006", "0007"):
+    PROTOCOLS[f"radar-open-10min-{storm}"] = replace(
+        RADAR_OPEN_10MIN,
+        name=f"radar-open-10min-{storm}",
+        source=f"this project: radar-open-10min on storm {storm} alone",
+        options=RADAR_OPEN_10MIN.options | {"sources": [f"mrms_storm_{storm}"]},
+    )
 for dataset, options in (("nbody-mnist", {}), ("moving-mnist", {"digits": "mnist_10k.npz"})):
     PROTOCOLS[f"{dataset}-drawn"] = replace(
         PROTOCOLS[dataset],
