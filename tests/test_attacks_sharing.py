@@ -89,6 +89,9 @@ PIPELINES = {
     "steps": (lambda f: edit(f / "scheduler/scheduler_config.json", num_train_timesteps=-5), "num_train_timesteps"),
     "many steps": (lambda f: edit(f / "scheduler/scheduler_config.json", num_train_timesteps=10**12), "num_train_tim"),
     "NaN scaling": (lambda f: edit(f / "vae/config.json", scaling_factor=float("nan")), "`scaling_factor`"),
+    "text as scaling": (lambda f: edit(f / "vae/config.json", scaling_factor="1"), "`scaling_factor`"),
+    "list as shift": (lambda f: edit(f / "vae/config.json", shift_factor=[1]), "`shift_factor`"),
+    "order": (lambda f: edit(f / "scheduler/scheduler_config.json", solver_order=10**10), "`solver_order` must be"),
     "no scaling": (lambda f: edit(f / "vae/config.json", scaling_factor=0), "`scaling_factor`"),
     "NaN weights": (lambda f: nan_weights(f / "unet/diffusion_pytorch_model.safetensors"), "must be finite"),
     "pickle": (lambda f: only_pickles(f / "vae"), "must be safetensors"),
@@ -111,7 +114,25 @@ def test_a_pipeline_that_does_not_load_does_not_pass(pipeline, name):
     assert any(message in problem for problem in sharing.check(pipeline)), sharing.check(pipeline)
 
 
+def shards_elsewhere(folder: Path, name: str):
+    """Weights in one shard, and an index that names another file."""
+    weights = (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder.parent / "outside.safetensors").write_bytes(weights.read_bytes())
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(weights), name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def an_adapter(folder: Path):
+    """Which names the model that is loaded."""
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x/y"}))
+
+
 MODELS = {
+    "shards above": (lambda f: shards_elsewhere(f, "../outside.safetensors"), "`weight_map` must name files"),
+    "shards elsewhere": (lambda f: shards_elsewhere(f, str(f.parent / "outside.safetensors")), "`weight_map` must"),
+    "adapter": (an_adapter, "adapters are not loaded"),
+    "kernels": (lambda f: edit(f / "config.json", _attn_implementation="x/y"), "names code of a repository"),
+    "labels": (lambda f: edit(f / "config.json", num_labels=10**6), "`num_labels` must be"),
     "NaN weights": (lambda f: nan_weights(f / "model.safetensors"), "must be finite"),
     "NaN scaling": (lambda f: edit(f / "preprocessor_config.json", scale=float("nan")), "`scale`"),
     "text": (lambda f: edit(f / "config.json", context_length="13"), "config.json"),
@@ -345,6 +366,16 @@ def test_a_push_holds_nothing_but_the_model(model, tmp_path):
     (model / "scores.json").unlink()
     (model / "scores.json").symlink_to(tmp_path / "outside")
     assert "is a link to" in run("hub", "push", model, "someone/x")
+
+
+def test_a_push_vouches_for_no_code_of_a_stranger(model):
+    """Of a folder with weights, the code is written anew."""
+    (model / "model.safetensors").unlink()
+    (model / "README.md").write_text(GOOD + "python conversion/convert_earthformer.py\n")
+    with (model / "modeling_earthformer.py").open("a") as file:
+        file.write("import os\n")
+    line = run("hub", "push", model, "someone/x")
+    assert f"{model / 'modeling_earthformer.py'} is not the code of this package" in line
 
 
 # -- local paths ------------------------------------------------------------------------------------------------------

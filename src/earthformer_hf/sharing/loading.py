@@ -159,10 +159,12 @@ def check_configurations(folder: Path) -> dict[Path, torch.nn.Module]:
     Raises:
         ValueError: names the file, and what of it cannot work.
     """
+    if (folder / "adapter_config.json").exists():  # which names another model to load in this one's place
+        raise ValueError(f"{folder}: it holds adapter_config.json, and adapters are not loaded")
     for path in [folder, *(folder / name for name in COMPONENTS)]:
         for file in sorted(path.glob("*.json")):
             if file.name != "scores.json" and MODEL_FILES.fullmatch(file.name):
-                _refuse_numbers(file)
+                _refuse_entries(_read_configuration(file), file)
     if (folder / "preprocessor_config.json").is_file():
         _extractor(folder)
     networks = networks_of(folder)
@@ -242,8 +244,7 @@ def _refuse_not_finite(path: Path, network: torch.nn.Module | None):
             raise ValueError(f"{path}: the weights must be finite, got NaN or infinity in {name}")
 
 
-def _refuse_numbers(path: Path):
-    """Refuse a configuration that is no JSON object, is too long, or holds a number that cannot work."""
+def _read_configuration(path: Path) -> dict[str, Any]:
     with _naming(path):
         if path.stat().st_size > MAX_CONFIGURATION:
             raise ValueError(f"{path.stat().st_size:,} bytes, and a configuration may have {MAX_CONFIGURATION:,}")
@@ -253,6 +254,24 @@ def _refuse_numbers(path: Path):
             raise ValueError(f"it is no JSON: {reason}") from reason
         if not isinstance(stored, dict):
             raise ValueError(f"it must be a JSON object, got {type(stored).__name__}")
+        return stored
+
+
+def _refuse_entries(stored: dict[str, Any], path: Path):
+    """Refuse what a configuration holds and cannot work, or leads out of the folder."""
+    with _naming(path):
+        if path.name.endswith(".index.json"):
+            shards = {*stored["weight_map"].values()}
+            if not all(isinstance(name, str) and MODEL_FILES.fullmatch(name) and "/" not in name for name in shards):
+                raise ValueError(
+                    f"`weight_map` must name files of weights beside it, got {sorted(map(str, shards))[:3]}"
+                )
+        if "/" in f"{stored.get('attn_implementation')} {stored.get('_attn_implementation')}":
+            raise ValueError("`attn_implementation` names code of a repository, which is not loaded")
+        if path.name == "scheduler_config.json":
+            large = [name for name, value in stored.items() if isinstance(value, int) and abs(value) > MAX_TIMESTEPS]
+            if large and large[0] not in ("num_train_timesteps", "steps_offset"):
+                raise ValueError(f"`{large[0]}` must be at most {MAX_TIMESTEPS:,}, got {stored[large[0]]!r:.60}")
         entries = list(stored.items())
         while entries:
             name, value = entries.pop()

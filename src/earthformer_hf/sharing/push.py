@@ -9,7 +9,7 @@ from huggingface_hub import CommitInfo, HfApi
 
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from .cards import Shareable, with_tags
-from .export import export
+from .export import PACKAGE, export, self_contained
 from .files import model_files
 from .loading import has_weights, weight_patterns
 from .words import without_local_paths
@@ -95,7 +95,7 @@ def upload(
     """
     if create_pr and revision is not None:
         raise ValueError(f"`revision` must be None with `create_pr`, which is to the main branch, got {revision!r}.")
-    model_files(folder)  # so that a link out of it is refused before a repository is made
+    _refuse_foreign_code(folder)  # and links out of it, before a repository is made
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not revision.startswith("refs/"):
@@ -124,6 +124,15 @@ def upload(
     if tag is not None:
         api.create_tag(repo_id, tag=tag, revision=commit.oid)
     return commit
+
+
+def _refuse_foreign_code(folder: Path):
+    """Raise if the code of a folder is not that of this package, which whoever pushes it would vouch for."""
+    for name in model_files(folder)[0]:
+        if name.endswith(".py"):
+            own = PACKAGE / Path(name).name
+            if (folder / name).read_text(encoding="utf-8") not in (own.read_text("utf-8"), self_contained(own.stem)):
+                raise ValueError(f"{folder / name} is not the code of this package; `hub export` writes it anew.")
 
 
 def _publishable(folder: Path, draft: Path) -> Path:
