@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,12 +72,15 @@ def _zarr(dataset: Any, path: Path) -> None:
     plain = dataset.copy()
     for name in plain.variables:
         plain[name].encoding = {key: value for key, value in plain[name].encoding.items() if key in ("units", "dtype")}
-    plain.to_zarr(path, zarr_format=3, consolidated=False)
+    with warnings.catch_warnings():  # of metadata in one place, which is no part of version 3 yet
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        plain.to_zarr(path, zarr_format=3, consolidated=True)
 
 
 def _geotiff(dataset: Any, path: Path) -> None:
     try:
         import rioxarray  # noqa: F401
+        from pyproj import CRS
     except ModuleNotFoundError:
         raise ValueError(
             "`out`: a GeoTIFF needs rioxarray; install it with pip install 'earthformer-hf[geo]'."
@@ -98,7 +102,8 @@ def _geotiff(dataset: Any, path: Path) -> None:
     )
     bands = bands.assign_coords(band=range(1, len(labels) + 1)).rio.set_spatial_dims(x, y)
     attributes = dataset["crs"].attrs
-    bands = bands.rio.write_crs(attributes.get("crs_wkt") or attributes.get("spatial_ref"))
+    stated = {"grid_mapping_name", "crs_wkt"} & set(attributes)
+    bands = bands.rio.write_crs(CRS.from_cf(attributes) if stated else attributes["spatial_ref"])
     bands.attrs = {"long_name": tuple(labels), "units": array.attrs["units"]}
     bands.encoding = {}
     bands.rio.to_raster(path, driver="COG", compress="DEFLATE", tags=dataset.attrs)

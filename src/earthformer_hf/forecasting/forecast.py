@@ -270,33 +270,39 @@ def roll_out(
 
     Each member goes on from its own forecast, of the whole map, so that tiles see what their neighbours forecast.
     """
-    extractor, tiles = nowcaster.extractor, cover(context.grid.shape, nowcaster.tile, overlap, nowcaster.latent_pixels)
+    extractor, pixels = nowcaster.extractor, nowcaster.latent_pixels
+    tiles = cover(context.grid.shape, nowcaster.tile, overlap, pixels)
     past = torch.from_numpy(context.values)[None, ..., None]  # (1, T_in, h, w, 1)
-    fill = torch.zeros(())
-    if tiles.padded != tiles.shape:
-        fill = torch.tensor(float(extractor.encode(np.array(np.nan))[0]))
+    seen = torch.from_numpy(context.observed)[None, ..., None]
+    fill = 0.0 if tiles.padded == tiles.shape else float(extractor.encode(np.array(np.nan))[0])
     hops, found = math.ceil(length / nowcaster.prediction_length), []
     bar = logging.tqdm(total=hops * len(tiles.corners), desc="tiles", disable=hops * len(tiles.corners) == 1)
     for hop in range(hops):
         noise = nowcaster.noise(members, hop, seed, tiles.padded)
+        inputs = padded_to(past, tiles, fill), padded_to(seen, tiles, 0)
 
-        def predict(part: torch.Tensor, corners: tuple[int, int, int, int], noise=noise) -> torch.Tensor:
+        def predict(place: tuple[slice, slice], inputs=inputs, noise=noise) -> torch.Tensor:
             bar.update()
-            top, bottom, left, right = (place // nowcaster.latent_pixels for place in corners)
-            return nowcaster.predict(part, None if noise is None else noise[:, :, top:bottom, left:right])
+            latents = (slice(side.start // pixels, side.stop // pixels) for side in place)
+            return nowcaster.predict(
+                inputs[0][:, :, *place], inputs[1][:, :, *place], None if noise is None else noise[:, :, *latents]
+            )
 
-        future = blended(predict, padded_to(past, tiles, fill), tiles)  # (E, T_out, h, w, 1)
-        raw = extractor.decode(future)
+        raw = extractor.decode(blended(predict, tiles))  # (E, T_out, h, w, 1)
         if not np.isfinite(raw).all():
             raise ValueError("`model` forecast values that are not finite.")
         found.append(raw[..., 0])
         if hop + 1 < hops:
             again = torch.from_numpy(extractor.encode(raw)[0])
-            kept = max(0, nowcaster.context_length - again.shape[1])
-            before = past.expand(len(again), *past.shape[1:])[:, past.shape[1] - kept :]
-            past = torch.cat([before, again[:, -nowcaster.context_length :]], dim=1)
+            past = _gone_on(past, again, nowcaster.context_length)
+            seen = _gone_on(seen, seen[:, -1:].expand(*again.shape), nowcaster.context_length)
     bar.close()
     return np.concatenate(found, axis=1)[:, :length]
+
+
+def _gone_on(past: torch.Tensor, future: torch.Tensor, length: int) -> torch.Tensor:
+    """The last frames of contexts (1 or E, T, ...) followed by what came after (E, T_out, ...)."""
+    return torch.cat([past.expand(len(future), *past.shape[1:]), future], dim=1)[:, -length:]
 
 
 def _inflow(context: Context, length: int) -> np.ndarray:

@@ -65,26 +65,18 @@ def _weights(tile: tuple[int, int], overlap: int) -> np.ndarray:
     return np.outer(*sides).astype("float32")
 
 
-def padded_to(past: torch.Tensor, cover: Cover, fill: torch.Tensor) -> torch.Tensor:
-    """Context (M, T, H, W, C) with missing pixels added up to `cover.padded`."""
+def padded_to(past: torch.Tensor, cover: Cover, fill: float) -> torch.Tensor:
+    """Context (M, T, H, W, C) with pixels of one value added at the lower and right edge, up to `cover.padded`."""
     rows, columns = (padded - length for padded, length in zip(cover.padded, cover.shape))
-    if not rows and not columns:
-        return past
-    padded = fill.expand(*past.shape[:2], *cover.padded, past.shape[-1]).clone()
-    padded[:, :, : past.shape[2], : past.shape[3]] = past
-    return padded
+    return torch.nn.functional.pad(past, (0, 0, 0, columns, 0, rows), value=fill)
 
 
-def blended(
-    predict: Callable[[torch.Tensor, tuple[int, int, int, int]], torch.Tensor], past: torch.Tensor, cover: Cover
-) -> torch.Tensor:
+def blended(predict: Callable[[tuple[slice, slice]], torch.Tensor], cover: Cover) -> torch.Tensor:
     """What a model forecasts of a map, tile by tile, as the weighted mean where tiles overlap.
 
     Args:
-        predict: the part of the context of a tile (M, T_in, rows, columns, C), and the tile's corners -> forecast
-            (N, T_out, rows, columns, C).
-        past: (M, T_in, H, W, C) of the padded map.
-        cover: its tiles.
+        predict: rows and columns of a tile in the padded map -> its forecast (N, T_out, rows, columns, C).
+        cover: the tiles.
 
     Returns:
         (N, T_out, H, W, C) of the map without padding.
@@ -92,12 +84,12 @@ def blended(
     weights, weight = torch.from_numpy(cover.weights)[..., None], torch.zeros(*cover.padded, 1)
     total = torch.zeros(())
     for number, (top, bottom, left, right) in enumerate(cover.corners):
-        tile = past[:, :, top:bottom, left:right]
-        part = predict(tile, (top, bottom, left, right)).float().cpu()  # (N, T_out, rows, columns, C)
+        place = slice(top, bottom), slice(left, right)
+        part = predict(place).float().cpu()
         if number == 0:
             total = torch.zeros(*part.shape[:2], *cover.padded, part.shape[-1])
-        total[:, :, top:bottom, left:right] += part * weights
-        weight[top:bottom, left:right] += weights
+        total[:, :, *place] += part * weights
+        weight[place] += weights
     total /= weight
     return total[:, :, : cover.shape[0], : cover.shape[1]]
 

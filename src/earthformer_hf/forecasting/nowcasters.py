@@ -56,13 +56,17 @@ class Nowcaster:
         return None
 
     @torch.inference_mode()
-    def predict(self, past: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def predict(self, past: torch.Tensor, observed: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Forecasts (N, T_out, H, W, C) of contexts (M, T_in, H, W, C) in the model's range.
 
         Args:
+            observed: bool, of the shape of `past`.
             noise: (N, T_out, h, w, c), of ensembles. With one context, N members of it; else one of each.
         """
-        return self.model(past_values=past.to(self.model.device)).predictions
+        inputs = {"past_values": past}
+        if self.config.first_guess is not None:
+            inputs["past_observed_mask"] = observed
+        return self.model(**{name: tensor.to(self.model.device) for name, tensor in inputs.items()}).predictions
 
 
 class EnsembleNowcaster(Nowcaster):
@@ -119,7 +123,7 @@ class EnsembleNowcaster(Nowcaster):
             draws.append(torch.randn(size, generator=generator))
         return torch.stack(draws)
 
-    def predict(self, past: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def predict(self, past: torch.Tensor, observed: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         if noise is None:
             raise ValueError("`noise` of ensembles is needed.")
         grid = (len(past), len(noise) // len(past))

@@ -1,0 +1,382 @@
+"""Forecasts of a user's own grid, by a model whose forecast is known: untrained, its first guess the last frame."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from tiny import tiny_model, tiny_pipeline
+from typer.testing import CliRunner
+
+import earthformer_hf
+from earthformer_hf import EarthformerFeatureExtractor
+from earthformer_hf.cli import app
+from earthformer_hf.forecasting import describe, save
+from earthformer_hf.forecasting.grids import area_means, coarse_length, grid_of, interpolated
+from earthformer_hf.forecasting.mosaic import blended, cover
+
+
+RAIN = {"variable": "rain rate", "units": "mm/h", "time_step": "5m", "grid_spacing": "2 km", "fill_value": 0}
+STATED = {"units": "mm/h", "time_step": "5m", "grid_spacing": "2 km"}
+START = np.datetime64("2020-06-01T12:00", "ns")
+
+
+def extractor(**changes):
+    return EarthformerFeatureExtractor(**(RAIN | changes))
+
+
+def persistence(**changes):
+    """Takes 3 frames of 20 x 28 pixels and repeats the last, 4 times."""
+    return tiny_model(first_guess="persistence", **changes)
+
+
+def field(*shape, seed=0):
+    return np.random.default_rng(seed).gamma(0.5, 4.0, shape).astype("float32")
+
+
+def rain_dataset(values, minutes=5, spacing=2000.0, **attrs):
+    count, height, width = values.shape
+    coordinates = {
+        "time": START + np.arange(count) * np.timedelta64(minutes, "m"),
+        "y": ("y", 5e5 - spacing * np.arange(height), {"units": "m", "standard_name": "projection_y_coordinate"}),
+        "x": ("x", spacing * np.arange(width), {"units": "m", "standard_name": "projection_x_coordinate"}),
+    }
+    mapping = {"grid_mapping_name": "lambert_azimuthal_equal_area", "longitude_of_projection_origin": 10.0}
+    mapping |= {"latitude_of_projection_origin": 52.0, "semi_major_axis": 6378137.0, "inverse_flattening": 298.257}
+    attributes = {"units": "mm/h", "grid_mapping": "crs"} | attrs
+    arrays = {"rain": (("time", "y", "x"), values, attributes), "crs": ((), 0, mapping)}
+    return xr.Dataset(arrays, coordinates)
+
+
+def forecast(data, model=None, scaling=None, **options):
+    scaling = scaling or extractor()
+    return earthformer_hf.forecast(model or persistence(), data, feature_extractor=scaling, **options)
+
+
+# -- any grid ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(20, 28), (53, 41), (7, 90), (11, 13)])
+def test_any_size_and_length(shape):
+    values = field(5, *shape)
+    found = forecast(values, **STATED, lead="45m")
+    assert dict(found.rainfall_rate.sizes) == {"lead_time": 9, "y": shape[0], "x": shape[1]}
+    np.testing.assert_allclose(found.rainfall_rate, np.broadcast_to(values[-1], (9, *shape)), rtol=1e-5)
+    assert (found.lead_time / np.timedelta64(1, "m")).values.tolist() == [5.0 * n for n in range(1, 10)]
+
+
+def test_the_forecast_says_where_when_and_by_what(tmp_path):
+    persistence().save_pretrained(tmp_path / "model")
+    extractor().save_pretrained(tmp_path / "model")
+    found = earthformer_hf.forecast(tmp_path / "model", rain_dataset(field(4, 30, 30)))
+    assert found.forecast_reference_time == START + np.timedelta64(15, "m")
+    assert found.time.values.tolist() == (START + np.timedelta64(15, "m") + found.lead_time.values).tolist()
+    assert found.rainfall_rate.attrs["grid_mapping"] == "crs"
+    assert found.crs.attrs["grid_mapping_name"] == "lambert_azimuthal_equal_area"
+    assert found.y.attrs["standard_name"] == "projection_y_coordinate" and float(found.y[0]) == 5e5
+    assert found.attrs["Conventions"] == "CF-1.11" and len(found.attrs["weights_sha256"]) == 64
+    for name in ("forecast.nc", "forecast.zarr"):
+        save(found, tmp_path / name)
+        with xr.open_dataset(tmp_path / name, decode_coords="all", decode_timedelta=True) as read:
+            xr.testing.assert_allclose(read.rainfall_rate, found.rainfall_rate)
+            assert read.lead_time.values.tolist() == found.lead_time.values.tolist()
+    again = earthformer_hf.forecast(tmp_path / "model", found.rainfall_rate.to_dataset().drop_vars("lead_time"))
+    np.testing.assert_allclose(again.rainfall_rate[0], found.rainfall_rate[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "units, of_rain",
+    [
+        ("mm h-1", lambda rain: rain),
+        ("dBZ", lambda rain: 10 * np.log10(200 * rain**1.6)),
+        ("mm", lambda rain: rain / 12),
+        ("mm/day", lambda rain: 24 * rain),
+    ],
+)
+def test_units_become_millimetres_an_hour(units, of_rain):
+    rain = 0.1 + field(3, 20, 28)
+    found = forecast(of_rain(rain), **STATED | {"units": units})
+    assert found.rainfall_rate.attrs["units"] == "mm h-1"
+    np.testing.assert_allclose(found.rainfall_rate[-1], rain[-1], rtol=1e-4)
+
+
+def test_codes_of_the_model_become_rain_by_its_table():
+    table = extractor(units="1", physical_units="mm/h", physical_table=[[0, 100, 200], [0, 10, 100]])
+    codes = np.full((3, 20, 28), 150.0, "float32")
+    found = forecast(codes, scaling=table, **STATED | {"units": "code"})
+    np.testing.assert_allclose(found.rainfall_rate, 55, rtol=1e-5)
+    np.testing.assert_allclose(forecast(np.full_like(codes, 55), scaling=table, **STATED).rainfall_rate, 55, rtol=1e-5)
+
+
+def test_a_finer_grid_is_averaged_and_brought_back():
+    values = field(3, 60, 66)
+    dataset = rain_dataset(values, spacing=500.0)
+    coarse = forecast(dataset, coarsen_to="2 km", grid="model")
+    means = values.reshape(3, 15, 4, 66)[..., :64].reshape(3, 15, 4, 16, 4).mean((2, 4))
+    np.testing.assert_allclose(coarse.rainfall_rate[0, :, :16], means[-1], rtol=1e-4)
+    assert coarse.sizes["x"] == 17  # of the last, half is covered
+    np.testing.assert_allclose(coarse.x[:2], [750, 2750])
+    fine = forecast(dataset, coarsen_to="2 km")
+    assert fine.rainfall_rate.shape == (4, 60, 66) and fine.x.values.tolist() == dataset.x.values.tolist()
+    assert abs(float(fine.rainfall_rate.mean()) / values[-1].mean() - 1) < 0.02
+
+
+@pytest.mark.parametrize("factor", [2.0, 2.5, 1.3])
+def test_area_means_are_those_of_a_naive_loop(factor):
+    values = field(1, 11, 13)
+    values[0, 2:5, 3] = np.nan
+    found = area_means(values, factor)
+    for row in range(coarse_length(11, factor)):
+        for column in range(coarse_length(13, factor)):
+            total = area = 0.0
+            for i in range(11):
+                for j in range(13):
+                    sides = [min(n + 1, (m + 1) * factor) - max(n, m * factor) for n, m in ((i, row), (j, column))]
+                    if min(sides) > 0 and np.isfinite(values[0, i, j]):
+                        area += sides[0] * sides[1]
+                        total += sides[0] * sides[1] * float(values[0, i, j])
+            if area >= factor**2 / 2:
+                np.testing.assert_allclose(found[0, row, column], total / area, rtol=1e-5)
+            else:
+                assert np.isnan(found[0, row, column])
+
+
+def test_a_slope_comes_back_from_a_coarser_grid():
+    slope = np.add.outer(2.0 * np.arange(24), 3.0 * np.arange(30))[None].astype("float32")
+    back = interpolated(area_means(slope, 3), 3, (24, 30))
+    np.testing.assert_allclose(back[:, 1:-1, 1:-1], slope[:, 1:-1, 1:-1], rtol=1e-5)
+
+
+def test_degrees_are_measured_at_their_latitude():
+    lat, lon = 60 - 0.01 * np.arange(50), 10 + 0.02 * np.arange(60)
+    grid = grid_of({"y": lat, "x": lon, "y_name": "lat", "x_name": "lon", "y_units": "degrees_north"}, (50, 60))
+    across, along = 0.02 * 111.2 * np.cos(np.radians(lat.mean())), 0.01 * 111.2
+    assert abs(grid.kilometers / np.sqrt(across * along) - 1) < 1e-5
+
+
+# -- time -------------------------------------------------------------------------------------------------------------
+
+
+def blob(time, height=24, width=32):
+    """A blob that moves 2 pixels a minute to the right."""
+    y, x = np.mgrid[:height, :width]
+    return 10 * np.exp(-((y - 12) ** 2 + (x - 4 - 2 * time) ** 2) / 18).astype("float32")
+
+
+def test_frames_between_lie_on_the_way():
+    scaling = extractor(scale=0.1, time_step="1m")
+    values = np.stack([blob(time) for time in (0, 2, 4, 6)])
+    context = context_of(values, scaling, "2m", "1m")
+    for place, time in enumerate((4, 5, 6)):
+        expected = blob(time)
+        assert np.abs(10 * context.values[place] - expected).max() < (1.0 if time == 5 else 1e-5)
+    held = np.abs(values[-2] / 2 + values[-1] / 2 - blob(5)).max()
+    assert np.abs(10 * context.values[1] - blob(5)).max() < 0.25 * held
+
+
+def test_every_other_frame_is_taken_from_the_last():
+    values = np.stack([np.full((20, 28), number, "float32") for number in range(6)])
+    context = context_of(values, extractor(time_step="10m"), "5m", "10m")
+    assert context.values[:, 0, 0].tolist() == [1, 3, 5]
+
+
+def context_of(values, scaling, step, resample_time):
+    from earthformer_hf.forecasting.forecast import context_of
+    from earthformer_hf.forecasting.nowcasters import Nowcaster
+    from earthformer_hf.forecasting.numbers import numbers_of
+    from earthformer_hf.forecasting.observations import observe
+
+    nowcaster = Nowcaster(persistence(), scaling, {})
+    observations = observe(values, units="mm/h", time_step=step, grid_spacing="2 km")
+    return context_of(observations, nowcaster, numbers_of(observations.facts, scaling), None, resample_time)
+
+
+def test_what_was_not_observed_stays_missing_and_inflow_is_flagged():
+    values = np.stack([blob(time) for time in (0, 1, 2)])
+    values[:, :, :6] = np.nan
+    found = forecast(values, scaling=extractor(scale=0.1), **STATED)
+    assert np.isnan(found.rainfall_rate[:, :, :6]).all() and np.isfinite(found.rainfall_rate[:, :, 6:]).all()
+    flag = found.quality_flag
+    assert flag[:, 12, 7].values.tolist() == [1, 1, 1, 1]  # comes from missing pixels at once
+    assert flag[:, 12, 25].values.tolist() == [0, 0, 0, 0]
+
+
+# -- tiles ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(20, 28), (61, 47), (9, 200)])
+@pytest.mark.parametrize("overlap, multiple", [(0, 1), (5, 1), (8, 4)])
+def test_tiles_cover_a_map_without_seams(shape, overlap, multiple):
+    tiles = cover(shape, (20, 28), overlap, multiple)
+    assert all(corner[0] % multiple == corner[2] % multiple == 0 for corner in tiles.corners)
+    whole = torch.from_numpy(field(*tiles.padded))[None, None, ..., None]
+    found = blended(lambda place: whole[:, :, *place], tiles)
+    torch.testing.assert_close(found, whole[:, :, : shape[0], : shape[1]], rtol=1e-5, atol=1e-6)
+    for first, second in zip(tiles.corners, tiles.corners[1:]):
+        assert first[0] != second[0] or first[3] - second[2] >= min(overlap, 28 - multiple)
+
+
+def test_neighbouring_tiles_see_one_field_of_noise():
+    scaling = extractor(time_step="5m")
+    options = {"scaling": scaling, "model": tiny_pipeline(), "num_inference_steps": 2, **STATED}
+    values = field(3, 24, 30)
+    four, two = (forecast(values, ensemble_size=size, **options).rainfall_rate for size in (4, 2))
+    np.testing.assert_allclose(four[:2], two, atol=1e-5)  # a member does not depend on the others
+    other = forecast(values, ensemble_size=2, seed=1, **options).rainfall_rate
+    assert np.abs(other - two).max() > 1e-3
+    parts = forecast(values, ensemble_size=4, max_memory="100KB", **options).rainfall_rate
+    np.testing.assert_allclose(parts, four, atol=1e-5)  # nor on how many are forecast at once
+
+
+def test_members_go_on_from_their_own_forecasts():
+    options = {"model": tiny_pipeline(), "num_inference_steps": 2, "ensemble_size": 2, **STATED}
+    values = field(3, 12, 16)
+    long = forecast(values, lead="20m", **options).rainfall_rate
+    short = forecast(values, **options).rainfall_rate
+    assert long.sizes["lead_time"] == 4
+    np.testing.assert_allclose(long[:, :2], short, atol=1e-5)
+    gap = np.abs(long[0] - long[1]).max(("y", "x")).values
+    assert gap[-1] > 0
+
+
+def test_products_are_those_of_the_members():
+    options = {"model": tiny_pipeline(), "num_inference_steps": 2, "ensemble_size": 4, **STATED}
+    values = field(3, 12, 16)
+    values[:, 0, 0] = np.nan
+    threshold = 0.5
+    found = forecast(values, mean=True, percentiles=[50], thresholds=[threshold], **options)
+    members = found.rainfall_rate.values
+    inside = np.isfinite(members[0])
+    np.testing.assert_allclose(found.rainfall_rate_mean, members.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(found.rainfall_rate_percentile[0], np.median(members, 0), rtol=1e-5)
+    chance = (members >= threshold).mean(0)
+    np.testing.assert_allclose(found.exceedance_probability[0].values[inside], chance[inside])
+    ever = (members >= threshold).any(1).mean(0)
+    np.testing.assert_allclose(found.exceedance_probability_at_any_time[0].values[inside[0]], ever[inside[0]])
+    assert np.isnan(found.exceedance_probability[:, :, 0, 0]).all()
+    assert 0 < chance.mean() < 1
+    alone = forecast(values, members=False, thresholds=[threshold], **options)
+    assert set(alone.data_vars) == {"exceedance_probability", "exceedance_probability_at_any_time", "quality_flag"}
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_joined_and_the_last_stretch_is_forecast(tmp_path):
+    whole = rain_dataset(field(6, 20, 28))
+    for number in range(6):
+        whole.isel(time=[number]).to_netcdf(tmp_path / f"rain_{number}.nc")
+    whole.isel(time=[0]).assign_coords(time=whole.time[:1] - np.timedelta64(1, "D")).to_netcdf(tmp_path / "old.nc")
+    expected = forecast(whole)
+    paths = [str(tmp_path / f"rain_{number}.nc") for number in range(6)]
+    for given in (tmp_path, str(tmp_path / "rain_*.nc"), paths):
+        found = forecast(given)
+        xr.testing.assert_allclose(found.rainfall_rate, expected.rainfall_rate)
+        assert found.crs.attrs["grid_mapping_name"] == "lambert_azimuthal_equal_area"
+    with pytest.raises(ValueError, match="`data`: 3 frames without a hole are needed, there are 2"):
+        forecast(paths[-2:])
+
+
+def test_a_geotiff_of_chances_lies_where_the_data_do(tmp_path):
+    rioxarray = pytest.importorskip("rioxarray")
+    dataset = rain_dataset(field(3, 24, 32))
+    found = forecast(dataset, tiny_pipeline(), num_inference_steps=1, ensemble_size=2, thresholds=[1, 5])
+    save(found, tmp_path / "chance.tif")
+    with rioxarray.open_rasterio(tmp_path / "chance.tif") as read:
+        assert read.shape == (4, 24, 32)
+        np.testing.assert_allclose(read.x, dataset.x)
+        np.testing.assert_allclose(read[3], found.exceedance_probability[1, 1])
+        assert read.rio.crs.to_dict()["proj"] == "laea"
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    found = forecast(field(3, 20, 28), **STATED)
+    with pytest.raises(ValueError, match="`out` must end in one of"):
+        save(found, tmp_path / "a.csv")
+    save(found, tmp_path / "a.nc")
+    with pytest.raises(ValueError, match="is there already"):
+        save(found, tmp_path / "a.nc")
+    before = (tmp_path / "a.nc").read_bytes()
+
+    def full(self, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    with pytest.raises(ValueError, match="a.nc cannot be written: No space left on device"):
+        save(found, tmp_path / "a.nc", overwrite=True)
+    assert os.listdir(tmp_path) == ["a.nc"] and (tmp_path / "a.nc").read_bytes() == before
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"units": None}, "`units` states"),
+        ({"units": "K"}, "`data` must be rain in mm/h.*got 'K'"),
+        ({"time_step": None}, "its time step is unknown, the model takes 5m; state it by `time_step`"),
+        ({"time_step": "10m"}, "a frame every 10m, the model takes one every 5m: `resample_time='5m'`"),
+        ({"resample_time": "2m"}, "`resample_time` must be the model's 5m"),
+        ({"grid_spacing": None}, "its grid spacing is unknown, the model takes 2 km"),
+        ({"grid_spacing": "1 km"}, "a grid of 1 km, the model takes 2 km: `coarsen_to='2 km'`"),
+        ({"grid_spacing": "5 km"}, "`coarsen_to` must not be finer"),
+        ({"coarsen_to": "wide"}, "`coarsen_to` must be a spacing such as"),
+        ({"lead": "7m"}, "`lead` must be a multiple of the model's time step, 5m"),
+        ({"thresholds": [1]}, "`thresholds` is of an ensemble"),
+        ({"guide": "change=+2sigma"}, "`guide` is for ensembles"),
+        ({"grid": "mine"}, "`grid` must be 'input' or 'model'"),
+        ({"max_memory": "1KB"}, "`max_memory`: the forecast alone takes"),
+        ({"max_memory": "much"}, "`max_memory` must be such as '4GB'"),
+        ({"overlap": 20}, "`overlap` must be 0 to 19 pixels"),
+        ({"pattern": "*.nc"}, "`pattern` is for files"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(options, words):
+    with pytest.raises(ValueError, match=words):
+        forecast(field(4, 30, 40), **STATED | options)
+
+
+def test_values_that_are_none_are_refused():
+    values = field(4, 20, 28)
+    with pytest.raises(ValueError, match="`data`: 3 frames without a hole are needed, there are 2"):
+        forecast(values[:2], **STATED)
+    with pytest.raises(ValueError, match="nothing was observed"):
+        forecast(np.full_like(values, np.nan), **STATED)
+    values[-1, 3, 4] = -1
+    with pytest.raises(ValueError, match=r"1 negative or infinite rain rates, the first is -1 at \(0, 3, 4\)"):
+        forecast(values, **STATED)
+    holed = rain_dataset(field(7, 20, 28)).isel(time=[0, 1, 2, 5, 6])
+    with pytest.raises(ValueError, match="there is a hole in time, 2020-06-01T12:10:00 is followed by"):
+        forecast(holed)
+    with pytest.raises(ValueError, match="`feature_extractor`: the model has none"):
+        earthformer_hf.forecast(persistence(), values)
+    with pytest.raises(ValueError, match="`units`: the data say 'mm/h', got 'dBZ'"):
+        forecast(rain_dataset(field(3, 20, 28)), units="dBZ")
+    with pytest.raises(ValueError, match="`data`: no file is named like"):
+        forecast("nowhere_*.nc")
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path):
+    persistence().save_pretrained(tmp_path / "model")
+    extractor().save_pretrained(tmp_path / "model")
+    rain_dataset(field(4, 30, 30)).to_netcdf(tmp_path / "a b.nc")
+    command = ["forecast", str(tmp_path / "a b.nc"), "--model", str(tmp_path / "model"), "--out"]
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "out.nc")])
+    assert result.exit_code == 0, result.output
+    assert "from 2020-06-01 12:15: 2020-06-01 12:20 to 2020-06-01 12:35" in result.output
+    with xr.open_dataset(tmp_path / "out.nc", decode_timedelta=True) as read:
+        assert read.rainfall_rate.shape == (4, 30, 30)
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "out.nc")])
+    assert result.exit_code == 1 and "error: `out`: " in result.output and "is there already" in result.output
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "b.nc"), "--json", "--lead", "10m"])
+    assert json.loads(result.stdout.splitlines()[-1])["variables"]["rainfall_rate"]["lead_time"] == 2
+    result = CliRunner().invoke(app, ["info", str(tmp_path / "model"), "--json"])
+    facts = json.loads(result.stdout.splitlines()[-1])
+    assert facts == describe(tmp_path / "model") and facts["takes"].startswith("3 frames, 5m apart, of 20 x 28 pixels")
