@@ -100,12 +100,12 @@ def _geotiff(dataset: Any, path: Path) -> None:
         .transpose("band", y, x)
         .drop_vars(["band", *array.dims[:-2]], errors="ignore")
     )
+    bands.attrs, bands.encoding = {}, {}
     bands = bands.assign_coords(band=range(1, len(labels) + 1)).rio.set_spatial_dims(x, y)
     attributes = dataset["crs"].attrs
     stated = {"grid_mapping_name", "crs_wkt"} & set(attributes)
     bands = bands.rio.write_crs(CRS.from_cf(attributes) if stated else attributes["spatial_ref"])
-    bands.attrs = {"long_name": tuple(labels), "units": array.attrs["units"]}
-    bands.encoding = {}
+    bands.attrs |= {"long_name": tuple(labels), "units": array.attrs["units"]}
     bands.rio.to_raster(path, driver="COG", compress="DEFLATE", tags=dataset.attrs)
 
 
