@@ -380,3 +380,11 @@ def test_the_command(tmp_path):
     result = CliRunner().invoke(app, ["info", str(tmp_path / "model"), "--json"])
     facts = json.loads(result.stdout.splitlines()[-1])
     assert facts == describe(tmp_path / "model") and facts["takes"].startswith("3 frames, 5m apart, of 20 x 28 pixels")
+
+
+def test_a_dry_tile_stays_dry():
+    values = np.zeros((3, 12, 60), "float32")
+    values[:, 4:8, 50:54] = 20
+    options = {"model": tiny_pipeline(), "num_inference_steps": 2, "ensemble_size": 2, **STATED}
+    found = forecast(values, overlap=4, **options).rainfall_rate
+    assert (found[..., :28] == 0).all() and (found[..., 44:] != 0).any()

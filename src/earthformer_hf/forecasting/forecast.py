@@ -44,6 +44,7 @@ class Context:
         missing: (H, W) of the data's own grid, where the last frame was not observed.
         grid: of the model's maps.
         factor: cells of the data's grid to one of the model's.
+        dry: what no rain is in `values`; None of what is no rain.
     """
 
     values: np.ndarray
@@ -51,6 +52,7 @@ class Context:
     missing: np.ndarray
     grid: Grid
     factor: float
+    dry: float | None = None
 
 
 def forecast(
@@ -107,7 +109,8 @@ def forecast(
 
     Returns:
         `xarray.Dataset` by the CF conventions, 1.11: the forecast (realization, lead_time, y, x), its products, and
-        `quality_flag`. Missing where the last frame was not observed.
+        `quality_flag`. Missing where the last frame was not observed. Where no rain was observed in a whole tile, none
+        is forecast.
 
     Raises:
         ValueError: an argument or data that cannot work; each names what would.
@@ -181,7 +184,8 @@ def context_of(
     if not observed.any():
         raise ValueError("`data`: nothing was observed in the frames that the forecast needs.")
     values, observed = _at_places(encoded, observed, places - first)
-    return Context(values, observed, missing, observations.grid.coarser(factor), factor)
+    dry = float(extractor.encode(numbers.raw_of(np.zeros(1)))[0][0]) if numbers.is_rain else None
+    return Context(values, observed, missing, observations.grid.coarser(factor), factor, dry)
 
 
 def _places(observations: Observations, nowcaster: Nowcaster, resample_time: str | None) -> np.ndarray:
@@ -249,13 +253,11 @@ def lead_frames(lead: str | None, nowcaster: Nowcaster) -> int:
     if lead is None:
         return nowcaster.prediction_length
     step, wanted = parsed_step(nowcaster.extractor.time_step), parsed_step(lead, "lead")
-    frames = (
-        float("nan") if (np.datetime_data(step)[0] in "MY") != (np.datetime_data(wanted)[0] in "MY") else wanted / step
-    )
-    if not frames >= 1 or abs(frames - round(frames)) > 1e-6:
-        raise ValueError(
-            f"`lead` must be a multiple of the model's time step, {nowcaster.extractor.time_step}, got {lead!r}."
-        )
+    of_calendar = {np.datetime_data(each)[0] in "MY" for each in (step, wanted)}
+    frames = float(wanted / step) if len(of_calendar) == 1 else 0.0
+    if frames < 1 or abs(frames - round(frames)) > 1e-6:
+        text = nowcaster.extractor.time_step
+        raise ValueError(f"`lead` must be a multiple of the model's time step, {text}, got {lead!r}.")
     return round(frames)
 
 
@@ -268,7 +270,8 @@ def roll_out(
 ) -> np.ndarray:
     """Forecasts (E, T, h, w) in the model's raw values: beyond the prediction length from the forecasts themselves.
 
-    Each member goes on from its own forecast, of the whole map, so that tiles see what their neighbours forecast.
+    Each member goes on from its own forecast, of the whole map, so that tiles see what their neighbours forecast. A
+    tile in which it rained nowhere stays dry, without a forecast.
     """
     extractor, pixels = nowcaster.extractor, nowcaster.latent_pixels
     tiles = cover(context.grid.shape, nowcaster.tile, overlap, pixels)
@@ -283,10 +286,11 @@ def roll_out(
 
         def predict(place: tuple[slice, slice], inputs=inputs, noise=noise) -> torch.Tensor:
             bar.update()
+            part, observed = (tensor[:, :, *place] for tensor in inputs)
+            if context.dry is not None and not (observed & (part != context.dry)).any():
+                return torch.full((len(members), nowcaster.prediction_length, *part.shape[2:]), context.dry)
             latents = (slice(side.start // pixels, side.stop // pixels) for side in place)
-            return nowcaster.predict(
-                inputs[0][:, :, *place], inputs[1][:, :, *place], None if noise is None else noise[:, :, *latents]
-            )
+            return nowcaster.predict(part, observed, None if noise is None else noise[:, :, *latents])
 
         raw = extractor.decode(blended(predict, tiles))  # (E, T_out, h, w, 1)
         if not np.isfinite(raw).all():
