@@ -86,9 +86,11 @@ class EarthformerModelOutput(Seq2SeqModelOutput):
     Args:
         first_guess (`torch.FloatTensor`, *optional*): of a model with `first_guess`, (B, T_out, H, W, C_out) in the
             model's range.
+        reach (`torch.FloatTensor`, *optional*): of the same shape, 0..1: how much of the guess was observed.
     """
 
     first_guess: torch.FloatTensor | None = None
+    reach: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -398,7 +400,7 @@ class EarthformerModel(EarthformerPreTrainedModel):
         self._check_covariates(past_values.shape[0], past_covariates, future_covariates)
         record = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         record = {name: value for name, value in record.items() if value is not None}
-        tokens, start, guess = self.stem(past_values), None, None
+        tokens, start, guess, reach = self.stem(past_values), None, None, None
         if self.guess_stem is not None:
             guess, reach = self._first_guess(past_values, past_observed_mask)
             start = self.guess_stem(torch.cat([guess, reach], dim=-1))
@@ -416,6 +418,7 @@ class EarthformerModel(EarthformerPreTrainedModel):
             encoder_hidden_states=encoded.hidden_states,
             encoder_attentions=encoded.attentions,
             first_guess=guess,
+            reach=reach,
         )
 
     def _first_guess(
@@ -522,9 +525,11 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         inputs = {"past_covariates": past_covariates, "future_covariates": future_covariates}
         inputs |= {"past_observed_mask": past_observed_mask}
         outputs = self.model(past_values, **inputs, return_dict=True, **kwargs)
-        predictions = self.head(outputs.last_hidden_state)
-        if outputs.first_guess is not None:
-            predictions = outputs.first_guess + predictions
+        if outputs.first_guess is None:
+            predictions = self.head(outputs.last_hidden_state)
+        else:
+            guess = torch.cat([outputs.first_guess, outputs.reach], dim=-1)
+            predictions = outputs.first_guess + self.head(outputs.last_hidden_state, guess)
         loss = None
         if future_values is not None:
             loss = self._loss(predictions, future_values, future_observed_mask)

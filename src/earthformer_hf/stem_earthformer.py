@@ -9,6 +9,8 @@ Source: Gao et al., "Earthformer: Exploring Space-Time Transformers for Earth Sy
 https://arxiv.org/abs/2207.05833, appendix A.
 """
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -61,23 +63,32 @@ class EarthformerStem(nn.Module):
 
 
 class EarthformerHead(nn.Module):
-    """From the tokens of level 0 back to frames: the stem mirrored, then a linear map to the output channels."""
+    """From the tokens of level 0 back to frames: the stem mirrored, then a linear map to the output channels.
+
+    A first guess and its reach join the last stage, which is as fine as the frames: what is added to a guess depends
+    on its smallest scales.
+    """
 
     def __init__(self, config: EarthformerConfig):
         super().__init__()
         channels = [config.stem_channels[-1], *config.stem_channels[::-1]]
+        joined = 0 if config.first_guess is None else 2 * cast(int, config.num_output_channels)
+        last = len(channels) - 2
         self.sizes = config.stem_sizes[-2::-1]
         self.upsamples = nn.ModuleList(Upsample(n, n) for n in channels[:-1])
         self.stages = nn.ModuleList(
-            EarthformerConvStage(config, before, after, config.head_num_convs)
-            for before, after in zip(channels, channels[1:])
+            EarthformerConvStage(config, before + (joined if i == last else 0), after, config.head_num_convs)
+            for i, (before, after) in enumerate(zip(channels, channels[1:]))
         )
         self.out_proj = nn.Linear(channels[-1], config.num_output_channels)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, T, h_0, w_0, hidden_sizes[0]) -> (B, T, H, W, C_out)."""
-        for upsample, stage, size in zip(self.upsamples, self.stages, self.sizes):
-            hidden_states = stage(upsample(hidden_states, size))
+    def forward(self, hidden_states: torch.Tensor, guess: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, h_0, w_0, hidden_sizes[0]), guess and reach (B, T, H, W, 2 * C_out) -> (B, T, H, W, C_out)."""
+        for i, (upsample, stage, size) in enumerate(zip(self.upsamples, self.stages, self.sizes)):
+            hidden_states = upsample(hidden_states, size)
+            if guess is not None and i == len(self.stages) - 1:
+                hidden_states = torch.cat([hidden_states, guess.to(hidden_states.dtype)], dim=-1)
+            hidden_states = stage(hidden_states)
         return self.out_proj(hidden_states)
 
 
