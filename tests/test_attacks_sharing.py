@@ -18,7 +18,13 @@ from safetensors.torch import load_file, save_file
 from tiny import ROOT, tiny_config, tiny_model, tiny_pipeline
 from typer.testing import CliRunner
 
-from earthformer_hf import EarthformerConfig, EarthformerFeatureExtractor, EarthformerUNetModel, sharing
+from earthformer_hf import (
+    EarthformerConfig,
+    EarthformerFeatureExtractor,
+    EarthformerForPrediction,
+    EarthformerUNetModel,
+    sharing,
+)
 from earthformer_hf.cli import app
 from earthformer_hf.errors import described
 from earthformer_hf.evaluation import PROTOCOLS, compare, reports
@@ -577,3 +583,13 @@ def test_a_malformed_score_file_is_named(tmp_path, name):
         path.write_bytes(odd[name] if name in odd else json.dumps(MALFORMED[name]).encode())
     line = run("compare", path, path)
     assert f"{path} is not a score file" in line
+
+
+def test_a_configuration_does_not_fetch_attention_from_a_repository(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_attn_implementation": "stranger/attention"}))
+    with pytest.raises(ValueError, match="`attn_implementation` must be 'eager' or 'sdpa', got 'stranger/attention'"):
+        EarthformerForPrediction.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`attn_implementation` must be"):
+        tiny_model().set_attn_implementation("stranger/attention")

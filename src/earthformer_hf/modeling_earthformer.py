@@ -130,6 +130,16 @@ class EarthformerPreTrainedModel(CheckpointModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        """The library's, which for "namespace/name" would fetch code of that repository and run it.
+
+        Raises:
+            ValueError: such a name, be it of a configuration file or an argument.
+        """
+        if "/" in (attn_implementation or ""):
+            raise ValueError(f"`attn_implementation` must be 'eager' or 'sdpa', got {attn_implementation!r}.")
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """As the originals initialise, where their code has an effect.
