@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,16 @@ from tiny import tiny_model, tiny_pipeline
 from typer.testing import CliRunner
 
 import earthformer_hf
-from earthformer_hf import EarthformerFeatureExtractor
+from earthformer_hf import EarthformerFeatureExtractor, advection
 from earthformer_hf.cli import app
 from earthformer_hf.forecasting import describe, save
+from earthformer_hf.forecasting.forecast import context_of as make_context
+from earthformer_hf.forecasting.forecast import roll_out
 from earthformer_hf.forecasting.grids import area_means, coarse_length, grid_of, interpolated
 from earthformer_hf.forecasting.mosaic import blended, cover
+from earthformer_hf.forecasting.nowcasters import Nowcaster
+from earthformer_hf.forecasting.numbers import numbers_of
+from earthformer_hf.forecasting.observations import observe
 
 
 RAIN = {"variable": "rain rate", "units": "mm/h", "time_step": "5m", "grid_spacing": "2 km", "fill_value": 0}
@@ -183,14 +189,9 @@ def test_every_other_frame_is_taken_from_the_last():
 
 
 def context_of(values, scaling, step, resample_time):
-    from earthformer_hf.forecasting.forecast import context_of
-    from earthformer_hf.forecasting.nowcasters import Nowcaster
-    from earthformer_hf.forecasting.numbers import numbers_of
-    from earthformer_hf.forecasting.observations import observe
-
     nowcaster = Nowcaster(persistence(), scaling, {})
     observations = observe(values, units="mm/h", time_step=step, grid_spacing="2 km")
-    return context_of(observations, nowcaster, numbers_of(observations.facts, scaling), None, resample_time)
+    return make_context(observations, nowcaster, numbers_of(observations.facts, scaling), None, resample_time)
 
 
 def test_what_was_not_observed_stays_missing_and_inflow_is_flagged():
@@ -388,3 +389,19 @@ def test_a_dry_tile_stays_dry():
     options = {"model": tiny_pipeline(), "num_inference_steps": 2, "ensemble_size": 2, **STATED}
     found = forecast(values, overlap=4, **options).rainfall_rate
     assert (found[..., :28] == 0).all() and (found[..., 44:] != 0).any()
+
+
+def test_where_rain_enters_a_tile_its_neighbour_knows_better():
+    """The first guess of a tile is 0 where it would come from outside; tiles together equal one guess of the map."""
+    values = np.stack([blob(time, 24, 60) for time in (8, 9, 10, 11)])
+    values += np.stack([blob(time - 12, 24, 60) for time in (8, 9, 10, 11)])
+    model = tiny_model(first_guess="advection", image_size=(24, 32))
+    context = context_of(values, extractor(scale=0.1), "5m", None)
+    nowcaster = Nowcaster(model, extractor(scale=0.1), {})
+    motion = advection.estimate_motion(torch.from_numpy(values[None, -3:] / 10))
+    whole = 10 * advection.advect(torch.from_numpy(values[None, -1] / 10), motion, 4)[0][0].numpy()
+    with_reach, without = (
+        np.abs(roll_out(nowcaster, each, range(1), 4, 0, 16)[0] - whole).mean()
+        for each in (context, replace(context, motion=None))
+    )
+    assert with_reach < without / 2, (with_reach, without)

@@ -45,6 +45,7 @@ class Context:
         grid: of the model's maps.
         factor: cells of the data's grid to one of the model's.
         dry: what no rain is in `values`; None of what is no rain.
+        motion: (h, w, 2) of the last frames of rain, in pixels per frame, see [`~earthformer_hf.advection`]; or None.
     """
 
     values: np.ndarray
@@ -53,6 +54,7 @@ class Context:
     grid: Grid
     factor: float
     dry: float | None = None
+    motion: torch.Tensor | None = None
 
 
 def forecast(
@@ -138,7 +140,7 @@ def forecast(
         numbers.units,
         nowcaster,
         products,
-        _inflow(context, length) if numbers.is_rain else None,
+        _inflow(context, length),
         {"seed": seed} if nowcaster.makes_ensembles else {},
     )
 
@@ -184,8 +186,13 @@ def context_of(
     if not observed.any():
         raise ValueError("`data`: nothing was observed in the frames that the forecast needs.")
     values, observed = _at_places(encoded, observed, places - first)
-    dry = float(extractor.encode(numbers.raw_of(np.zeros(1)))[0][0]) if numbers.is_rain else None
-    return Context(values, observed, missing, observations.grid.coarser(factor), factor, dry)
+    grid = observations.grid.coarser(factor)
+    if not numbers.is_rain:
+        return Context(values, observed, missing, grid, factor)
+    dry = float(extractor.encode(numbers.raw_of(np.zeros(1)))[0][0])
+    frames, seen = (torch.from_numpy(array[-MOTION_FRAMES:])[None] for array in (values, observed))
+    motion = estimate_motion(frames, seen)[0] if frames.shape[1] > 1 else None
+    return Context(values, observed, missing, grid, factor, dry, motion)
 
 
 def _places(observations: Observations, nowcaster: Nowcaster, resample_time: str | None) -> np.ndarray:
@@ -292,7 +299,13 @@ def roll_out(
             latents = (slice(side.start // pixels, side.stop // pixels) for side in place)
             return nowcaster.predict(part, observed, None if noise is None else noise[:, :, *latents])
 
-        raw = extractor.decode(blended(predict, tiles))  # (E, T_out, h, w, 1)
+        def reach(place: tuple[slice, slice]) -> torch.Tensor | None:
+            if context.motion is None:
+                return None
+            motion = padded_to(context.motion[None, None], tiles, 0.0)[0, 0, *place]
+            return _reach(motion, torch.ones(motion.shape[:2], dtype=torch.bool), nowcaster.prediction_length)
+
+        raw = extractor.decode(blended(predict, tiles, reach))  # (E, T_out, h, w, 1)
         if not np.isfinite(raw).all():
             raise ValueError("`model` forecast values that are not finite.")
         found.append(raw[..., 0])
@@ -309,15 +322,17 @@ def _gone_on(past: torch.Tensor, future: torch.Tensor, length: int) -> torch.Ten
     return torch.cat([past.expand(len(future), *past.shape[1:]), future], dim=1)[:, -length:]
 
 
-def _inflow(context: Context, length: int) -> np.ndarray:
-    """(T, h, w), where what arrives along the motion was not observed, for half of it or more."""
-    frames = min(MOTION_FRAMES, len(context.values))
-    values = torch.from_numpy(context.values[-frames:])[None]
-    observed = torch.from_numpy(context.observed[-frames:])[None]
-    if frames < 2:
-        return np.zeros((length, *context.values.shape[1:]), bool)
-    _, reach = advect(values[:, -1], estimate_motion(values, observed), length, observed[:, -1])
-    return (reach[0] < 0.5).numpy()
+def _inflow(context: Context, length: int) -> np.ndarray | None:
+    """(T, h, w), where what arrives along the motion was not observed, for half of it or more; None without motion."""
+    if context.motion is None:
+        return None
+    seen = torch.from_numpy(context.observed[-1])
+    return (_reach(context.motion, seen, length) < 0.5).numpy()
+
+
+def _reach(motion: torch.Tensor, observed: torch.Tensor, length: int) -> torch.Tensor:
+    """(T, h, w), 0..1: how much of what arrives along the motion (h, w, 2) was observed (h, w)."""
+    return advect(torch.zeros(1, *observed.shape), motion[None], length, observed[None])[1][0]
 
 
 def members_at_once(max_memory: str, size: int, length: int, context: Context, products: Any) -> int:

@@ -17,6 +17,10 @@ import torch
 from ..data.tiles import tile_corners
 
 
+LEAST_WEIGHT = 1e-3  # of a pixel of which a tile has seen nothing
+Place = tuple[slice, slice]  # rows and columns
+
+
 @dataclass(frozen=True)
 class Cover:
     """The tiles that cover a map.
@@ -71,25 +75,34 @@ def padded_to(past: torch.Tensor, cover: Cover, fill: float) -> torch.Tensor:
     return torch.nn.functional.pad(past, (0, 0, 0, columns, 0, rows), value=fill)
 
 
-def blended(predict: Callable[[tuple[slice, slice]], torch.Tensor], cover: Cover) -> torch.Tensor:
+def blended(
+    predict: Callable[[Place], torch.Tensor],
+    cover: Cover,
+    reach: Callable[[Place], torch.Tensor | None] | None = None,
+) -> torch.Tensor:
     """What a model forecasts of a map, tile by tile, as the weighted mean where tiles overlap.
 
     Args:
         predict: rows and columns of a tile in the padded map -> its forecast (N, T_out, rows, columns, C).
         cover: the tiles.
+        reach: of such a tile, (T_out, rows, columns), 0..1: how much of what arrives in a pixel the tile has seen.
+            Where the weather comes from beyond its edge, its neighbour knows better.
 
     Returns:
         (N, T_out, H, W, C) of the map without padding.
     """
-    weights, weight = torch.from_numpy(cover.weights)[..., None], torch.zeros(*cover.padded, 1)
-    total = torch.zeros(())
+    total, weight = torch.zeros(()), torch.zeros(())
     for number, (top, bottom, left, right) in enumerate(cover.corners):
         place = slice(top, bottom), slice(left, right)
         part = predict(place).float().cpu()
+        seen = None if reach is None else reach(place)
+        weights = torch.from_numpy(cover.weights).expand(part.shape[1], -1, -1)  # (T_out, rows, columns)
+        weights = (weights if seen is None else weights * seen.clamp(min=LEAST_WEIGHT))[..., None]
         if number == 0:
             total = torch.zeros(*part.shape[:2], *cover.padded, part.shape[-1])
+            weight = torch.zeros(part.shape[1], *cover.padded, 1)
         total[:, :, *place] += part * weights
-        weight[place] += weights
+        weight[:, *place] += weights
     total /= weight
     return total[:, :, : cover.shape[0], : cover.shape[1]]
 
