@@ -106,8 +106,8 @@ def forecast(
         max_batch_size: members in one call of a pipeline's networks.
         device: such as "cpu" or "cuda:1"; the best there is if omitted or "auto".
         feature_extractor: of a model that comes without one.
-        about_data: `variable`, `units`, `time_step`, `grid_spacing`, `crs`, `start`, and options of files, see
-            [`~earthformer_hf.forecasting.observe`].
+        about_data: `variable`, `units`, `time_step`, `grid_spacing`, `crs`, `start`, `until`, and options of files,
+            see [`~earthformer_hf.forecasting.observe`].
 
     Returns:
         `xarray.Dataset` by the CF conventions, 1.11: the forecast (realization, lead_time, y, x), its products, and
@@ -173,7 +173,7 @@ def context_of(
             raise ValueError(f"`coarsen_to` must be the model's {extractor.grid_spacing}, got {coarsen_to!r}.")
     else:
         check_spacing(observations.grid, extractor.grid_spacing)
-    places = _places(observations, nowcaster, resample_time)
+    places = context_places(observations, nowcaster, resample_time)
     first = math.floor(places[0])
     total = len(observations.time)
     linear = []
@@ -195,8 +195,12 @@ def context_of(
     return Context(values, observed, missing, grid, factor, dry, motion)
 
 
-def _places(observations: Observations, nowcaster: Nowcaster, resample_time: str | None) -> np.ndarray:
-    """Where the frames of the context lie among those of the data, (T_in,), fractions between two."""
+def context_places(observations: Observations, nowcaster: Nowcaster, resample_time: str | None) -> np.ndarray:
+    """Where the frames of the context lie among those of the data, (T_in,), fractions between two.
+
+    Raises:
+        ValueError: another time step than the model's, or too few frames.
+    """
     wanted, given = nowcaster.extractor.time_step, observations.facts.time_step
     total, length = len(observations.time), nowcaster.context_length
     if resample_time is not None and resample_time != wanted:
@@ -357,4 +361,4 @@ def members_at_once(max_memory: str, size: int, length: int, context: Context, p
     return max(1, min(size, int((limit - result) // working)))
 
 
-__all__ = ["Context", "context_of", "forecast", "lead_frames", "members_at_once", "roll_out"]
+__all__ = ["Context", "context_of", "context_places", "forecast", "lead_frames", "members_at_once", "roll_out"]

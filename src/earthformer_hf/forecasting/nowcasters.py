@@ -157,7 +157,8 @@ def load_nowcaster(
     """A nowcaster of a model.
 
     Args:
-        model: a folder, a hub id, an [`EarthformerForPrediction`] or a [`PreDiffPipeline`].
+        model: a folder, a hub id, an [`EarthformerForPrediction`], a [`PreDiffPipeline`], or a nowcaster, of which
+            another one with these options is made.
         feature_extractor: of the model; its own if omitted.
         device: where it computes; the best there is if omitted or "auto". A model that is given stays where it is if
             omitted.
@@ -176,6 +177,8 @@ def load_nowcaster(
         if folder.parent.name == "snapshots":  # of the hub's cache
             identity["model_revision"] = folder.name
         device = device or "auto"
+    elif isinstance(model, Nowcaster):
+        loaded, found, identity = model.model, model.extractor, model.identity
     else:
         loaded, found = model, None
     if not isinstance(loaded, EarthformerForPrediction | PreDiffPipeline):

@@ -43,6 +43,28 @@ class Observations:
     def is_dated(self) -> bool:
         return not np.isnat(self.time).any()
 
+    def until(self, time: str | np.datetime64) -> "Observations":
+        """Those whose last frame is at or before a time, by less than a step.
+
+        Raises:
+            ValueError: there is no such frame, or the frames have no dates.
+        """
+        wanted = parsed_date(time, "until") if isinstance(time, str) else time.astype("datetime64[s]")
+        if not self.is_dated or self.facts.step is None:
+            raise ValueError(f"`until`: frames without dates and a time step have no order, got {wanted}.")
+        count = int(np.searchsorted(self.time, wanted, side="right"))
+        if not count or _steps_between(self.time[count - 1], wanted, self.facts.step) >= 1:
+            after = f"the last frame before {wanted} is of {self.time[count - 1]}" if count else "none is that early"
+            raise ValueError(f"`until`: no frame at {wanted}; {after}.")
+        return replace(self, time=self.time[:count])
+
+
+def _steps_between(first: np.datetime64, last: np.datetime64, step: np.timedelta64) -> float:
+    unit = np.datetime_data(step)[0]
+    if unit in "MY":
+        first, last = first.astype(f"datetime64[{unit}]"), last.astype(f"datetime64[{unit}]")
+    return float((last - first) / step)
+
 
 def observe(
     data: Any,
@@ -52,6 +74,7 @@ def observe(
     grid_spacing: str | None = None,
     crs: str | None = None,
     start: str | None = None,
+    until: str | None = None,
     **options: Any,
 ) -> Observations:
     """The observations that end last, of whatever a user has.
@@ -59,29 +82,57 @@ def observe(
     Args:
         data: an array (T, H, W); an `xarray.DataArray` or `Dataset`, whose frames are read when they are needed; or
             a path, a pattern such as "radar_*.nc", or a list of paths, of files that
-            [`~earthformer_hf.data.from_folder`] reads.
+            [`~earthformer_hf.data.from_folder`] reads; or `Observations`.
         variable: to take, where there are several.
         units, grid_spacing, crs: where the data do not say them.
         time_step, start: where the data have no dates.
+        until: a time such as "2020-01-01T12:00": the last frame is at or before it, by less than a step.
         options: of [`~earthformer_hf.data.folder.FolderConfig`], for files.
 
     Raises:
         ValueError: data of another kind; a hole in time, or nothing but missing values; an argument that contradicts
             what the data say.
     """
-    if isinstance(data, str | os.PathLike) or _are_paths(data):
-        found = _of_files(data, variable, time_step=time_step, start=start, **options)
+    if isinstance(data, Observations):
+        found = data
+    elif are_paths(data):
+        times, stretch = stretches(data, variable, units, time_step, grid_spacing, crs, start, **options)
+        found = stretch(latest(times, None if until is None else parsed_date(until, "until")))
     else:
         if options:
             raise ValueError(f"`{next(iter(options))}` is for files, `data` is {type(data).__name__}.")
-        found = _of_array(data, variable, time_step, start)
-    return _with_statements(found, units, time_step, grid_spacing, crs)
+        found = _with_statements(_of_array(data, variable, time_step, start), units, time_step, grid_spacing, crs)
+    if until is not None:
+        found = found.until(until)
+    _check_steps(found.time, found.facts)
+    return found
 
 
-def _are_paths(data: Any) -> bool:
-    return (
-        isinstance(data, list | tuple) and len(data) > 0 and all(isinstance(each, str | os.PathLike) for each in data)
-    )
+def latest(times: Sequence[np.ndarray], until: np.datetime64 | None = None) -> int:
+    """The number of the stretch that ends last; of frames up to a time, if one is given and there are any."""
+    ends = []
+    for time in times:
+        count = len(time) if until is None else int(np.searchsorted(time, until, side="right"))
+        ends.append(time[count - 1] if count else np.datetime64("0000", "s"))
+    return int(np.argmax(np.array(ends, "datetime64[s]")))
+
+
+def parsed_date(text: str, name: str) -> np.datetime64:
+    """A time such as "2020-01-01T12:00".
+
+    Raises:
+        ValueError: another text; `name` is the argument's.
+    """
+    try:
+        return np.datetime64(datetime.datetime.fromisoformat(text).replace(tzinfo=None), "s")
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` must be a time such as '2020-01-01T12:00', got {text!r}.") from None
+
+
+def are_paths(data: Any) -> bool:
+    """Whether data are a path, a pattern, or a list of paths."""
+    several = isinstance(data, list | tuple) and len(data) > 0
+    return all(isinstance(each, str | os.PathLike) for each in (data if several else [data]))
 
 
 def _with_statements(
@@ -135,7 +186,6 @@ def _of_array(data: Any, variable: str | None, time_step: str | None, start: str
     time = _times(gridded, time_step, start)
     geo = gridded.geo
     facts = DataFacts(geo.get("units", UNKNOWN), step_of(time, geo) if len(time) > 1 else UNKNOWN)
-    _check_steps(time, facts)
     read = gridded.read
     return Observations(
         "an array", gridded.names[0], read, time, facts, grid_of(geo, (gridded.shape[0], gridded.shape[1]))
@@ -155,10 +205,7 @@ def _times(gridded: GriddedFile, time_step: str | None, start: str | None) -> np
     if start is None or time_step is None:
         return np.full(gridded.length, np.datetime64("NaT", "s"))
     step = parsed_step(time_step)
-    try:
-        first = np.datetime64(datetime.datetime.fromisoformat(start).replace(tzinfo=None), "s")
-    except (TypeError, ValueError):
-        raise ValueError(f"`start` must be a time such as '2020-01-01T12:00', got {start!r}.") from None
+    first = parsed_date(start, "start")
     unit = np.datetime_data(step)[0]
     return (first.astype(f"datetime64[{unit}]") + step * np.arange(gridded.length)).astype("datetime64[s]")
 
@@ -182,25 +229,46 @@ def _check_steps(time: np.ndarray, facts: DataFacts) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _of_files(data: Any, variable: str | None, **options: Any) -> Observations:
-    options = {name: value for name, value in options.items() if value is not None}
-    path, options = _folder_and_pattern(data, options)
+def stretches(
+    data: Any,
+    variable: str | None = None,
+    units: str | None = None,
+    time_step: str | None = None,
+    grid_spacing: str | None = None,
+    crs: str | None = None,
+    start: str | None = None,
+    **options: Any,
+) -> tuple[list[np.ndarray], Callable[[int], Observations]]:
+    """The stretches of frames without a hole that files hold; arguments as of [`observe`].
+
+    Returns:
+        The times of each, (T,) datetime64[s]; and a function, the number of a stretch -> its observations.
+    """
+    given = options | {"time_step": time_step, "start": start}
+    path, given = _folder_and_pattern(data, {name: value for name, value in given.items() if value is not None})
+    label, name = str(path), variable
     if path.is_file() and variable is None and path.suffix not in (".npy", ".npz", ".h5") and holds_ocean(path):
         label, splits = ocean_input(path)
-        events: Sequence[dict] = splits["test"]
-        event, name = events[len(events) - 1], "ssta"
+        events, name = splits["test"], "ssta"
     else:
-        event, label = _last_event(path, variable, options), str(path)
-        name = variable or str(event["geo"].get("variable", "values"))
-    values, time = event["values"], np.asarray(event["time"], "datetime64[s]")
+        events = _events(path, variable, given)
+    times = [np.asarray(events[number]["time"], "datetime64[s]") for number in range(len(events))]
+
+    def stretch(number: int) -> Observations:
+        return _with_statements(_of_event(events[number], label, name), units, time_step, grid_spacing, crs)
+
+    return times, stretch
+
+
+def _of_event(event: dict, label: str, name: str | None) -> Observations:
+    values, time, geo = event["values"], np.asarray(event["time"], "datetime64[s]"), event["geo"]
     if len(values.shape) != 3:
         raise ValueError(f"`data`: {label} must hold maps of one variable (T, H, W), got {values.shape}.")
-    geo = event["geo"]
     step = common_step([time])
     facts = DataFacts(geo.get("units", UNKNOWN), step_of(time, geo, step) if len(time) > 1 else UNKNOWN)
     if time.dtype.kind == "M" and name == "ssta":
         facts = replace(facts, units="degC")
-    grid = grid_of(geo, (values.shape[1], values.shape[2]))
+    grid, name = grid_of(geo, (values.shape[1], values.shape[2])), name or str(geo.get("variable", "values"))
     return Observations(label, name, lambda frames: np.asarray(values[frames]), time, facts, grid)
 
 
@@ -220,15 +288,13 @@ def _folder_and_pattern(data: Any, options: dict[str, Any]) -> tuple[Path, dict[
     return folder, options | {"pattern": names}
 
 
-def _last_event(path: Path, variable: str | None, options: Mapping[str, Any]) -> dict:
+def _events(path: Path, variable: str | None, options: Mapping[str, Any]) -> Sequence[dict]:
     if not path.exists():
         raise ValueError(f"`data`: {path} does not exist.")
-    table = from_folder(path, variable, "train", **({"fractions": (1, 0, 0)} | dict(options)))
-    events = Events(table)
-    ends = [np.asarray(events[number]["time"])[-1] for number in range(len(events))]
-    if not ends:
+    events = Events(from_folder(path, variable, "train", **({"fractions": (1, 0, 0)} | dict(options))))
+    if not events:
         raise ValueError(f"`data`: {path} holds no frames.")
-    return events[int(np.argmax(np.array(ends, "datetime64[s]")))]
+    return events
 
 
-__all__ = ["Observations", "observe"]
+__all__ = ["Observations", "are_paths", "latest", "observe", "parsed_date", "stretches"]

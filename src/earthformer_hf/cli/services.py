@@ -1,0 +1,94 @@
+"""Commands that forecast again and again: over an archive, from a folder that is watched, for who asks."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .data import source_options
+from .forecasts import ModelId
+from .frame import app, fails_in_one_line
+
+
+# options of all of them
+Lead = Annotated[str | None, typer.Option(help="how far, such as 2h; the model's own length if omitted")]
+Ensemble = Annotated[int, typer.Option(help="members, of a pipeline")]
+Steps = Annotated[int | None, typer.Option(help="denoising steps, of a pipeline")]
+Seed = Annotated[int, typer.Option(help="of a pipeline's noise")]
+CoarsenTo = Annotated[str | None, typer.Option(help="the model's grid spacing, such as '3 km': means")]
+ResampleTime = Annotated[str | None, typer.Option(help="the model's time step, such as 10m")]
+GridOf = Annotated[str, typer.Option(help="of the result: input or model")]
+Threshold = Annotated[list[float] | None, typer.Option(help="write the chance that it is reached; may be repeated")]
+Members = Annotated[bool, typer.Option(help="write the members")]
+Units = Annotated[str | None, typer.Option(help="where the files do not say them: mm/h, mm, dBZ, ...")]
+Option = Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, as for the data set folder")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto")]
+
+
+def _options(**given: Any) -> dict[str, Any]:
+    """Options of a forecast, without those that are not given."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@app.command("archive")
+@fails_in_one_line
+def archive_command(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="files, a folder, or a pattern in quotes")],
+    model: ModelId,
+    out: Annotated[Path, typer.Option("--out", "-o", help="a .zarr store; one that was begun goes on")],
+    start: Annotated[str, typer.Option(help="the first time to forecast from, such as 2020-01-01T12:00")],
+    end: Annotated[str, typer.Option(help="the last one")],
+    every: Annotated[str, typer.Option(help="from one to the next, such as 10m")],
+    dask: Annotated[str | None, typer.Option(help="address of a Dask scheduler, such as tcp://host:8786")] = None,
+    workers: Annotated[int, typer.Option(help="processes on this machine, without --dask")] = 2,
+    lead: Lead = None,
+    ensemble: Ensemble = 8,
+    steps: Steps = None,
+    seed: Seed = 0,
+    coarsen_to: CoarsenTo = None,
+    resample_time: ResampleTime = None,
+    grid: GridOf = "input",
+    threshold: Threshold = None,
+    members: Members = True,
+    units: Units = None,
+    option: Option = None,
+    device: Device = "auto",
+    json_: Annotated[bool, typer.Option("--json", help="say what was done as JSON")] = False,
+):
+    """Forecast from each of many times in an archive, into one Zarr store. Run it again after a kill: it goes on.
+
+    earthformer-hf archive "radar/*.nc" --model model_cards/earthformer-radar-tiny --out hindcasts.zarr
+    --start 2020-06-01T00:00 --end 2020-06-02T00:00 --every 10m
+    """
+    from ..forecasting import forecast_archive
+
+    options = _options(lead=lead, num_inference_steps=steps, coarsen_to=coarsen_to, resample_time=resample_time)
+    options |= _options(thresholds=threshold, units=units) | source_options(option)
+    summary = forecast_archive(
+        model,
+        inputs if len(inputs) > 1 else inputs[0],
+        out,
+        start,
+        end,
+        every,
+        scheduler=dask,
+        workers=workers,
+        device=device,
+        ensemble_size=ensemble,
+        seed=seed,
+        grid=grid,
+        members=members,
+        **options,
+    )
+    if json_:
+        typer.echo(json.dumps({"out": str(out)} | summary))
+        return
+    for time, reason in summary["left_out"].items():
+        typer.echo(f"left out {time}: {reason}")
+    typer.echo(
+        f"{out}: {summary['made']} starts forecast, {summary['kept']} kept, {len(summary['left_out'])} left out"
+    )
+
+
+__all__ = ["archive_command"]
