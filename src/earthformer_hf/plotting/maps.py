@@ -1,0 +1,114 @@
+"""Maps of arrays: sequences in rows, and contact sheets of events."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .canvas import (
+    CHANCE_LEVELS,
+    RAIN_LEVELS,
+    add_color_bar,
+    add_title,
+    chance_style,
+    map_style,
+    new_figure,
+    wrapped,
+)
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_sequence(
+    rows: dict[str, np.ndarray],
+    leads: Sequence[str],
+    title: str,
+    chances: dict[str, np.ndarray] | None = None,
+    units: str = "mm/h",
+) -> "Figure":
+    """Maps of rain or of another quantity, one row per entry, one column per time.
+
+    Args:
+        rows: label -> values (columns, H, W); NaN is drawn grey, a frame of only NaN is left blank.
+        leads: a label for each column, such as "+10 min".
+        title: says what is drawn, and whether it is real.
+        chances: further rows below, label -> probabilities 0..1 (columns, H, W), with NaN as above.
+        units: of the values: rain rates in "mm/h" have their own colours, all else one scale from lowest to highest.
+    """
+    chances = chances or {}
+    style = map_style(list(rows.values()), units)
+    lines = [(label, frames, style) for label, frames in rows.items()]
+    lines += [(label, 100 * frames, chance_style()) for label, frames in chances.items()]
+    height, width = next(iter(rows.values())).shape[1:]
+    row_height = max(1.1, 1.95 * height / width)
+    figure = new_figure(1.9 * len(leads) + 1.2, row_height * len(lines) + 0.9)
+    axes = figure.subplots(len(lines), len(leads), squeeze=False)
+    for line, (label, frames, style) in zip(axes, lines):
+        line[0].set_ylabel(wrapped(label, row_height, 10), fontsize=10)
+        for axis, frame in zip(line, frames):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if np.isnan(frame).all():
+                for side in axis.spines.values():
+                    side.set_visible(False)
+            else:
+                axis.imshow(frame, **style, interpolation="nearest")
+    for axis, lead in zip(axes[0], leads):
+        axis.set_title(lead, fontsize=10)
+    rain = units == "mm/h"
+    label, levels = ("rain rate, mm/h", RAIN_LEVELS) if rain else (units, None)
+    for some, text, steps in ((axes[: len(rows)], label, levels), (axes[len(rows) :], "chance, %", CHANCE_LEVELS)):
+        add_color_bar(figure, some.ravel(), some.ravel(), text, steps)
+    add_title(figure, title)
+    return figure
+
+
+def sequence_row(future: np.ndarray, context: np.ndarray | None = None, columns: int = 3) -> np.ndarray:
+    """A row of [`plot_sequence`]: frames of the context (columns, H, W), or blanks in their place, then the future."""
+    blank = np.full((columns, *future.shape[1:]), np.nan)
+    return np.concatenate([blank if context is None else context, future])
+
+
+def plot_events(rows: dict[str, np.ndarray], times: dict[str, Sequence[str]], label: str, title: str) -> "Figure":
+    """A contact sheet: one row of maps per event.
+
+    Args:
+        rows: id -> values (columns, H, W) in stored units; NaN is drawn grey.
+        times: id -> a label for each column.
+        label: what the values are, with units.
+        title: says what is drawn.
+    """
+    from matplotlib import colormaps
+
+    values = np.concatenate([frames.ravel() for frames in rows.values()])
+    values = values[np.isfinite(values)]
+    lowest, highest = np.percentile(values, [0.5, 99.5]) if len(values) else (0, 1)
+    if lowest < 0 < highest:  # anomalies
+        highest = max(-lowest, highest)
+        lowest, colors = -highest, "RdBu_r"
+    else:
+        colors = "viridis"
+    style = {"vmin": lowest, "vmax": highest, "cmap": colormaps[colors].with_extremes(bad="0.8")}
+    columns = max(len(frames) for frames in rows.values())
+    height, width = next(iter(rows.values())).shape[1:]
+    row_height = 1.9 * height / width + 0.35
+    figure = new_figure(1.9 * columns + 1.2, row_height * len(rows) + 0.6)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    image: Any = None
+    for line, (name, frames) in zip(axes, rows.items()):
+        line[0].set_ylabel(wrapped(name, row_height, 7), fontsize=7)
+        for axis, frame, time in zip(line, frames, times[name]):
+            image = axis.imshow(frame, **style, interpolation="nearest")
+            axis.set_title(time, fontsize=7, pad=2)
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    bar = figure.colorbar(image, ax=axes, shrink=min(1, 3 / len(rows)), pad=0.01, extend="both")
+    bar.set_label(wrapped(label, min(row_height * len(rows), 3), 8), fontsize=8)
+    add_title(figure, title)
+    return figure
+
+
+__all__ = ["plot_events", "plot_sequence", "sequence_row"]
