@@ -29,7 +29,7 @@ ASKED = (f"{DAY}00:00", f"{DAY}03:00", "10m")  # eleven
 def scheduler():
     """A scheduler and a worker in threads of this process."""
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as cluster:
         yield cluster.scheduler_address
 
@@ -229,7 +229,7 @@ def free_port():
 
 
 def uninterrupted(tmp_path):
-    with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
         arguments = {"scheduler": cluster.scheduler_address, "device": "cpu", "lead": "400m"}
         forecast_archive(tmp_path / "model", tmp_path / "archive", tmp_path / "whole.zarr", *ASKED, **arguments)
     return opened(tmp_path / "whole.zarr").load()

@@ -91,4 +91,31 @@ def archive_command(
     )
 
 
-__all__ = ["archive_command"]
+@app.command("serve")
+@fails_in_one_line
+def serve_command(
+    model: ModelId,
+    host: Annotated[str, typer.Option(help="address to listen at; 0.0.0.0 for other machines")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="to listen at")] = 8000,
+    max_queue: Annotated[int, typer.Option(help="requests at once; a further one is answered 503")] = 16,
+    max_upload: Annotated[int, typer.Option(help="of a request, in MB")] = 128,
+    timeout: Annotated[float, typer.Option(help="seconds from a request to its answer")] = 300.0,
+    max_memory: Annotated[str, typer.Option(help="for the arrays of a forecast")] = "4GB",
+    device: Device = "auto",
+):
+    """Forecast what is sent to http://HOST:PORT/forecast, NetCDF or JSON; /docs describes it.
+
+    earthformer-hf serve --model model_cards/earthformer-radar-tiny
+    curl --data-binary @radar.nc -H "Content-Type: application/x-netcdf" localhost:8000/forecast -o nowcast.nc
+    """
+    try:
+        import uvicorn
+
+        from ..forecasting.service import service
+    except ModuleNotFoundError as reason:
+        raise ValueError(f"{reason.name} is missing; install it with: pip install 'earthformer-hf[serve]'.") from None
+    limits = {"max_queue": max_queue, "max_upload": max_upload * 10**6, "timeout": timeout, "max_memory": max_memory}
+    uvicorn.run(service(model, device=device, **limits), host=host, port=port)  # type: ignore[arg-type]
+
+
+__all__ = ["archive_command", "serve_command"]

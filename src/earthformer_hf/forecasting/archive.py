@@ -43,9 +43,8 @@ def forecast_archive(
 ) -> dict[str, Any]:
     """Forecast from each of many times in an archive of files, into one Zarr store (version 3).
 
-    The store is what [`~earthformer_hf.forecasting.forecast`] returns, with a first dimension
-    `forecast_reference_time`, and `complete`, 1 of each start that is done. The same call goes on where a killed one
-    ended.
+    The store is what [`~earthformer_hf.forecasting.forecast`] returns, with a first dimension of start times,
+    and `complete`, 1 of each that is done. The same call goes on where a killed one ended.
 
     Args:
         model: a folder or a hub id, which each worker loads once.

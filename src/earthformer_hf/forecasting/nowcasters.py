@@ -210,7 +210,7 @@ def describe(model: Any) -> dict[str, str]:
     Raises:
         ValueError: no such model, or one without a feature extractor.
     """
-    nowcaster = load_nowcaster(model, device="cpu")
+    nowcaster = model if isinstance(model, Nowcaster) else load_nowcaster(model, device="cpu")
     extractor, config = nowcaster.extractor, nowcaster.config
     rows, columns = nowcaster.tile
     network = nowcaster.model
