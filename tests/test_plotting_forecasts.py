@@ -3,14 +3,19 @@
 import io
 
 import matplotlib
+import matplotlib.colors
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 from PIL import Image
+from test_forecasting import extractor, field, persistence, rain_dataset
+from typer.testing import CliRunner
 
+from earthformer_hf.cli import app
 from earthformer_hf.cuboid import DILATED, Cuboid, cuboid_partition, cuboid_regions, padding_to, roll_grid
 from earthformer_hf.data.open_sst import nino34, three_month_means
+from earthformer_hf.forecasting import observe, observed_maps, open_forecast
 from earthformer_hf.plotting import (
     animate_forecast,
     cuboids_of_cells,
@@ -192,12 +197,12 @@ def test_the_colour_blind_get_other_colours_of_rain_in_rising_darkness():
 
 
 def test_an_animation_has_a_frame_for_each_lead_and_is_written_whole(tmp_path, monkeypatch):
-    dataset = rain(members=1, thresholds=()).isel(realization=0, lead_time=slice(0, 3))
+    dataset = rain(members=1, thresholds=()).isel(realization=0, lead_time=slice(0, 2))
     path = tmp_path / "f.gif"
     animate_forecast(dataset, path, observed(dataset))
-    assert Image.open(path).n_frames == 3 + 6
+    assert Image.open(path).n_frames == 2 + 6
     animate_forecast(dataset, path)
-    assert Image.open(path).n_frames == 3
+    assert Image.open(path).n_frames == 2
     before = path.read_bytes()
 
     def half(image, file, **options):
@@ -216,6 +221,50 @@ def test_a_film_needs_ffmpeg_and_a_known_ending(tmp_path, monkeypatch):
         animate_forecast(rain(), tmp_path / "f.mp4")
     with pytest.raises(ValueError, match="must end in one of .*, got 'f.avi'"):
         animate_forecast(rain(), tmp_path / "f.avi")
+
+
+def test_commands_draw_what_was_forecast(tmp_path):
+    persistence().save_pretrained(tmp_path / "model")
+    extractor().save_pretrained(tmp_path / "model")
+    rain_dataset(field(9, 30, 30)).to_netcdf(tmp_path / "rain.nc")
+    names = {name: str(tmp_path / name) for name in ("rain.nc", "model", "f.nc", "f.png", "f.gif", "again.png")}
+    command = ["forecast", names["rain.nc"], "--model", names["model"], "--out", names["f.nc"], "--lead", "10m"]
+    refused = CliRunner().invoke(app, [*command, "--plot", str(tmp_path / "f.bmp")])
+    assert refused.exit_code == 1 and "must end in one of" in refused.output and not (tmp_path / "f.nc").exists()
+    result = CliRunner().invoke(app, [*command, "--plot", names["f.png"], "--animate", names["f.gif"]])
+    assert result.exit_code == 0, result.output
+    assert Image.open(names["f.png"]).size[0] > 500 and Image.open(names["f.gif"]).n_frames == 6 + 2
+    again = CliRunner().invoke(
+        app, ["plot", names["f.nc"], "--out", names["again.png"], "--observed", names["rain.nc"]]
+    )
+    assert again.exit_code == 0, again.output
+    one, other = (np.asarray(Image.open(names[name])) for name in ("f.png", "again.png"))
+    np.testing.assert_array_equal(one, other)
+    refused = CliRunner().invoke(app, ["plot", names["rain.nc"], "--out", names["again.png"]])
+    assert refused.exit_code == 1 and "error: `dataset` must be a forecast" in refused.output
+
+
+def test_observed_maps_are_the_last_frames_and_those_at_valid_times():
+    dataset = rain().isel(lead_time=slice(2, None, 3))  # every 12 minutes
+    frames = observed(dataset, first=-90, last=9).to_dataset(name="rain")  # of one value each, rising by 1
+    frames["rain"].attrs["units"] = "mm/s"
+    found = observed_maps(dataset, observe(frames))
+    leads = (found["time"].values - REFERENCE) / np.timedelta64(1, "m")
+    assert leads.tolist() == [-28, -24, -20, -16, -12, -8, -4, 0, 12, 24, 36]
+    np.testing.assert_allclose(found[:, 0, 0], 3600 * (90 + leads / 4))
+    code = observe(frames.assign(rain=frames["rain"].assign_attrs(units="code")))
+    assert observed_maps(dataset, code) is None
+
+
+def test_an_archive_gives_one_of_its_forecasts(tmp_path):
+    several = xr.concat([rain(), rain() + 1], "forecast_reference_time", coords="minimal")
+    several["forecast_reference_time"] = [REFERENCE, REFERENCE + LEADS[0]]
+    several.drop_vars("time").to_netcdf(tmp_path / "a.nc")
+    assert open_forecast(tmp_path / "a.nc").forecast_reference_time.values == REFERENCE + LEADS[0]
+    first = open_forecast(tmp_path / "a.nc", "2020-06-01T23:30")
+    np.testing.assert_array_equal(first["rainfall_rate"], several["rainfall_rate"][0])
+    with pytest.raises(ValueError, match="holds forecasts from 2020-06-01T23:30 .. 2020-06-01T23:34, got '2021'"):
+        open_forecast(tmp_path / "a.nc", "2021")
 
 
 def ocean(months, members=None):
@@ -237,7 +286,7 @@ def test_months_are_maps_with_dates_under_a_plume_with_members():
     time = (np.datetime64("2020-08", "M") - 29 + np.arange(30)).astype("datetime64[ns]")
     known = xr.DataArray(past, {"time": time} | places, ("time", "lat", "lon"), attrs={"units": "degC"})
     figure = plot_forecast(dataset, known)
-    assert titles(figure)[:2] == ["observed, Aug 2020, 0 months", "Oct 2020, +2 months"]
+    assert titles(figure)[:2] == ["observed, Aug 2020", "Oct 2020, +2 months"]
     assert titles(figure)[-1] == "Oct 2021, +14 months" and len(titles(figure)) == 8
     plume = figure.axes[0]
     lines = {line.get_label(): line for line in plume.lines}

@@ -4,7 +4,7 @@ import signal
 import sys
 
 from ..errors import DEBUG
-from . import data, forecasts, hub, scores, services  # registers the commands
+from . import data, forecasts, hub, plots, scores, services  # registers the commands
 from .frame import app
 
 
@@ -17,4 +17,4 @@ def main():
     app()
 
 
-__all__ = ["app", "data", "forecasts", "hub", "main", "scores", "services"]
+__all__ = ["app", "data", "forecasts", "hub", "main", "plots", "scores", "services"]

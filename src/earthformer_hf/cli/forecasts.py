@@ -7,6 +7,7 @@ import typer
 
 from .data import source_options
 from .frame import app, fails_in_one_line
+from .plots import Colors, check_pictures, draw
 
 
 ModelId = Annotated[str, typer.Option("--model", "-m", help="a model folder, or a hub id")]
@@ -45,6 +46,9 @@ def forecast_command(
     ] = None,
     overlap: Annotated[int | None, typer.Option(help="of tiles, in the model's pixels")] = None,
     max_memory: Annotated[str, typer.Option(help="for the arrays of the forecast")] = "4GB",
+    plot: Annotated[Path | None, typer.Option(help="draw it: .png, .jpg, .pdf or .svg")] = None,
+    animate: Annotated[Path | None, typer.Option(help="as a moving picture: .gif, or .mp4 where ffmpeg is")] = None,
+    colors: Colors = "rain",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
     json_: Annotated[bool, typer.Option("--json", help="say what was done as JSON")] = False,
@@ -55,15 +59,17 @@ def forecast_command(
 
     earthformer-hf forecast radar_*.nc --model model_cards/prediff-radar-tiny --out nowcast.nc --threshold 10
     """
-    from ..forecasting import forecast, save
+    from ..forecasting import forecast, observe, observed_maps, save
     from ..forecasting.files import check_target
 
     check_target(out, overwrite)
+    check_pictures(plot, animate)
+    data: Any = inputs if len(inputs) > 1 else inputs[0]
     about: dict[str, Any] = {"variable": variable, "units": units, "time_step": time_step, "crs": crs, "start": start}
     about |= {"grid_spacing": grid_spacing} | source_options(option)
     dataset = forecast(
         model,
-        inputs if len(inputs) > 1 else inputs[0],
+        data,
         lead=lead,
         ensemble_size=ensemble,
         num_inference_steps=steps,
@@ -82,6 +88,8 @@ def forecast_command(
         **about,
     )
     save(dataset, out, overwrite)
+    if plot is not None or animate is not None:
+        draw(dataset, observed_maps(dataset, observe(data, **about)), plot, animate, colors)
     typer.echo(_as_json(dataset, out) if json_ else _in_words(dataset, out))
 
 

@@ -24,7 +24,7 @@ from ..data.windows import Windows
 from ..sharing.files import write_file
 from ..sharing.tables import format_number, text_table
 from ..sharing.words import without_local_paths
-from .forecasters import Forecaster, data_extractor, window_at
+from .forecasters import Forecaster, Window, data_extractor, window_at
 from .protocols import Protocol, hash_of
 
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PACKAGES = ("earthformer-hf", "torch", "transformers", "diffusers", "datasets", "torchmetrics", "numpy", "pysteps")
+LEAD_UNITS = {"s": "s", "m": "min", "h": "h", "D": "days", "W": "weeks", "M": "months", "Y": "years"}
 COUNTS = ("hits", "misses", "false_alarms")
 
 
@@ -177,14 +178,12 @@ def lead_times(document: dict[str, Any], protocol: Protocol) -> tuple[np.ndarray
     frames, step = np.arange(1, protocol.prediction_length + 1), DataFacts(**document["data"]).step
     if step is None:
         return frames, "frames"
-    unit, amount = np.datetime_data(step)[0], int(step.astype(int))
-    names = {"s": "s", "m": "min", "h": "h", "D": "days", "W": "weeks", "M": "months", "Y": "years"}
-    return amount * frames, names[unit]
+    return int(step.astype(int)) * frames, LEAD_UNITS[np.datetime_data(step)[0]]
 
 
 def curves_by_lead(document: dict[str, Any], protocol: Protocol) -> dict[str, dict[str, np.ndarray]]:
     """Name of a score -> system -> its value at each lead time, NaN where undefined; none that is undefined everywhere
-    beside others."""
+    beside others, and no CSI of a threshold that nothing observed reached."""
     curves: dict[str, dict[str, np.ndarray]] = {}
 
     def add(title: str, family: str, score: str, row: int | None = None):
@@ -194,8 +193,10 @@ def curves_by_lead(document: dict[str, Any], protocol: Protocol) -> dict[str, di
                 curves.setdefault(title, {})[system] = values if row is None else values[row]
 
     family, names = list(threshold_names(document, protocol).items())[-1]  # in physical units if there are any
+    counts = [scores[family] for scores in document["scores"].values() if family in scores]
     for row, name in enumerate(names):
-        add(f"CSI at {name}", family, "csi", row)
+        if any(sum(table["hits"][row]) + sum(table["misses"][row]) for table in counts):
+            add(f"CSI at {name}", family, "csi", row)
     add("mean squared error", "errors", "mse")
     add("fair CRPS", "ensemble", "fair_crps")
     add("spread / error", "ensemble", "spread_skill_ratio")
@@ -216,8 +217,9 @@ def figures(
     """File name -> figure, of the scores that the document holds, and of the first system's cases."""
     systems = {name: scores for name, scores in document["scores"].items() if "reachable" not in name}
     leads, unit = lead_times(document, protocol)
-    title = f"{protocol.name}, {document['windows']:,} windows"
-    drawn = {"scores_by_lead": plotting.plot_by_lead(curves_by_lead(document, protocol), leads, unit, title)}
+    title, colors = f"{protocol.name}, {document['windows']:,} windows", plotting.system_colors(list(systems))
+    curves = curves_by_lead(document, protocol)
+    drawn = {"scores_by_lead": plotting.plot_by_lead(curves, leads, unit, title, colors)} if curves else {}
 
     spectra = {name: scores["spectrum"] for name, scores in systems.items() if "spectrum" in scores}
     if spectra:
@@ -228,7 +230,7 @@ def figures(
             observed = np.array(first["observed_power"], dtype="float64")[lead]
             panels[f"after {leads[lead]:g} {unit}"] = {"observed": observed} | power
         wavelength = 2 * len(first["wavenumber"]) / np.arange(1, len(first["wavenumber"]))
-        drawn["spectrum"] = plotting.plot_spectrum(wavelength, panels, title)
+        drawn["spectrum"] = plotting.plot_spectrum(wavelength, panels, title, colors)
 
     chances = {name: scores["probabilities"] for name, scores in systems.items() if "probabilities" in scores}
     if chances:
@@ -238,7 +240,7 @@ def figures(
                 name: (np.array(s["reliability"], float)[row], np.array(s["forecasts"])[row].sum(0))
                 for name, s in chances.items()
             }
-        drawn["reliability"] = plotting.plot_reliability(panels, title)
+        drawn["reliability"] = plotting.plot_reliability(panels, title, colors)
 
     ranks = {name: np.array(scores["ranks"]["ranks"]).sum(0) for name, scores in systems.items() if "ranks" in scores}
     if ranks:
@@ -246,7 +248,7 @@ def figures(
         if protocol.wet_threshold is not None:
             wet = {name: np.array(systems[name]["ranks"]["ranks_wet"]).sum(0) for name in ranks}
             panels[f"wet pixels: observation or a member at {protocol.wet_threshold:g} or more"] = wet
-        drawn["rank_histogram"] = plotting.plot_rank_histogram(panels, title)
+        drawn["rank_histogram"] = plotting.plot_rank_histogram(panels, title, colors)
 
     if document["cases"]:
         drawn["cases"] = _plot_cases(document, forecasters, windows, protocol, title)
@@ -285,12 +287,23 @@ def _plot_cases(document: dict[str, Any], forecasters, windows: Windows, protoco
         window = window_at(windows, index, extractor)
         forecast = np.ma.getdata(forecaster(window))
         forecast = forecast.mean(0) if forecast.ndim > window.future.ndim else forecast
-        for label, frames in (("observed", window.future), (system, forecast)):
+        shown = {f"observed, {_case_name(window, windows)}": window.future, system: forecast}
+        if "persistence" in forecasters and system != "persistence":
+            shown["persistence"] = np.ma.getdata(forecasters["persistence"](window))
+        for label, frames in shown.items():
             frames = np.where(window.observed, frames, np.nan)[columns]
             frames = frames if frames.ndim == 3 else frames[..., -1]  # one channel: the last
-            rows[f"{case}:\n{label}"] = to_physical(frames[:, ::-1] if _is_south_up(window.event) else frames)
+            rows[f"{case}: {label}"] = to_physical(frames[:, ::-1] if _is_south_up(window.event) else frames)
     names = [f"+{leads[column]:g} {unit}" for column in columns]
     return plotting.plot_sequence(rows, names, f"{title}: windows of lowest, median and highest error", units=units)
+
+
+def _case_name(window: Window, windows: Windows) -> str:
+    """The event of a window, and from when the forecast is."""
+    last = window.start + windows.cutter.frame_stride * (len(window.past) - 1)
+    time = np.asarray(window.event.get("time", ()), "datetime64[m]")
+    known = last < len(time) and not np.isnat(time[last])
+    return str(window.event["id"]) + (f", from {str(time[last]).replace('T', ' ')}" if known else "")
 
 
 def _physical(document: dict[str, Any], protocol: Protocol) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
@@ -314,6 +327,7 @@ def _is_south_up(event: dict[str, Any]) -> bool:
 
 
 __all__ = [
+    "LEAD_UNITS",
     "curves_by_lead",
     "difference_rows",
     "figures",

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..sharing.files import check_writable
 
 
@@ -64,6 +66,38 @@ def save(dataset: "Dataset", path: str | Path, overwrite: bool = False) -> None:
         part.unlink(missing_ok=True)
 
 
+def open_forecast(path: str | Path, start: str | None = None) -> "Dataset":
+    """A forecast that was saved, read when it is needed.
+
+    Args:
+        path: `.nc` or `.zarr`.
+        start: of an archive's forecasts, from when; the last one if omitted.
+
+    Raises:
+        ValueError: another file, or a start that the archive does not hold.
+    """
+    import xarray
+
+    path = Path(path)
+    options: dict[str, Any] = {"engine": "zarr", "consolidated": False} if path.suffix.lower() == ".zarr" else {}
+    try:
+        dataset = xarray.open_dataset(path, decode_timedelta=True, **options)
+    except (OSError, ValueError, KeyError) as reason:
+        known = "does not exist" if not path.exists() else f"is no forecast in .nc or .zarr: {reason}"
+        raise ValueError(f"`path`: {path} {known}.") from None
+    starts = dataset.coords.get("forecast_reference_time")
+    if starts is None or not starts.ndim:
+        if start is not None:
+            raise ValueError(f"`start` is for an archive's forecasts, {path} holds one.")
+        return dataset
+    try:
+        chosen = -1 if start is None else int(np.flatnonzero(starts.values == np.datetime64(start))[0])
+    except (ValueError, IndexError):
+        ends = f"{str(starts.values[0])[:16]} .. {str(starts.values[-1])[:16]}"
+        raise ValueError(f"`start`: {path} holds forecasts from {ends}, got {start!r}.") from None
+    return dataset.isel(forecast_reference_time=chosen)
+
+
 def _netcdf(dataset: Any, path: Path) -> None:
     dataset.to_netcdf(path)
 
@@ -115,4 +149,4 @@ def _places(array: Any) -> list[tuple[str, ...]]:
     return list(itertools.product(*sides))
 
 
-__all__ = ["ENDINGS", "check_target", "save"]
+__all__ = ["ENDINGS", "check_target", "open_forecast", "save"]

@@ -98,7 +98,9 @@ def plot_forecast(
 def plot_months(pages: "Pages", sheet: Sheet) -> "Figure":
     """Maps of the coming months below the plume of Nino3.4, if they show its region."""
     label, read = next(iter(forecasts(pages.dataset, 0).items()))
-    before = [replace(panel, title=f"observed, {panel.title}") for panel in pages.context(1, []) if panel]
+    before = [
+        replace(panel, title=f"observed, {panel.title.split(',')[0]}") for panel in pages.context(1, []) if panel
+    ]
     sheet.rows = in_rows([*before, *pages.row(read, pages.leads(MONTHS - len(before)))])
     sheet.area = pages.area()
     sheet.coasts = coastlines(pages.dataset, sheet.area.extent, sheet.area.unit)

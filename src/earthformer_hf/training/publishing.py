@@ -1,6 +1,6 @@
 """What a run shows of itself: a figure of forecasts at each evaluation, and a card at its end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +8,8 @@ import torch
 
 from .. import sharing
 from ..data import Windows
+from ..data.measures import DataFacts
+from ..evaluation.reports import LEAD_UNITS
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..plotting import plot_events
 from ..sharing.cards import write_card
@@ -25,7 +27,7 @@ MODEL_INPUTS = ("past_values", "past_covariates", "future_covariates")
 def forecast_figure(
     forecast_of: Callable[[dict], torch.Tensor], windows: Windows, extractor: EarthformerFeatureExtractor
 ) -> "Figure":
-    """Observed and forecast frames of the window that varies most among 16 of them, in stored units.
+    """Context, observed and forecast frames of the window that varies most among 16 of them, in stored units.
 
     Args:
         forecast_of: a window's inputs as a batch of one -> (T_out, H, W, C) in the model's range.
@@ -35,12 +37,25 @@ def forecast_figure(
     items = [windows[n] for n in np.linspace(0, len(windows) - 1, min(16, len(windows))).astype(int)]
     item = max(items, key=lambda item: item["future_values"].std().item())
     forecast = forecast_of({name: item[name][None] for name in MODEL_INPUTS if name in item})
-    shown = np.unique(np.linspace(0, len(forecast) - 1, 6).astype(int))
     observed = torch.where(item["future_observed_mask"], item["future_values"], torch.nan)
-    frames = {"observed": observed, "forecast": forecast.float().cpu()}
-    rows = {name: extractor.decode(values[shown, ..., 0]) for name, values in frames.items()}
+    frames = {"context": item["past_values"], "observed": observed, "forecast": forecast.float().cpu()}
+    rows: dict[str, np.ndarray] = {}
+    times: dict[str, Sequence[str]] = {}
+    for name, values in frames.items():
+        shown = np.unique(np.linspace(0, len(values) - 1, 6).astype(int))
+        rows[name] = extractor.decode(values[shown, ..., 0])
+        times[name] = _leads(extractor, shown + 1 - (len(values) if name == "context" else 0))
     label = f"{extractor.variable or 'value'}, {extractor.units or 'units not stated'}"
-    return plot_events(rows, {name: [f"frame {n + 1}" for n in shown] for name in rows}, label, "validation")
+    return plot_events(rows, times, label, "validation: the window of 16 that varies most")
+
+
+def _leads(extractor: EarthformerFeatureExtractor, frames: np.ndarray) -> list[str]:
+    """Frames after the last of the context as leads, such as "+20 min"."""
+    step = DataFacts(time_step=extractor.time_step).step
+    if step is None:
+        return [f"frame {frame:+d}" for frame in frames]
+    amount, unit = int(step.astype(int)), LEAD_UNITS[np.datetime_data(step)[0]]
+    return [f"{amount * frame:+d} {unit}" for frame in frames]
 
 
 def publish(run: Run, arguments: PublishedArguments, recipe: dict, data: str):
