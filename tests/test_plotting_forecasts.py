@@ -1,6 +1,8 @@
 """Figures of forecasts: what they show is what the dataset holds."""
 
 import io
+import sys
+from types import ModuleType, SimpleNamespace
 
 import matplotlib
 import matplotlib.colors
@@ -25,6 +27,7 @@ from earthformer_hf.plotting import (
     plot_rank_histogram,
     plot_spectrum,
 )
+from earthformer_hf.plotting.coasts import coastlines, natural_earth
 from earthformer_hf.plotting.fields import read_map
 from earthformer_hf.plotting.ocean import nino34_means
 
@@ -265,6 +268,34 @@ def test_an_archive_gives_one_of_its_forecasts(tmp_path):
     np.testing.assert_array_equal(first["rainfall_rate"], several["rainfall_rate"][0])
     with pytest.raises(ValueError, match="holds forecasts from 2020-06-01T23:30 .. 2020-06-01T23:34, got '2021'"):
         open_forecast(tmp_path / "a.nc", "2021")
+
+
+@pytest.mark.parametrize("crs", ["+proj=laea +lat_0=38 +lon_0=-95", None])
+def test_coastlines_are_drawn_where_cartopy_has_them(monkeypatch, crs):
+    def reader(path):
+        line = SimpleNamespace(coords=[(-95, 38), (-94.95, 38), (-94.95, 38.05)])
+        return SimpleNamespace(geometries=lambda: [line] if path == "coastline" else [])
+
+    shapes = ModuleType("cartopy.io")
+    shapes.shapereader = SimpleNamespace(natural_earth=lambda scale, category, name: name, Reader=reader)
+    monkeypatch.setitem(sys.modules, "cartopy", ModuleType("cartopy"))
+    monkeypatch.setitem(sys.modules, "cartopy.io", shapes)
+    natural_earth.cache_clear()
+    dataset = rain(members=1, thresholds=()).isel(realization=0)
+    if crs:
+        dataset = dataset.assign_coords(crs=((), 0, {"crs_wkt": crs}))
+    (axis,) = [axis for axis in plot_forecast(dataset, lead="8m").axes if axis.images]
+    assert len(axis.lines) == bool(crs)
+    if crs:
+        expected = [(0, 0), (4.3916, 0.0012), (4.3886, 5.5511)]  # from a degree's 87.83 and 111.00 km at 38 north
+        np.testing.assert_allclose(axis.lines[0].get_xydata(), expected, atol=2e-4)
+    natural_earth.cache_clear()
+
+
+def test_without_cartopy_there_are_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cartopy", None)
+    natural_earth.cache_clear()
+    assert natural_earth() == () and coastlines(rain(), (0, 1, 0, 1), "degrees") == []
 
 
 def ocean(months, members=None):

@@ -10,7 +10,21 @@ from .frame import app, fails_in_one_line
 from .plots import Colors, check_pictures, draw
 
 
+# options of several commands
 ModelId = Annotated[str, typer.Option("--model", "-m", help="a model folder, or a hub id")]
+Lead = Annotated[str | None, typer.Option(help="how far, such as 2h; the model's own length if omitted")]
+Ensemble = Annotated[int, typer.Option(help="members, of a pipeline")]
+Steps = Annotated[int | None, typer.Option(help="denoising steps, of a pipeline")]
+Seed = Annotated[int, typer.Option(help="of a pipeline's noise")]
+CoarsenTo = Annotated[str | None, typer.Option(help="the model's grid spacing, such as '3 km': means")]
+ResampleTime = Annotated[str | None, typer.Option(help="the model's time step, such as 10m")]
+GridOf = Annotated[str, typer.Option(help="of the result: input or model")]
+Threshold = Annotated[list[float] | None, typer.Option(help="write the chance that it is reached; may be repeated")]
+Members = Annotated[bool, typer.Option(help="write the members")]
+Units = Annotated[str | None, typer.Option(help="where the files do not say them: mm/h, mm, dBZ, ...")]
+Option = Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, as for the data set folder")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto")]
+Guide = Annotated[str | None, typer.Option(help="such as change=+2sigma: ask a pipeline for more or less than usual")]
 
 
 @app.command("forecast")
@@ -19,37 +33,31 @@ def forecast_command(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="files, a folder, or a pattern in quotes")],
     model: ModelId,
     out: Annotated[Path, typer.Option("--out", "-o", help="a .nc, .zarr or .tif file")],
-    lead: Annotated[str | None, typer.Option(help="how far, such as 2h; the model's own length if omitted")] = None,
-    ensemble: Annotated[int, typer.Option(help="members, of a pipeline")] = 8,
-    steps: Annotated[int | None, typer.Option(help="denoising steps, of a pipeline")] = None,
-    seed: Annotated[int, typer.Option(help="of a pipeline's noise")] = 0,
-    guide: Annotated[
-        str | None, typer.Option(help="such as change=+2sigma: ask a pipeline for more or less than usual")
-    ] = None,
-    coarsen_to: Annotated[str | None, typer.Option(help="the model's grid spacing, such as '3 km': means")] = None,
-    resample_time: Annotated[str | None, typer.Option(help="the model's time step, such as 10m")] = None,
-    grid: Annotated[str, typer.Option(help="of the result: input or model")] = "input",
-    threshold: Annotated[
-        list[float] | None, typer.Option(help="write the chance that it is reached; may be repeated")
-    ] = None,
+    lead: Lead = None,
+    ensemble: Ensemble = 8,
+    steps: Steps = None,
+    seed: Seed = 0,
+    guide: Guide = None,
+    coarsen_to: CoarsenTo = None,
+    resample_time: ResampleTime = None,
+    grid: GridOf = "input",
+    threshold: Threshold = None,
     percentile: Annotated[list[float] | None, typer.Option(help="of the members; may be repeated")] = None,
     mean: Annotated[bool, typer.Option("--mean", help="write the mean of the members")] = False,
-    members: Annotated[bool, typer.Option(help="write the members")] = True,
+    members: Members = True,
     variable: Annotated[str | None, typer.Option(help="to read, where there are several")] = None,
-    units: Annotated[str | None, typer.Option(help="where the files do not say them: mm/h, mm, dBZ, ...")] = None,
+    units: Units = None,
     time_step: Annotated[str | None, typer.Option(help="where the files have no dates, such as 5m")] = None,
     grid_spacing: Annotated[str | None, typer.Option(help="where the files do not say it, such as '1 km'")] = None,
     crs: Annotated[str | None, typer.Option(help="where the files do not say it, such as EPSG:3035")] = None,
     start: Annotated[str | None, typer.Option(help="where the files have no dates, such as 2020-01-01T12:00")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--option", help="NAME=VALUE of the files, as for the data set folder")
-    ] = None,
+    option: Option = None,
     overlap: Annotated[int | None, typer.Option(help="of tiles, in the model's pixels")] = None,
     max_memory: Annotated[str, typer.Option(help="for the arrays of the forecast")] = "4GB",
     plot: Annotated[Path | None, typer.Option(help="draw it: .png, .jpg, .pdf or .svg")] = None,
     animate: Annotated[Path | None, typer.Option(help="as a moving picture: .gif, or .mp4 where ffmpeg is")] = None,
     colors: Colors = "rain",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto")] = "auto",
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
     json_: Annotated[bool, typer.Option("--json", help="say what was done as JSON")] = False,
 ):
@@ -67,26 +75,11 @@ def forecast_command(
     data: Any = inputs if len(inputs) > 1 else inputs[0]
     about: dict[str, Any] = {"variable": variable, "units": units, "time_step": time_step, "crs": crs, "start": start}
     about |= {"grid_spacing": grid_spacing} | source_options(option)
-    dataset = forecast(
-        model,
-        data,
-        lead=lead,
-        ensemble_size=ensemble,
-        num_inference_steps=steps,
-        seed=seed,
-        guide=guide,
-        coarsen_to=coarsen_to,
-        resample_time=resample_time,
-        grid=grid,
-        members=members,
-        mean=mean,
-        percentiles=percentile or (),
-        thresholds=threshold or (),
-        overlap=overlap,
-        max_memory=max_memory,
-        device=device,
-        **about,
-    )
+    options: dict[str, Any] = {"lead": lead, "ensemble_size": ensemble, "num_inference_steps": steps, "seed": seed}
+    options |= {"guide": guide, "coarsen_to": coarsen_to, "resample_time": resample_time, "grid": grid}
+    options |= {"members": members, "mean": mean, "percentiles": percentile or (), "thresholds": threshold or ()}
+    options |= {"overlap": overlap, "max_memory": max_memory, "device": device}
+    dataset = forecast(model, data, **options, **about)
     save(dataset, out, overwrite)
     if plot is not None or animate is not None:
         draw(dataset, observed_maps(dataset, observe(data, **about)), plot, animate, colors)
@@ -134,4 +127,21 @@ def info_command(
     typer.echo(json.dumps(facts) if json_ else "\n".join(f"{name + ':':20}{value}" for name, value in facts.items()))
 
 
-__all__ = ["forecast_command", "info_command"]
+__all__ = [
+    "CoarsenTo",
+    "Device",
+    "Ensemble",
+    "GridOf",
+    "Guide",
+    "Lead",
+    "Members",
+    "ModelId",
+    "Option",
+    "ResampleTime",
+    "Seed",
+    "Steps",
+    "Threshold",
+    "Units",
+    "forecast_command",
+    "info_command",
+]

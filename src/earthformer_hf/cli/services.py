@@ -7,23 +7,22 @@ from typing import Annotated, Any
 import typer
 
 from .data import source_options
-from .forecasts import ModelId
+from .forecasts import (
+    CoarsenTo,
+    Device,
+    Ensemble,
+    GridOf,
+    Lead,
+    Members,
+    ModelId,
+    Option,
+    ResampleTime,
+    Seed,
+    Steps,
+    Threshold,
+    Units,
+)
 from .frame import app, fails_in_one_line
-
-
-# options of all of them
-Lead = Annotated[str | None, typer.Option(help="how far, such as 2h; the model's own length if omitted")]
-Ensemble = Annotated[int, typer.Option(help="members, of a pipeline")]
-Steps = Annotated[int | None, typer.Option(help="denoising steps, of a pipeline")]
-Seed = Annotated[int, typer.Option(help="of a pipeline's noise")]
-CoarsenTo = Annotated[str | None, typer.Option(help="the model's grid spacing, such as '3 km': means")]
-ResampleTime = Annotated[str | None, typer.Option(help="the model's time step, such as 10m")]
-GridOf = Annotated[str, typer.Option(help="of the result: input or model")]
-Threshold = Annotated[list[float] | None, typer.Option(help="write the chance that it is reached; may be repeated")]
-Members = Annotated[bool, typer.Option(help="write the members")]
-Units = Annotated[str | None, typer.Option(help="where the files do not say them: mm/h, mm, dBZ, ...")]
-Option = Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, as for the data set folder")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto")]
 
 
 def _options(**given: Any) -> dict[str, Any]:

@@ -315,7 +315,7 @@ def _physical(document: dict[str, Any], protocol: Protocol) -> tuple[Callable[[n
         pass
     if extractor.physical_table:
         return extractor.to_physical, extractor.physical_units or UNKNOWN
-    return np.asarray, facts.units
+    return np.asarray, "stored values" if canonical_units(facts.units) == "1" else facts.units
 
 
 def _is_south_up(event: dict[str, Any]) -> bool:

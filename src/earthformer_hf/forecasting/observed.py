@@ -1,5 +1,6 @@
 """What was observed before and during a forecast, as maps to be drawn beside it."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -7,8 +8,7 @@ import numpy as np
 from ..data.measures import canonical_units
 from ..data.rain import rain_coding
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
-from ..plotting.fields import units_of
-from .grids import area_means
+from ..plotting.fields import means, units_of
 from .observations import Observations
 
 
@@ -40,15 +40,16 @@ def observed_maps(dataset: "Dataset", observations: Observations) -> "DataArray 
         return None
     if to_linear is None and canonical_units(observations.facts.units) != units:
         return None
-    factor = float(max(1, -(-max(observations.grid.shape) // CELLS)))
+    step = math.ceil(max(observations.grid.shape) / CELLS)
     places = _frames(dataset, observations)
     maps = []
     for place in places:  # one by one: frames of a fine grid are large
         values = np.asarray(observations.read(slice(place, place + 1)), "float32")
-        maps.append(area_means(values if to_linear is None else to_linear(values), factor)[0])
-    grid = observations.grid.coarser(factor)
+        maps.append(means(values[0] if to_linear is None else to_linear(values[0]), step))
+    grid = observations.grid
     coordinates: dict[str, Any] = {}
     for role, name, centres in zip("yx", grid.names, (grid.y, grid.x)):
+        centres = centres[: len(centres) // step * step].reshape(-1, step).mean(1)
         coordinates[name] = (name, centres, {"units": str(grid.geo.get(f"{role}_units", ""))})
     if observations.is_dated:
         coordinates["time"] = observations.time[places].astype("datetime64[ns]")

@@ -227,9 +227,11 @@ class Map:
 
 def read_map(array: "DataArray", pixels: int = PIXELS) -> Map:
     """A map (y, x) of a dataset."""
-    values = np.asarray(array.values, "float32")
+    step = math.ceil(max(array.shape) / pixels)
+    height, width = (length // step * step for length in array.shape)
+    array = array[:height, :width]
+    values = means(np.asarray(array.values, "float32"), step)
     (top, bottom, y_unit), (left, right, unit) = (_edges(array, name) for name in array.dims)
-    values = _smaller(values, math.ceil(max(values.shape) / pixels))
     if top < bottom and y_unit != "pixels":
         values, top, bottom = values[::-1], bottom, top
     if right < left:
@@ -252,18 +254,17 @@ def _edges(array: "DataArray", name: Any) -> tuple[float, float, str]:
     return scale * (first - half), scale * (last + half), "degrees" if degrees else "km"
 
 
-def _smaller(values: np.ndarray, step: int) -> np.ndarray:
-    """Means over areas of `step` x `step` pixels, of what was observed, if that is half of it or more."""
+def means(values: np.ndarray, step: int) -> np.ndarray:
+    """Means (h, w) over areas of `step` x `step` pixels, of what was observed, if that is half of it or more; rows and
+    columns that do not fill one are left out."""
     if step <= 1:
         return values
-    seen = np.isfinite(values)
-    sums, counts = np.where(seen, values, 0), seen.astype("float32")
-    for axis in (0, 1):
-        starts = np.arange(0, values.shape[axis], step)
-        sums, counts = (np.add.reduceat(each, starts, axis=axis) for each in (sums, counts))
-    sizes = [np.diff(np.append(np.arange(0, n, step), n)) for n in values.shape]
+    height, width = (n // step for n in values.shape)
+    areas = values[: height * step, : width * step].reshape(height, step, width, step)
+    seen = np.isfinite(areas)
+    counts, sums = seen.sum((1, 3)), np.where(seen, areas, np.float32(0)).sum((1, 3))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(counts >= 0.5 * np.outer(*sizes), sums / counts, np.nan).astype("float32")
+        return np.where(2 * counts >= step * step, sums / counts, np.nan).astype("float32")
 
 
 __all__ = [
@@ -275,6 +276,7 @@ __all__ = [
     "Times",
     "check_forecast",
     "forecasts",
+    "means",
     "name_of",
     "quantity",
     "read_map",

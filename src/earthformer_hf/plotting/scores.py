@@ -110,6 +110,8 @@ def plot_rank_histogram(
         panels: pixels in words -> label -> counts (E + 1,).
         colors: see [`plot_by_lead`].
     """
+    from matplotlib.ticker import MaxNLocator
+
     colors = color_of(colors, panels)
     figure = new_figure(5 * len(panels), 3.8)
     axes = figure.subplots(1, len(panels), squeeze=False)
@@ -119,6 +121,7 @@ def plot_rank_histogram(
             height = counts * len(counts) / max(1, counts.sum())
             axis.bar(ranks, height, 0.8 / len(panel), label=label, color=colors[label])
         axis.axhline(1, color="0.3", lw=1)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_title(wrapped(name, 4.6, 10), fontsize=10)
         axis.set_xlabel("members below the observation", fontsize=9)
     axes[0, 0].set_ylabel("frequency, over that of a flat histogram", fontsize=9)
