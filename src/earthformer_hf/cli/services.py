@@ -1,6 +1,8 @@
 """Commands that forecast again and again: over an archive, from a folder that is watched, for who asks."""
 
 import json
+import signal
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,4 +119,52 @@ def serve_command(
     uvicorn.run(service(model, device=device, **limits), host=host, port=port)  # type: ignore[arg-type]
 
 
-__all__ = ["archive_command", "serve_command"]
+@app.command("watch")
+@fails_in_one_line
+def watch_command(
+    folder: Annotated[Path, typer.Argument(help="whose files get new frames")],
+    model: ModelId,
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the forecasts")],
+    interval: Annotated[str, typer.Option(help="from one look to the next, such as 10s or 1m")] = "10s",
+    once: Annotated[bool, typer.Option("--once", help="look once, as for cron")] = False,
+    lead: Lead = None,
+    ensemble: Ensemble = 8,
+    steps: Steps = None,
+    seed: Seed = 0,
+    coarsen_to: CoarsenTo = None,
+    resample_time: ResampleTime = None,
+    grid: GridOf = "input",
+    threshold: Threshold = None,
+    members: Members = True,
+    units: Units = None,
+    option: Option = None,
+    device: Device = "auto",
+):
+    """Forecast whenever a new frame has come into a folder, each time once; SIGTERM and Ctrl-C end it.
+
+    earthformer-hf watch /data/radar --model model_cards/earthformer-radar-tiny --out nowcasts --interval 30s
+    """
+    from ..forecasting.watch import Watch, only_watch, watch
+
+    options = _options(lead=lead, num_inference_steps=steps, coarsen_to=coarsen_to, resample_time=resample_time)
+    options |= _options(thresholds=threshold, units=units) | source_options(option)
+    options |= {"ensemble_size": ensemble, "seed": seed, "grid": grid, "members": members}
+    watched = Watch(model, folder, out, typer.echo, device, **options)
+    if once:
+        with only_watch(watched.out):
+            watched.look()
+        return
+    stop = threading.Event()
+
+    def end(number: int, _: Any) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)  # the second one does not wait for the forecast
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    for _ in watch(watched, interval, stop):
+        pass
+    typer.echo("ended")
+
+
+__all__ = ["archive_command", "serve_command", "watch_command"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.events import Events
+from ..data.events import Events, usable
 from ..data.file_times import parsed_step
 from ..data.folder import FolderConfig, from_folder
 from ..data.gridded_file import GriddedFile
@@ -253,19 +253,21 @@ def stretches(
     else:
         events = _events(path, variable, given)
     times = [np.asarray(events[number]["time"], "datetime64[s]") for number in range(len(events))]
+    longest = max(times, key=len)  # tells the step to a stretch of one frame as well
 
     def stretch(number: int) -> Observations:
-        return _with_statements(_of_event(events[number], label, name), units, time_step, grid_spacing, crs)
+        return _with_statements(_of_event(events[number], label, name, longest), units, time_step, grid_spacing, crs)
 
     return times, stretch
 
 
-def _of_event(event: dict, label: str, name: str | None) -> Observations:
+def _of_event(event: dict, label: str, name: str | None, longest: np.ndarray) -> Observations:
     values, time, geo = event["values"], np.asarray(event["time"], "datetime64[s]"), event["geo"]
     if len(values.shape) != 3:
         raise ValueError(f"`data`: {label} must hold maps of one variable (T, H, W), got {values.shape}.")
-    step = common_step([time])
-    facts = DataFacts(geo.get("units", UNKNOWN), step_of(time, geo, step) if len(time) > 1 else UNKNOWN)
+    several = time if len(time) > 1 else longest
+    step = step_of(several, geo, common_step([several])) if len(several) > 1 else UNKNOWN
+    facts = DataFacts(geo.get("units", UNKNOWN), step)
     if time.dtype.kind == "M" and name == "ssta":
         facts = replace(facts, units="degC")
     grid, name = grid_of(geo, (values.shape[1], values.shape[2])), name or str(geo.get("variable", "values"))
@@ -291,7 +293,8 @@ def _folder_and_pattern(data: Any, options: dict[str, Any]) -> tuple[Path, dict[
 def _events(path: Path, variable: str | None, options: Mapping[str, Any]) -> Sequence[dict]:
     if not path.exists():
         raise ValueError(f"`data`: {path} does not exist.")
-    events = Events(from_folder(path, variable, "train", **({"fractions": (1, 0, 0)} | dict(options))))
+    table = from_folder(path, variable, "train", **({"fractions": (1, 0, 0)} | dict(options)))
+    events = Events(usable(table, str(path)))
     if not events:
         raise ValueError(f"`data`: {path} holds no frames.")
     return events

@@ -225,19 +225,10 @@ def _values_of(body: bytes) -> tuple[np.ndarray, dict[str, str]]:
 
 
 def _picture(dataset: Any) -> bytes:
-    from ..plotting import plot_sequence
+    from ..plotting import plot_forecast
 
-    names = [str(name) for name, array in dataset.data_vars.items() if {"lead_time"} < set(array.dims)]
-    array = dataset[names[0]]
-    array = array.mean("realization", keep_attrs=True) if "realization" in array.dims else array
-    shown = np.unique(np.linspace(0, array.sizes["lead_time"] - 1, 6).round().astype(int))
-    leads = [str(lead) for lead in dataset["lead_time"].values[shown].astype(str)]
-    if dataset["lead_time"].dtype.kind == "m":
-        leads = [f"+{lead / np.timedelta64(1, 'm'):g} min" for lead in dataset["lead_time"].values[shown]]
-    units = "mm/h" if array.attrs["units"] == "mm h-1" else array.attrs["units"]
     picture = io.BytesIO()
-    title = f"{dataset.attrs['title']} {str(dataset.coords.get('forecast_reference_time', np.array('')).values)[:16]}"
-    plot_sequence({"forecast": array.values[shown]}, leads, title, units=units).savefig(picture, format="png")
+    plot_forecast(dataset).savefig(picture, format="png")
     return picture.getvalue()
 
 
