@@ -35,8 +35,8 @@ def write_rain(path: Path, frames: int, size: int, step: np.timedelta64, spacing
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="model_cards/earthformer-radar-tiny")
-    parser.add_argument("--starts", type=int, default=40)
-    parser.add_argument("--size", type=int, default=256, help="rows and columns of the maps")
+    parser.add_argument("--starts", type=int, default=30)
+    parser.add_argument("--size", type=int, default=128, help="rows and columns of the maps")
     arguments = parser.parse_args()
     nowcaster = load_nowcaster(arguments.model, device="cpu")
     step, context = parsed_step(nowcaster.extractor.time_step), nowcaster.context_length
