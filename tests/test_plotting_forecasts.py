@@ -150,6 +150,22 @@ def test_one_threshold_shows_its_chances_alone():
     assert len(titles(figure)) == 6 and figure.get_suptitle().endswith("chance of 10 mm/h or more")
 
 
+def test_chances_alone_and_forecasts_without_dates_or_places_are_drawn(tmp_path):
+    chances = rain().drop_vars("rainfall_rate")
+    figure = plot_forecast(chances)
+    labels = [axis.get_ylabel().replace("\n", " ") for axis in figure.axes]
+    assert [label for label in labels if label] == ["10 mm/h or more", "1 mm/h or more", "chance, %"]
+    animate_forecast(chances.isel(lead_time=slice(0, 2)), tmp_path / "c.gif", observed(chances))
+    assert Image.open(tmp_path / "c.gif").n_frames == 2
+    bare = rain(members=2, thresholds=()).drop_vars(["time", "forecast_reference_time", "x", "y"])
+    bare = bare.isel(lead_time=slice(0, 3)).assign_attrs(model_id="a").rename(rainfall_rate="level")
+    bare["level"].attrs["units"] = "m"
+    past = xr.DataArray(np.ones((4, 12, 18)), dims=("time", "y", "x"))
+    figure = plot_forecast(bare, past)
+    assert titles(figure)[:6] == ["-8 min", "-4 min", "0 min", "+4 min", "+8 min", "+12 min"]
+    assert figure.get_suptitle() == "Level, forecast by a, 2 members" and figure.axes[-1].get_ylabel() == "level, m"
+
+
 @pytest.mark.parametrize(
     "options, named",
     [

@@ -82,9 +82,9 @@ def _frames(pages: Pages) -> list[list[Panel]]:
     """The panels of each frame: those that were observed have no chances."""
     maps = {label: read for label, read in forecasts(pages.dataset, 1).items() if label in SHOWN}
     frames = []
-    for observed in pages.context(CONTEXT, []):
+    for observed in pages.context(CONTEXT, []) if maps else []:
         if observed is not None:
-            frames.append([Panel(f"observed\n{observed.title}", observed.values) for _ in maps or ("chance",)])
+            frames.append([Panel(f"observed\n{observed.title}", observed.values) for _ in maps])
     for place, lead in enumerate(pages.times.leads):
         title = pages.times.title(lead)
         shown = [

@@ -55,7 +55,7 @@ def _leads(extractor: EarthformerFeatureExtractor, frames: np.ndarray) -> list[s
     if step is None:
         return [f"frame {frame:+d}" for frame in frames]
     amount, unit = int(step.astype(int)), LEAD_UNITS[np.datetime_data(step)[0]]
-    return [f"{amount * frame:+d} {unit}" for frame in frames]
+    return [f"{amount * frame:+d} {unit}".replace("+0", "0") for frame in frames]
 
 
 def publish(run: Run, arguments: PublishedArguments, recipe: dict, data: str):
