@@ -48,7 +48,7 @@ def rain_input(path: str | Path | None, extractor: EarthformerFeatureExtractor) 
     if path is None and not open_data.exists():
         return "simulated rain (not real)", [_encoded_rain(event, extractor) for event in rain_events(8)]
     path = Path(path or open_data)
-    if path.suffix in (".h5", ".hdf5") and "vil_lut" in open_hdf5(path):
+    if is_open_radar(path):
         events = Events(load_dataset("open-radar", path.parent, "test", file=path.name))
         return f"real radar (MRMS groups of {path.name})", events
     if path.suffix in (".npy", ".npz"):
@@ -209,10 +209,15 @@ def holds_ocean(path: str | Path) -> bool:
         return bool(set(NAMES) & set(dataset.data_vars)) or any("sea_surface_temperature" in n for n in standard)
 
 
+def is_open_radar(path: str | Path) -> bool:
+    """Whether a file is in the layout of the open radar data."""
+    return Path(path).suffix in (".h5", ".hdf5") and "vil_lut" in open_hdf5(path)
+
+
 def last_frames(event: dict, count: int) -> dict:
     """The last frames of an event, at most so many, with their times and series."""
     series = {name: numbers[-count:] for name, numbers in event.get("series", {}).items()}
     return event | {name: event[name][-count:] for name in ("time", "values")} | {"series": series}
 
 
-__all__ = ["holds_ocean", "last_frames", "ocean_input", "rain_input", "wettest_window"]
+__all__ = ["holds_ocean", "is_open_radar", "last_frames", "ocean_input", "rain_input", "wettest_window"]
