@@ -277,10 +277,10 @@ def test_a_traceback_is_shown_only_when_asked_for(tmp_path):
     )
     assert plain.returncode == 1 and "Traceback" not in plain.stderr and "holds no file" in plain.stderr
     assert debug.returncode == 1 and "Traceback" in debug.stderr and "holds no file" in debug.stderr
-    np.save(tmp_path / "flat.npy", np.zeros((4, 4)))  # which a script finds that `forecast` starts
+    np.save(tmp_path / "flat.npy", np.zeros((4, 4)))  # which the command finds that `forecast` starts
     plain = forecast("forecast", "--input", tmp_path / "flat.npy")
     assert plain.returncode == 1 and "Traceback" not in plain.stderr
-    assert "frames without a hole are needed" in plain.stderr
+    assert "`data` must be numbers (T, H, W)" in plain.stderr
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

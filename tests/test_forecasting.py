@@ -280,6 +280,12 @@ def test_files_are_joined_and_the_last_stretch_is_forecast(tmp_path):
         forecast(paths[-2:])
 
 
+def test_a_file_of_an_array_needs_no_dates(tmp_path):
+    values = field(4, 20, 28)
+    np.save(tmp_path / "mine.npy", values)
+    xr.testing.assert_allclose(forecast(tmp_path / "mine.npy", **STATED), forecast(values, **STATED))
+
+
 def test_a_geotiff_of_chances_lies_where_the_data_do(tmp_path):
     rioxarray = pytest.importorskip("rioxarray")
     dataset = rain_dataset(field(3, 24, 32))

@@ -14,6 +14,7 @@ from ..data.events import Events, usable
 from ..data.file_times import parsed_step
 from ..data.folder import FolderConfig, from_folder
 from ..data.gridded_file import GriddedFile
+from ..data.guards import open_npy
 from ..data.inputs import holds_ocean, ocean_input
 from ..data.measures import UNKNOWN, DataFacts, canonical_units, common_step, step_of
 from .grids import Grid, grid_of
@@ -93,6 +94,8 @@ def observe(
         ValueError: data of another kind; a hole in time, or nothing but missing values; an argument that contradicts
             what the data say.
     """
+    if isinstance(data, str | os.PathLike) and str(data).endswith(".npy") and start is None and not options:
+        data = np.asarray(open_npy(data))  # an array has no dates, and needs none
     if isinstance(data, Observations):
         found = data
     elif are_paths(data):
