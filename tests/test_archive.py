@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+import yaml
 from archive_data import rain, save_model, write_archive
 from filelock import FileLock
 from typer.testing import CliRunner
 
 from earthformer_hf.cli import app
+from earthformer_hf.evaluation import run_protocol
 from earthformer_hf.forecasting import forecast, forecast_archive, observe
 
 
@@ -307,3 +309,60 @@ def test_the_command(tmp_path, archive, model, scheduler):
     assert json.loads(done.stdout)["made"] == 3
     done = CliRunner().invoke(app, [*arguments, "--lead", "1h"])
     assert done.exit_code == 1 and done.stderr.startswith("error: `out`")
+
+
+PROTOCOL = """
+name: mine
+source: own data
+dataset: folder
+options: {fractions: [0, 0, 1]}
+split: test
+independent: id
+context_length: 3
+prediction_length: 4
+window_stride: 1
+frame_stride: 1
+scores: [contingency, errors]
+thresholds: [0.5, 2]
+value_range: 1.0
+pools: []
+neighbourhoods: []
+average: pooled
+missing: none
+baselines: [persistence]
+"""
+
+
+def test_a_store_is_scored_as_its_model_is(tmp_path, archive, model, scheduler):
+    out, protocol = tmp_path / "out.zarr", tmp_path / "mine.yaml"
+    protocol.write_text(PROTOCOL)
+    forecast_archive(model, archive, out, *ASKED, scheduler=scheduler, device="cpu")
+
+    def scores(what, **options):
+        folder = tmp_path / Path(what).name.replace(".", "-")
+        run_protocol(what, str(protocol), archive, output=folder, **options)
+        return json.loads((folder / "scores.json").read_text())
+
+    alone, stored = scores(model), scores(out)
+    assert stored["windows"] == alone["windows"] == 2 + 3
+    assert stored["scores"] == alone["scores"]
+    assert list(stored["forecasts"]) == ["model_id", "weights_sha256"]
+    (out / "complete" / "c" / "1").unlink()
+    assert scores(out)["windows"] == 4  # what is not there is not scored
+
+    def refused(text, store=out, **changes):
+        fields = yaml.safe_load(PROTOCOL) | changes
+        protocol.write_text(yaml.safe_dump(fields))
+        with pytest.raises(ValueError, match=text):
+            run_protocol(store, str(protocol), archive)
+
+    refused("has 2 of 20m", prediction_length=2, frame_stride=2)
+    refused("has 5 of 10m", prediction_length=5)
+    refused(
+        "holds maps .4, 20, 28., the data of .mine. are .4, 16, 16.",
+        options={"fractions": [0, 0, 1], "crop": [0, 16, 0, 16]},
+    )
+    rain(9, "2020-06-02T00:00").to_netcdf(archive / "c.nc")
+    refused("holds no forecast from a window", options={"fractions": [0, 0, 1], "pattern": "c.nc"})
+    forecast(model, archive).expand_dims("forecast_reference_time").to_zarr(tmp_path / "other.zarr", zarr_format=3)
+    refused("must be a store of an archive's forecasts", tmp_path / "other.zarr")

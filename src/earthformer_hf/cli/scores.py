@@ -12,7 +12,9 @@ from .frame import app, fails_in_one_line
 @app.command("evaluate")
 @fails_in_one_line
 def evaluate_command(
-    model: Annotated[str | None, typer.Option(help="a model folder, or a hub id; baselines only if omitted")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="a model folder, a hub id, or a .zarr of `archive`; baselines only if omitted")
+    ] = None,
     protocol: Annotated[
         str | None, typer.Option(help="a name, or a .yaml file; the one that the model names if omitted")
     ] = None,

@@ -37,6 +37,7 @@ from ..sharing.files import check_writable, digests
 from .data_facts import check_model, check_scores, facts_of
 from .forecasters import (
     Forecaster,
+    LoadedModel,
     OceanForecaster,
     data_extractor,
     load_forecaster,
@@ -48,6 +49,7 @@ from .forecasters import (
 from .own_protocol import find_protocol
 from .protocols import Protocol
 from .reports import score_file, score_text, write_report
+from .stored import StoredForecasts
 from .tally import Tally, differences, interval
 
 
@@ -169,7 +171,8 @@ def run_protocol(
     """Score a model beside the protocol's baselines, on as many processes as there are.
 
     Args:
-        model: a folder or a hub id; baselines only if omitted.
+        model: a folder or a hub id; or a `.zarr` store of an archive's forecasts, of which the windows that it holds
+            are scored; baselines only if omitted.
         protocol: a name of `PROTOCOLS`, or a YAML file ([`~earthformer_hf.evaluation.load_protocol`]); the one that
             the model's feature extractor names if omitted.
         data_dir: the folder of the data; EARTHFORMER_HF_DATA (default ../shared/data) if omitted.
@@ -187,15 +190,14 @@ def run_protocol(
             cannot work on them, a model of another unit, time step or grid spacing, an `output` that is not writable.
     """
     forecasters, made_by = dict[str, Forecaster](), dict[str, Any](command=command)
-    loaded = None if model is None else load_forecaster(model, ensemble_size, num_inference_steps)
+    is_store = str(model).rstrip("/").endswith(".zarr")
+    loaded = None if model is None or is_store else load_forecaster(model, ensemble_size, num_inference_steps)
     chosen = find_protocol(protocol or (loaded.extractor.protocol if loaded else None))
     chosen = replace(chosen, max_windows=chosen.max_windows if max_windows is None else max_windows)
     windows, facts = _windows_and_facts(chosen, data_dir)
-    if loaded is not None:
-        check_model(loaded.extractor, facts, chosen)
-        chosen.families_of("ensemble" if loaded.settings else "maps", f"the model {model}")
-        forecasters["model"] = loaded.forecaster
-        made_by |= {"model": str(model), "weights": digests(loaded.folder)} | loaded.settings
+    if model is not None:
+        forecasters["model"], known = _scored(model, loaded, windows, facts, chosen)
+        made_by |= {"model": str(model)} | known
     baselines, left_out = protocol_baselines(chosen, data_dir, ensemble_size, facts)
     best_settings = {name: f.setting for name, f in baselines.items() if isinstance(f, OceanForecaster) and f.setting}
     made_by |= {"ensemble_size": ensemble_size, "chosen_on_validation": best_settings, "left_out": left_out}
@@ -215,6 +217,21 @@ def run_protocol(
     if output is not None:
         write_report(Path(output), document, forecasters, windows, chosen)
     return text
+
+
+def _scored(
+    model: str | Path, loaded: LoadedModel | None, windows: Windows, facts: DataFacts, protocol: Protocol
+) -> tuple[Forecaster, dict[str, Any]]:
+    """The forecaster of a model or, if none is loaded, of a store, to whose forecasts the windows are restricted; and
+    what the score file tells of it."""
+    if loaded is None:
+        stored = StoredForecasts(model, protocol, facts)
+        protocol.families_of("ensemble" if stored.is_ensemble else "maps", f"the forecasts of {model}")
+        stored.restrict(windows)
+        return stored, {"forecasts": stored.made_by}
+    check_model(loaded.extractor, facts, protocol)
+    protocol.families_of("ensemble" if loaded.settings else "maps", f"the model {model}")
+    return loaded.forecaster, {"weights": digests(loaded.folder)} | loaded.settings
 
 
 def _windows_and_facts(protocol: Protocol, data_dir: str | Path | None) -> tuple[Windows, DataFacts]:
