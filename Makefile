@@ -42,6 +42,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/prediff.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/archive.py
 
 # Installed once; again only when the requirements change. torch goes first: see constraints.txt.
 $(STAMP): pyproject.toml constraints.txt
