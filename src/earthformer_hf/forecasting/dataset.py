@@ -85,31 +85,7 @@ def forecast_dataset(
     dataset = xarray.Dataset(coords=_coordinates(grid, observations, nowcaster, values.shape[1]))
     spatial = grid.names
     attributes = {"units": "mm h-1" if units == "mm/h" else units} | _grid_mapping(dataset, grid)
-    standard = {"standard_name": "rainfall_rate"} if units == "mm/h" else {}
-    described = {
-        "members": (name, ("realization", "lead_time"), attributes | standard, {}),
-        "mean": (f"{name}_mean", ("lead_time",), attributes | standard | {"cell_methods": "realization: mean"}, {}),
-        "percentiles": (
-            f"{name}_percentile",
-            ("percentile", "lead_time"),
-            attributes | standard | {"long_name": "percentiles of the members"},
-            {"percentile": ("percentile", np.array(products.percentiles, "float64"), {"units": "percent"})},
-        ),
-        "chances": (
-            "exceedance_probability",
-            ("threshold", "lead_time"),
-            attributes | {"units": "1", "long_name": f"chance that {name} reaches the threshold",
-                          "cell_methods": "realization: mean (of 1 where reached, else 0)"},
-            {"threshold": ("threshold", np.array(products.thresholds, "float64"), {"units": attributes["units"]})},
-        ),
-        "chances_at_any_time": (
-            "exceedance_probability_at_any_time",
-            ("threshold",),
-            attributes | {"units": "1", "long_name": f"chance that {name} reaches the threshold at any lead time",
-                          "cell_methods": "lead_time: maximum realization: mean (of 1 where reached, else 0)"},
-            {},
-        ),
-    }  # fmt: skip
+    described = _described(name, attributes, products)
     for kind, array in arrays.items():
         variable, dims, attrs, coordinates = described[kind]
         dataset = dataset.assign_coords(coordinates)
@@ -122,12 +98,51 @@ def forecast_dataset(
         dataset = dataset.assign_coords(realization=("realization", realization, {"standard_name": "realization"}))
     if inflow is not None:
         flag = _flags(inflow, context.factor if on_input else 1.0, grid.shape)
-        attrs = {"standard_name": "quality_flag", "flag_values": np.array([0, 1], "int8"),
-                 "flag_meanings": FLAG_MEANINGS} | _grid_mapping(dataset, grid)  # fmt: skip
+        attrs = {
+            "standard_name": "quality_flag",
+            "flag_values": np.array([0, 1], "int8"),
+            "flag_meanings": FLAG_MEANINGS,
+            **_grid_mapping(dataset, grid),
+        }
         dataset["quality_flag"] = (("lead_time", *spatial), flag, attrs)
         dataset["quality_flag"].encoding = {"zlib": True, "complevel": 1}
     dataset.attrs = _attributes(observations, nowcaster, settings)
     return dataset
+
+
+def _described(
+    name: str, attributes: dict[str, Any], products: Products
+) -> dict[str, tuple[str, tuple[str, ...], dict[str, Any], dict[str, Any]]]:
+    """Product -> its variable's name, dimensions before rows and columns, attributes, and coordinates of its own."""
+    standard = attributes | ({"standard_name": name} if name == "rainfall_rate" else {})
+    indicator = "realization: mean (of 1 where reached, else 0)"
+    chance = {"units": "1", "long_name": f"chance that {name} reaches the threshold", "cell_methods": indicator}
+    ever = {"long_name": f"{chance['long_name']} at any lead time", "cell_methods": f"lead_time: maximum {indicator}"}
+    percentiles = ("percentile", np.array(products.percentiles, "float64"), {"units": "percent"})
+    thresholds = ("threshold", np.array(products.thresholds, "float64"), {"units": attributes["units"]})
+    mean, many = {"cell_methods": "realization: mean"}, {"long_name": "percentiles of the members"}
+    return {
+        "members": (name, ("realization", "lead_time"), standard, {}),
+        "mean": (f"{name}_mean", ("lead_time",), standard | mean, {}),
+        "percentiles": (
+            f"{name}_percentile",
+            ("percentile", "lead_time"),
+            standard | many,
+            {"percentile": percentiles},
+        ),
+        "chances": (
+            "exceedance_probability",
+            ("threshold", "lead_time"),
+            attributes | chance,
+            {"threshold": thresholds},
+        ),
+        "chances_at_any_time": (
+            "exceedance_probability_at_any_time",
+            ("threshold",),
+            attributes | chance | ever,
+            {},
+        ),
+    }
 
 
 def _products(values: np.ndarray, products: Products, factor: float, missing: np.ndarray) -> dict[str, np.ndarray]:

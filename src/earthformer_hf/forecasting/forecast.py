@@ -164,7 +164,7 @@ def context_of(
             frames, or frames of which nothing was observed.
     """
     extractor = nowcaster.extractor
-    if nowcaster.channels != 1 or getattr(nowcaster.config, "num_covariates", 0):
+    if nowcaster.channels != 1 or getattr(nowcaster.config, "num_covariates", False):
         raise ValueError(f"`model` must be of one variable without covariates, got {nowcaster.channels} channels.")
     factor = 1.0
     if coarsen_to is not None:

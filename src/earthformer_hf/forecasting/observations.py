@@ -95,7 +95,7 @@ def observe(
             what the data say.
     """
     if isinstance(data, str | os.PathLike) and str(data).endswith(".npy") and start is None and not options:
-        data = np.asarray(open_npy(data))  # an array has no dates, and needs none
+        data = np.asarray(open_npy(Path(data)))  # an array has no dates, and needs none
     if isinstance(data, Observations):
         found = data
     elif are_paths(data):
