@@ -82,6 +82,8 @@ class _Child:
         return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
 
 
+MAX_CHECKED = 2**16  # files that are remembered
+
 _child = _Child()
 _checked: dict[tuple, str | None] = {}  # state of a file, and whether it may be sparse -> what is wrong with it
 
@@ -110,6 +112,8 @@ def _problem_and_state(path: Any, allow_sparse: bool) -> tuple[str | None, tuple
             problem = _child.ask(state[0], allow_sparse)
             if file_state(path) != state:
                 return "changed while it was checked", state
+            if len(_checked) >= MAX_CHECKED:
+                _checked.pop(next(iter(_checked)))  # the oldest; a service is sent files without end
             _checked[key] = problem
     except FileNotFoundError:
         return "does not exist", ()
