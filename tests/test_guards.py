@@ -366,3 +366,15 @@ def test_an_archive_may_name_a_file_once(tmp_path):
 @pytest.mark.skipif(not DATA.exists(), reason="open data: set EARTHFORMER_HF_DATA")
 def test_real_files_pass():
     assert not check_files(path for path in DATA.iterdir() if path.suffix in (".h5", ".nc", ".npz"))
+
+
+def test_a_large_process_checks_many_files_in_one_child(tmp_path):
+    """What the parent holds is not counted as the child's, which would end after every file."""
+    held = np.ones(2**30 // 8)  # more than half of what the child may take
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", np.arange(number + 2))
+    guards._child.process = None
+    assert check_files([tmp_path / "0.npy"]) == {}
+    child = guards._child.process
+    assert check_files([tmp_path / "1.npy", tmp_path / "2.npy"]) == {}
+    assert guards._child.process is child and child.poll() is None and held.all()

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import sys
 import tarfile
@@ -417,12 +418,16 @@ def _serve() -> None:
 
 
 def _peak() -> int:
-    """Bytes of memory that this process held at most; 0 on Windows."""
+    """Bytes of memory that this process held at most; 0 where the system does not say it.
+
+    `getrusage` would count what its parent held when it was started, which may be many models.
+    """
     try:
-        import resource
-    except ImportError:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = re.search(r"VmHWM:\s*(\d+) kB", status)
+    return 1024 * int(found[1]) if found else 0
 
 
 __all__ = [
