@@ -4,8 +4,15 @@ import signal
 import sys
 
 from ..errors import DEBUG
-from . import data, forecasts, hub, plots, scores, services  # registers the commands
-from .frame import app
+
+
+try:
+    import typer  # noqa: F401
+except ModuleNotFoundError:
+    raise SystemExit("earthformer-hf: typer is missing; install it with: pip install 'earthformer-hf[cli]'") from None
+
+from . import data, forecasts, hub, plots, scores, services  # noqa: E402  registers the commands
+from .frame import app  # noqa: E402
 
 
 def main():

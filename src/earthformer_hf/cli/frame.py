@@ -5,13 +5,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Annotated
 
+import typer
+
 from ..errors import DEBUG, described, one_line
-
-
-try:
-    import typer
-except ModuleNotFoundError:
-    raise SystemExit("earthformer-hf: typer is missing; install it with: pip install 'earthformer-hf[cli]'") from None
 
 
 # An option may be written with - or _ between its words.
