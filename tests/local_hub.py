@@ -339,8 +339,10 @@ class Handler(BaseHTTPRequestHandler):
             interrupted = self.hub.interrupt and self.hub.interrupted == self.path
         if interrupted:
             self.rfile.read(int(self.headers["Content-Length"]) // 2)
-            os.kill(self.hub.interrupt, signal.SIGINT)
-            time.sleep(1)  # else the broken connection is an error before the interrupt is
+            for _ in range(3):  # the client says when it has seen it; Python may drop one at the end of an object's life
+                if self.hub.interrupt:
+                    os.kill(self.hub.interrupt, signal.SIGINT)
+                    time.sleep(3)  # else the broken connection is an error before the interrupt is
             self.close_connection = True
             return
         data = self.body()

@@ -383,6 +383,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch, caps
     assert status == 0
     first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     modules = (
+        "advection",
         "configuration_earthformer",
         "cuboid",
         "loading_earthformer",
