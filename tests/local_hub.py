@@ -339,7 +339,7 @@ class Handler(BaseHTTPRequestHandler):
             interrupted = self.hub.interrupt and self.hub.interrupted == self.path
         if interrupted:
             self.rfile.read(int(self.headers["Content-Length"]) // 2)
-            for _ in range(3):  # the client says when it has seen it; Python may drop one at the end of an object's life
+            for _ in range(3):  # until the client has seen one; Python may drop it at the end of an object's life
                 if self.hub.interrupt:
                     os.kill(self.hub.interrupt, signal.SIGINT)
                     time.sleep(3)  # else the broken connection is an error before the interrupt is
