@@ -33,14 +33,15 @@ def main():
     parser.add_argument("--input", type=Path, help="rain (.npy, .npz, .h5, .nc and others) or ocean (.nc)")
     arguments = parser.parse_args()
     path = arguments.input
-    if path is not None and path.suffix != ".npz" and not holds_ocean(path) and not is_open_radar(path):
+    is_ocean = path is not None and holds_ocean(path)
+    if path is not None and path.suffix != ".npz" and not is_ocean and not is_open_radar(path):
         Path("outputs").mkdir(exist_ok=True)
         about = OF_ARRAYS if path.suffix == ".npy" else []
         command = ["-m", "earthformer_hf.cli", "forecast", str(path), *OF_ANY_GRID, *about]
         sys.exit(subprocess.run([sys.executable, *command, *DEBUGGING]).returncode)
     scripts, options = RAIN + OCEAN, []
     if path is not None:
-        scripts, options = OCEAN if holds_ocean(path) else RAIN, ["--input", str(path)]
+        scripts, options = OCEAN if is_ocean else RAIN, ["--input", str(path)]
     for script in scripts:
         code = subprocess.run([sys.executable, str(HERE / f"{script}.py"), *options, *DEBUGGING]).returncode
         if code:

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 import earthformer_hf
 from earthformer_hf import EarthformerFeatureExtractor, advection
 from earthformer_hf.cli import app
+from earthformer_hf.data.coarsening import area_means, coarse_length
 from earthformer_hf.forecasting import describe, save
 from earthformer_hf.forecasting.forecast import context_of as make_context
 from earthformer_hf.forecasting.forecast import roll_out
-from earthformer_hf.forecasting.grids import area_means, coarse_length, grid_of, interpolated
+from earthformer_hf.forecasting.grids import grid_of, interpolated
 from earthformer_hf.forecasting.mosaic import blended, cover
 from earthformer_hf.forecasting.nowcasters import Nowcaster
 from earthformer_hf.forecasting.numbers import numbers_of
@@ -411,3 +412,16 @@ def test_where_rain_enters_a_tile_its_neighbour_knows_better():
         for each in (context, replace(context, motion=None))
     )
     assert with_reach < without / 2, (with_reach, without)
+
+
+def test_a_time_with_a_zone_is_that_time_in_utc():
+    dataset = rain_dataset(field(6, 20, 28))
+    for until in ("2020-06-01T12:10", "2020-06-01T14:10+02:00"):
+        assert observe(dataset, until=until).time[-1] == np.datetime64("2020-06-01T12:10")
+
+
+def test_a_pipeline_keeps_the_precision_that_its_owner_chose():
+    pipeline = tiny_pipeline().to(torch.float64)
+    values = field(3, 12, 16)
+    found = forecast(values, pipeline, num_inference_steps=1, ensemble_size=1, device="cpu", **STATED)
+    assert pipeline.unet.dtype == torch.float64 and np.isfinite(found.rainfall_rate).all()

@@ -79,10 +79,11 @@ def forecast_command(
     options |= {"guide": guide, "coarsen_to": coarsen_to, "resample_time": resample_time, "grid": grid}
     options |= {"members": members, "mean": mean, "percentiles": percentile or (), "thresholds": threshold or ()}
     options |= {"overlap": overlap, "max_memory": max_memory, "device": device}
-    dataset = forecast(model, data, **options, **about)
+    observations = observe(data, **about)
+    dataset = forecast(model, observations, **options)
     save(dataset, out, overwrite)
     if plot is not None or animate is not None:
-        draw(dataset, observed_maps(dataset, observe(data, **about)), plot, animate, colors)
+        draw(dataset, observed_maps(dataset, observations), plot, animate, colors)
     typer.echo(_as_json(dataset, out) if json_ else _in_words(dataset, out))
 
 

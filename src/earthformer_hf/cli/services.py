@@ -27,9 +27,14 @@ from .forecasts import (
 from .frame import app, fails_in_one_line
 
 
-def _options(**given: Any) -> dict[str, Any]:
-    """Options of a forecast, without those that are not given."""
-    return {name: value for name, value in given.items() if value is not None}
+NAMES = {"ensemble": "ensemble_size", "steps": "num_inference_steps", "threshold": "thresholds"}
+OF_FORECASTS = "lead ensemble steps seed coarsen_to resample_time grid threshold members units".split()
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a command as options of a forecast, without those that are not given."""
+    found = {NAMES.get(name, name): given[name] for name in OF_FORECASTS if given[name] is not None}
+    return found | source_options(given["option"])
 
 
 @app.command("archive")
@@ -62,10 +67,9 @@ def archive_command(
     earthformer-hf archive "radar/*.nc" --model model_cards/earthformer-radar-tiny --out hindcasts.zarr
     --start 2020-06-01T00:00 --end 2020-06-02T00:00 --every 10m
     """
+    options = _options(locals())
     from ..forecasting import forecast_archive
 
-    options = _options(lead=lead, num_inference_steps=steps, coarsen_to=coarsen_to, resample_time=resample_time)
-    options |= _options(thresholds=threshold, units=units) | source_options(option)
     summary = forecast_archive(
         model,
         inputs if len(inputs) > 1 else inputs[0],
@@ -76,10 +80,6 @@ def archive_command(
         scheduler=dask,
         workers=workers,
         device=device,
-        ensemble_size=ensemble,
-        seed=seed,
-        grid=grid,
-        members=members,
         **options,
     )
     if json_:
@@ -144,11 +144,9 @@ def watch_command(
 
     earthformer-hf watch /data/radar --model model_cards/earthformer-radar-tiny --out nowcasts --interval 30s
     """
+    options = _options(locals())
     from ..forecasting.watch import Watch, only_watch, watch
 
-    options = _options(lead=lead, num_inference_steps=steps, coarsen_to=coarsen_to, resample_time=resample_time)
-    options |= _options(thresholds=threshold, units=units) | source_options(option)
-    options |= {"ensemble_size": ensemble, "seed": seed, "grid": grid, "members": members}
     watched = Watch(model, folder, out, typer.echo, device, **options)
     if once:
         with only_watch(watched.out):

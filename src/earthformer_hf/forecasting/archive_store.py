@@ -3,6 +3,7 @@
 A region is done when its mark in `complete` is set, which is written after it.
 """
 
+import inspect
 import json
 import shutil
 import threading
@@ -20,13 +21,13 @@ from .nowcasters import Nowcaster, load_nowcaster
 from .observations import latest, stretches
 
 
-OF_FORECAST = (  # arguments of `forecast` that are not about files
-    *("lead", "ensemble_size", "num_inference_steps", "seed", "guide", "coarsen_to", "resample_time", "grid"),
-    *("members", "mean", "percentiles", "thresholds", "overlap", "max_memory", "max_batch_size"),
-)
+ABOUT_MODEL = {"device", "feature_extractor"}
+OF_FORECAST = {  # options of `forecast` that are not about files, nor about its model
+    name for name, option in inspect.signature(forecast).parameters.items() if option.kind is option.KEYWORD_ONLY
+} - ABOUT_MODEL
 REFERENCE = "forecast_reference_time"
 LEFT_OUT = "left_out"
-_computing = threading.Lock()  # a pipeline's scheduler has state: one forecast at a time in a process
+_computing = threading.Lock()  # one forecast at a time in a process: `max_memory` is that of one
 
 
 def marks(out: Path, identity: Mapping[str, Any]) -> np.ndarray:

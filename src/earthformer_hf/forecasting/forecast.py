@@ -17,11 +17,12 @@ import torch
 from transformers.utils import logging
 
 from ..advection import advect, estimate_motion
+from ..data.coarsening import area_means
 from ..data.file_times import parsed_step
 from ..data.measures import UNKNOWN, alike
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from .dataset import Products, forecast_dataset
-from .grids import Grid, area_means, check_spacing, coarsening
+from .grids import Grid, check_spacing, coarsening
 from .mosaic import blended, cover, padded_to
 from .nowcasters import Nowcaster, load_nowcaster
 from .numbers import Numbers, numbers_of
@@ -289,6 +290,9 @@ def roll_out(
     past = torch.from_numpy(context.values)[None, ..., None]  # (1, T_in, h, w, 1)
     seen = torch.from_numpy(context.observed)[None, ..., None]
     fill = 0.0 if tiles.padded == tiles.shape else float(extractor.encode(np.array(np.nan))[0])
+    motion = None
+    if context.motion is not None and len(tiles.corners) > 1:
+        motion = padded_to(context.motion[None, None], tiles, 0.0)[0, 0]
     hops, found = math.ceil(length / nowcaster.prediction_length), []
     bar = logging.tqdm(total=hops * len(tiles.corners), desc="tiles", disable=hops * len(tiles.corners) == 1)
     for hop in range(hops):
@@ -303,13 +307,10 @@ def roll_out(
             latents = (slice(side.start // pixels, side.stop // pixels) for side in place)
             return nowcaster.predict(part, observed, None if noise is None else noise[:, :, *latents])
 
-        def reach(place: tuple[slice, slice]) -> torch.Tensor | None:
-            if context.motion is None:
-                return None
-            motion = padded_to(context.motion[None, None], tiles, 0.0)[0, 0, *place]
-            return _reach(motion, torch.ones(motion.shape[:2], dtype=torch.bool), nowcaster.prediction_length)
+        def reach(place: tuple[slice, slice], motion=motion) -> torch.Tensor:
+            return _reach(motion[place], torch.ones(tiles.tile, dtype=torch.bool), nowcaster.prediction_length)
 
-        raw = extractor.decode(blended(predict, tiles, reach))  # (E, T_out, h, w, 1)
+        raw = extractor.decode(blended(predict, tiles, None if motion is None else reach))  # (E, T_out, h, w, 1)
         if not np.isfinite(raw).all():
             raise ValueError("`model` forecast values that are not finite.")
         found.append(raw[..., 0])

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ..data.coarsening import coarse_length
 from ..data.measures import KILOMETERS_PER_DEGREE, UNKNOWN, parsed_spacing, spacing_of
 
 
-LEAST_OBSERVED = 0.5  # part of a coarse cell
 WHOLE = 0.1  # by what part a whole number of cells may differ from the spacing that was asked for
 UNEVEN = 0.01  # by what part steps between rows may differ from each other
 
@@ -121,38 +121,6 @@ def coarsening(grid: Grid, target: str) -> float:
     return float(nearest) if abs(nearest / factor - 1) <= WHOLE else factor
 
 
-def coarse_length(length: int, factor: float) -> int:
-    """How many coarse cells cover so many fine ones; a last one of which less than half is covered is left out."""
-    return max(1, int(np.floor(length / factor + 0.5 + 1e-9)))
-
-
-def area_means(values: np.ndarray, factor: float) -> np.ndarray:
-    """Means over the areas of coarse cells: (n, H, W), NaN where missing -> (n, h, w)."""
-    if factor == 1:
-        return values
-    seen = np.isfinite(values)
-    sums = _sums(_sums(np.where(seen, values, 0), factor, 1), factor, 2)
-    areas = _sums(_sums(seen, factor, 1), factor, 2)
-    least = LEAST_OBSERVED * factor**2 * (1 - 1e-6)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(areas >= least, sums / areas, np.nan).astype(np.result_type(values.dtype, "float32"))
-
-
-def _sums(values: np.ndarray, factor: float, axis: int) -> np.ndarray:
-    """Integrals along an axis over cells of width `factor`, where each value fills a cell of width 1."""
-    length = values.shape[axis]
-    edges = np.clip(np.arange(coarse_length(length, factor) + 1) * factor, 0, length)
-    before = np.minimum(np.floor(edges).astype(int), length)
-    padding = [(0, 0)] * values.ndim
-    padding[axis] = (1, 1)
-    total = np.cumsum(np.pad(values, padding).astype("float64"), axis=axis)  # from the edge, one step beyond the end
-    shape = [1] * values.ndim
-    shape[axis] = -1
-    lower = np.take(total, before, axis)
-    inside = (np.take(total, before + 1, axis) - lower) * (edges - before).reshape(shape)
-    return np.diff(lower + inside, axis=axis)
-
-
 def interpolated(values: np.ndarray, factor: float, shape: tuple[int, int]) -> np.ndarray:
     """From coarse cells back to fine ones, bilinear: (n, h, w), NaN where missing -> (n, H, W).
 
@@ -198,9 +166,7 @@ def check_spacing(grid: Grid, spacing: str) -> None:
 
 __all__ = [
     "Grid",
-    "area_means",
     "check_spacing",
-    "coarse_length",
     "coarsening",
     "grid_of",
     "interpolated",

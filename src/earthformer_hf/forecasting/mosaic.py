@@ -78,7 +78,7 @@ def padded_to(past: torch.Tensor, cover: Cover, fill: float) -> torch.Tensor:
 def blended(
     predict: Callable[[Place], torch.Tensor],
     cover: Cover,
-    reach: Callable[[Place], torch.Tensor | None] | None = None,
+    reach: Callable[[Place], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """What a model forecasts of a map, tile by tile, as the weighted mean where tiles overlap.
 
@@ -95,9 +95,10 @@ def blended(
     for number, (top, bottom, left, right) in enumerate(cover.corners):
         place = slice(top, bottom), slice(left, right)
         part = predict(place).float().cpu()
-        seen = None if reach is None else reach(place)
         weights = torch.from_numpy(cover.weights).expand(part.shape[1], -1, -1)  # (T_out, rows, columns)
-        weights = (weights if seen is None else weights * seen.clamp(min=LEAST_WEIGHT))[..., None]
+        if reach is not None:
+            weights = weights * reach(place).clamp(min=LEAST_WEIGHT)
+        weights = weights[..., None]
         if number == 0:
             total = torch.zeros(*part.shape[:2], *cover.padded, part.shape[-1])
             weight = torch.zeros(part.shape[1], *cover.padded, 1)

@@ -191,10 +191,13 @@ def load_nowcaster(
         raise ValueError(
             "`feature_extractor`: the model has none, so that its units, time step and spacing are unknown; give one."
         )
-    where = PartialState().device if device == "auto" else device
+    where = PartialState().device if device == "auto" else device  # None: where the model is
     if isinstance(loaded, PreDiffPipeline):
-        pipeline = loaded if where is None else to_single_precision(loaded, where)
-        return EnsembleNowcaster(pipeline, extractor, identity, **options)
+        if isinstance(model, str | Path):
+            to_single_precision(loaded, where or PartialState().device)
+        elif where is not None:  # in the precision that its owner chose
+            loaded.to(where)
+        return EnsembleNowcaster(loaded, extractor, identity, **options)
     if given := sorted(name for name, value in options.items() if value is not None):
         raise ValueError(f"`{given[0]}` is for ensembles: {type(loaded).__name__} makes one forecast.")
     network = loaded.eval()

@@ -121,13 +121,14 @@ def latest(times: Sequence[np.ndarray], until: np.datetime64 | None = None) -> i
 
 
 def parsed_date(text: str, name: str) -> np.datetime64:
-    """A time such as "2020-01-01T12:00".
+    """A time such as "2020-01-01T12:00", in UTC where it states no other zone.
 
     Raises:
         ValueError: another text; `name` is the argument's.
     """
     try:
-        return np.datetime64(datetime.datetime.fromisoformat(text).replace(tzinfo=None), "s")
+        time = datetime.datetime.fromisoformat(text)
+        return np.datetime64((time.astimezone(datetime.UTC) if time.tzinfo else time).replace(tzinfo=None), "s")
     except (TypeError, ValueError):
         raise ValueError(f"`{name}` must be a time such as '2020-01-01T12:00', got {text!r}.") from None
 

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.coarsening import area_means
 from ..data.measures import canonical_units
 from ..data.rain import rain_coding
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
-from ..plotting.fields import means, units_of
+from ..plotting.fields import units_of
 from .observations import Observations
 
 
@@ -45,11 +46,10 @@ def observed_maps(dataset: "Dataset", observations: Observations) -> "DataArray 
     maps = []
     for place in places:  # one by one: frames of a fine grid are large
         values = np.asarray(observations.read(slice(place, place + 1)), "float32")
-        maps.append(means(values[0] if to_linear is None else to_linear(values[0]), step))
-    grid = observations.grid
+        maps.append(area_means(values if to_linear is None else to_linear(values), step)[0])
+    grid = observations.grid.coarser(step)
     coordinates: dict[str, Any] = {}
     for role, name, centres in zip("yx", grid.names, (grid.y, grid.x)):
-        centres = centres[: len(centres) // step * step].reshape(-1, step).mean(1)
         coordinates[name] = (name, centres, {"units": str(grid.geo.get(f"{role}_units", ""))})
     if observations.is_dated:
         coordinates["time"] = observations.time[places].astype("datetime64[ns]")

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from ..data.file_search import find_files
 from ..data.file_times import parsed_step
+from ..data.measures import DataFacts
 from ..errors import one_line
 from ..sharing.files import check_writable
 from .archive_store import OF_FORECAST
@@ -137,16 +138,9 @@ def watch(watched: Watch, interval: str = "10s", stop: threading.Event | None = 
                 yield path
             stop.wait(pause)
             before, waited = waited, waited + pause
-            late = LATE * _seconds(watched.nowcaster.extractor.time_step)
+            late = LATE * 60 * (DataFacts(time_step=watched.nowcaster.extractor.time_step).minutes or np.inf)
             if before < late <= waited:
                 watched.say(f"late: no new frame for {waited:g} s; waiting")
-
-
-def _seconds(step: str) -> float:
-    try:
-        return float(parsed_step(step) / np.timedelta64(1, "s"))
-    except (TypeError, ValueError):  # months, or unknown
-        return np.inf
 
 
 @contextmanager
