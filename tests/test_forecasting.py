@@ -15,7 +15,7 @@ import earthformer_hf
 from earthformer_hf import EarthformerFeatureExtractor, advection
 from earthformer_hf.cli import app
 from earthformer_hf.data.coarsening import area_means, coarse_length
-from earthformer_hf.forecasting import describe, save
+from earthformer_hf.forecasting import describe, observed_maps, save
 from earthformer_hf.forecasting.forecast import context_of as make_context
 from earthformer_hf.forecasting.forecast import roll_out
 from earthformer_hf.forecasting.grids import grid_of, interpolated
@@ -261,6 +261,37 @@ def test_products_are_those_of_the_members():
     assert 0 < chance.mean() < 1
     alone = forecast(values, members=False, thresholds=[threshold], **options)
     assert set(alone.data_vars) == {"exceedance_probability", "exceedance_probability_at_any_time", "quality_flag"}
+
+
+def test_a_chance_in_a_neighbourhood_counts_what_is_reached_within_its_radius():
+    options = {"model": tiny_pipeline(), "num_inference_steps": 2, "ensemble_size": 3, **STATED}
+    values = field(3, 12, 16)
+    threshold = 0.9
+    found = forecast(values, thresholds=[threshold], neighbourhood="5 km", **options)  # cells of 2 km
+    reached = found.rainfall_rate.values >= threshold
+    expected = np.zeros(reached.shape[1:])
+    for lead, y, x in np.ndindex(*expected.shape):
+        near = [(row, column) for row, column in np.ndindex(12, 16) if 4 * ((row - y) ** 2 + (column - x) ** 2) <= 25]
+        expected[lead, y, x] = np.mean([any(member[lead][place] for place in near) for member in reached])
+    chance = found.exceedance_probability[0]
+    np.testing.assert_allclose(chance, expected, atol=1e-6)
+    assert expected.mean() > reached.mean() > 0
+    assert chance.attrs["cell_methods"].startswith("area: maximum") and "within 5 km" in chance.attrs["long_name"]
+    with pytest.raises(ValueError, match="`neighbourhood` is of chances; ask for `thresholds`"):
+        forecast(values, neighbourhood="5 km", **options)
+    with pytest.raises(ValueError, match="`neighbourhood` must be a distance such as '10 km', got 'near'"):
+        forecast(values, thresholds=[1], neighbourhood="near", **options)
+
+
+def test_what_followed_is_drawn_beside_a_forecast_from_an_earlier_time():
+    whole = rain_dataset(field(6, 20, 28))
+    early = observe(whole, until="2020-06-01T12:10")
+    found = forecast(early)
+    assert found.forecast_reference_time.values == np.datetime64("2020-06-01T12:10")
+    xr.testing.assert_allclose(found.rainfall_rate, forecast(whole.isel(time=slice(3))).rainfall_rate)
+    observed = observed_maps(found, early)
+    assert observed.time.values[-1] == whole.time.values[-1] > early.time[-1]
+    np.testing.assert_allclose(observed[-1], whole.rain[-1], rtol=1e-6)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

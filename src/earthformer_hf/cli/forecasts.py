@@ -20,6 +20,7 @@ CoarsenTo = Annotated[str | None, typer.Option(help="the model's grid spacing, s
 ResampleTime = Annotated[str | None, typer.Option(help="the model's time step, such as 10m")]
 GridOf = Annotated[str, typer.Option(help="of the result: input or model")]
 Threshold = Annotated[list[float] | None, typer.Option(help="write the chance that it is reached; may be repeated")]
+Neighbourhood = Annotated[str | None, typer.Option(help="of chances: reached anywhere within, such as '10 km'")]
 Members = Annotated[bool, typer.Option(help="write the members")]
 Units = Annotated[str | None, typer.Option(help="where the files do not say them: mm/h, mm, dBZ, ...")]
 Option = Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, as for the data set folder")]
@@ -42,6 +43,7 @@ def forecast_command(
     resample_time: ResampleTime = None,
     grid: GridOf = "input",
     threshold: Threshold = None,
+    neighbourhood: Neighbourhood = None,
     percentile: Annotated[list[float] | None, typer.Option(help="of the members; may be repeated")] = None,
     mean: Annotated[bool, typer.Option("--mean", help="write the mean of the members")] = False,
     members: Members = True,
@@ -51,6 +53,7 @@ def forecast_command(
     grid_spacing: Annotated[str | None, typer.Option(help="where the files do not say it, such as '1 km'")] = None,
     crs: Annotated[str | None, typer.Option(help="where the files do not say it, such as EPSG:3035")] = None,
     start: Annotated[str | None, typer.Option(help="where the files have no dates, such as 2020-01-01T12:00")] = None,
+    until: Annotated[str | None, typer.Option(help="forecast from the last frame up to this time")] = None,
     option: Option = None,
     overlap: Annotated[int | None, typer.Option(help="of tiles, in the model's pixels")] = None,
     max_memory: Annotated[str, typer.Option(help="for the arrays of the forecast")] = "4GB",
@@ -74,11 +77,11 @@ def forecast_command(
     check_pictures(plot, animate)
     data: Any = inputs if len(inputs) > 1 else inputs[0]
     about: dict[str, Any] = {"variable": variable, "units": units, "time_step": time_step, "crs": crs, "start": start}
-    about |= {"grid_spacing": grid_spacing} | source_options(option)
+    about |= {"grid_spacing": grid_spacing, "until": until} | source_options(option)
     options: dict[str, Any] = {"lead": lead, "ensemble_size": ensemble, "num_inference_steps": steps, "seed": seed}
     options |= {"guide": guide, "coarsen_to": coarsen_to, "resample_time": resample_time, "grid": grid}
     options |= {"members": members, "mean": mean, "percentiles": percentile or (), "thresholds": threshold or ()}
-    options |= {"overlap": overlap, "max_memory": max_memory, "device": device}
+    options |= {"neighbourhood": neighbourhood, "overlap": overlap, "max_memory": max_memory, "device": device}
     observations = observe(data, **about)
     dataset = forecast(model, observations, **options)
     save(dataset, out, overwrite)
@@ -137,6 +140,7 @@ __all__ = [
     "Lead",
     "Members",
     "ModelId",
+    "Neighbourhood",
     "Option",
     "ResampleTime",
     "Seed",

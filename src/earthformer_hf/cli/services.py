@@ -17,6 +17,7 @@ from .forecasts import (
     Lead,
     Members,
     ModelId,
+    Neighbourhood,
     Option,
     ResampleTime,
     Seed,
@@ -28,7 +29,7 @@ from .frame import app, fails_in_one_line
 
 
 NAMES = {"ensemble": "ensemble_size", "steps": "num_inference_steps", "threshold": "thresholds"}
-OF_FORECASTS = "lead ensemble steps seed coarsen_to resample_time grid threshold members units".split()
+OF_FORECASTS = "lead ensemble steps seed coarsen_to resample_time grid threshold neighbourhood members units".split()
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def archive_command(
     resample_time: ResampleTime = None,
     grid: GridOf = "input",
     threshold: Threshold = None,
+    neighbourhood: Neighbourhood = None,
     members: Members = True,
     units: Units = None,
     option: Option = None,
@@ -135,6 +137,7 @@ def watch_command(
     resample_time: ResampleTime = None,
     grid: GridOf = "input",
     threshold: Threshold = None,
+    neighbourhood: Neighbourhood = None,
     members: Members = True,
     units: Units = None,
     option: Option = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.file_times import parsed_step
-from ..data.measures import UNKNOWN
+from ..data.measures import UNKNOWN, parsed_spacing
 from .grids import Grid, interpolated
 from .observations import Observations
 
@@ -29,6 +29,7 @@ class Products:
     percentiles: tuple[float, ...] = ()
     thresholds: tuple[float, ...] = ()
     grid: str = "input"
+    neighbourhood: str | None = None
 
     def check(self, of_ensembles: bool, ensemble_size: int) -> None:
         """
@@ -45,8 +46,25 @@ class Products:
         asked = [name for name, value in wanted.items() if value]
         if asked and not of_ensembles:
             raise ValueError(f"`{asked[0]}` is of an ensemble; this model makes one forecast.")
+        if self.neighbourhood is not None:
+            if not self.thresholds:
+                raise ValueError("`neighbourhood` is of chances; ask for `thresholds`.")
+            self.radius()
         if not self.members and not asked:
             raise ValueError("`members=False` leaves nothing; ask for `mean`, `percentiles` or `thresholds`.")
+
+    def radius(self) -> float:
+        """Of the neighbourhood, in kilometres; 0 of none.
+
+        Raises:
+            ValueError: no distance.
+        """
+        if self.neighbourhood is None:
+            return 0.0
+        amount, unit = parsed_spacing(self.neighbourhood)
+        if unit != "km" or amount <= 0:
+            raise ValueError(f"`neighbourhood` must be a distance such as '10 km', got {self.neighbourhood!r}.")
+        return amount
 
     def count(self, size: int, length: int) -> int:
         """How many maps they are."""
@@ -81,7 +99,8 @@ def forecast_dataset(
     grid = observations.grid if on_input else context.grid
     missing = context.missing if on_input or context.factor == 1 else ~context.observed[-1]
     name = "rainfall_rate" if units == "mm/h" else observations.name
-    arrays = _products(values, products, context.factor if on_input else 1.0, missing)
+    cell = _cell(grid) if products.neighbourhood else None
+    arrays = _products(values, products, context.factor if on_input else 1.0, missing, cell)
     dataset = xarray.Dataset(coords=_coordinates(grid, observations, nowcaster, values.shape[1]))
     spatial = grid.names
     attributes = {"units": "mm h-1" if units == "mm/h" else units} | _grid_mapping(dataset, grid)
@@ -116,8 +135,13 @@ def _described(
     """Product -> its variable's name, dimensions before rows and columns, attributes, and coordinates of its own."""
     standard = attributes | ({"standard_name": name} if name == "rainfall_rate" else {})
     indicator = "realization: mean (of 1 where reached, else 0)"
-    chance = {"units": "1", "long_name": f"chance that {name} reaches the threshold", "cell_methods": indicator}
-    ever = {"long_name": f"{chance['long_name']} at any lead time", "cell_methods": f"lead_time: maximum {indicator}"}
+    near, around = "", {}
+    if products.neighbourhood is not None:
+        near, around = f" within {products.neighbourhood}", {"neighbourhood": products.neighbourhood}
+        indicator = f"area: maximum {indicator}"
+    what = f"chance that {name} reaches the threshold{near}"
+    chance = {"units": "1", "long_name": what, "cell_methods": indicator} | around
+    ever = {"long_name": f"{what} at any lead time", "cell_methods": f"lead_time: maximum {indicator}"}
     percentiles = ("percentile", np.array(products.percentiles, "float64"), {"units": "percent"})
     thresholds = ("threshold", np.array(products.thresholds, "float64"), {"units": attributes["units"]})
     mean, many = {"cell_methods": "realization: mean"}, {"long_name": "percentiles of the members"}
@@ -145,8 +169,10 @@ def _described(
     }
 
 
-def _products(values: np.ndarray, products: Products, factor: float, missing: np.ndarray) -> dict[str, np.ndarray]:
-    """Name of a product -> its array, float32, NaN where missing."""
+def _products(
+    values: np.ndarray, products: Products, factor: float, missing: np.ndarray, cell: tuple[float, float] | None
+) -> dict[str, np.ndarray]:
+    """Name of a product -> its array, float32, NaN where missing. `cell`: its height and width in kilometres."""
     size, length = values.shape[:2]
     shape = missing.shape
 
@@ -174,11 +200,32 @@ def _products(values: np.ndarray, products: Products, factor: float, missing: np
             found["percentiles"][:, lead] = np.percentile(maps, products.percentiles, axis=0)
         for place, threshold in enumerate(products.thresholds):
             reached = maps >= np.float32(threshold)
+            if cell is not None:
+                reached = _near(reached, products.radius(), cell)
             ever[place] |= reached
             found["chances"][place, lead] = np.where(np.isnan(maps[0]), np.nan, reached.mean(0))
     if products.thresholds:
         found["chances_at_any_time"] = np.where(missing, np.nan, ever.mean(1)).astype("float32")
     return found
+
+
+def _near(reached: np.ndarray, radius: float, cell: tuple[float, float]) -> np.ndarray:
+    """Where a pixel of the same map (E, H, W) whose centre is at most `radius` away was reached."""
+    from scipy.ndimage import distance_transform_edt
+
+    return np.stack([each if not each.any() else distance_transform_edt(~each, cell) <= radius for each in reached])
+
+
+def _cell(grid: Grid) -> tuple[float, float]:
+    """Height and width of a cell in kilometres.
+
+    Raises:
+        ValueError: the grid's spacing is unknown.
+    """
+    cell = grid.cell
+    if cell is None:
+        raise ValueError("`neighbourhood` needs the grid spacing of the data, which is unknown; state `grid_spacing`.")
+    return cell
 
 
 def _flags(inflow: np.ndarray, factor: float, shape: tuple[int, int]) -> np.ndarray:

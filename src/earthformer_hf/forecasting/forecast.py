@@ -74,6 +74,7 @@ def forecast(
     mean: bool = False,
     percentiles: Sequence[float] = (),
     thresholds: Sequence[float] = (),
+    neighbourhood: str | None = None,
     overlap: int | None = None,
     max_memory: str = "4GB",
     max_batch_size: int | None = None,
@@ -102,6 +103,8 @@ def forecast(
         percentiles: of the members, 0..100.
         thresholds: in mm/h, or the units of the model: the chance, 0..1, that each is reached, at each time and at
             any time of the forecast.
+        neighbourhood: such as "10 km": of a pixel, the chance that the threshold is reached anywhere within this
+            distance.
         overlap: of neighbouring tiles, in pixels of the model; a quarter of a tile if omitted.
         max_memory: for the arrays of the forecast, such as "4GB".
         max_batch_size: members in one call of a pipeline's networks.
@@ -120,7 +123,7 @@ def forecast(
     """
     options = {"num_inference_steps": num_inference_steps, "guide": guide, "max_batch_size": max_batch_size}
     nowcaster = load_nowcaster(model, feature_extractor, device, **options)
-    products = Products(members, mean, tuple(percentiles), tuple(thresholds), grid)
+    products = Products(members, mean, tuple(percentiles), tuple(thresholds), grid, neighbourhood)
     products.check(nowcaster.makes_ensembles, ensemble_size)
     observations = observe(data, **about_data)
     numbers = numbers_of(observations.facts, nowcaster.extractor)

@@ -49,15 +49,22 @@ class Grid:
 
     @property
     def kilometers(self) -> float | None:
-        """The geometric mean of the spacings along both axes; None if it is unknown. Degrees of longitude count by
-        the cosine of the grid's middle latitude."""
+        """The geometric mean of height and width of a cell; None if they are unknown."""
+        cell = self.cell
+        return None if cell is None else float(np.sqrt(cell[0] * cell[1]))
+
+    @property
+    def cell(self) -> tuple[float, float] | None:
+        """Height and width of a cell in kilometres; None if they are unknown. Degrees of longitude count by the
+        cosine of the grid's middle latitude."""
         amount, unit = parsed_spacing(self.spacing)
         if not unit:
             return None
         if unit == "km":
-            return amount
+            return amount, amount
         middle = float(np.mean(self.y)) if "y_name" in self.geo else 0.0
-        return amount * KILOMETERS_PER_DEGREE * float(np.sqrt(np.cos(np.radians(middle))))
+        height = amount * KILOMETERS_PER_DEGREE
+        return height, height * float(np.cos(np.radians(middle)))
 
     def coarser(self, factor: float) -> "Grid":
         """The grid whose cells are `factor` times as wide; the last row and column may reach beyond this one's."""

@@ -4,7 +4,7 @@ import datetime
 import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Observations:
         time: (T,) datetime64[s]; NaT where undated.
         facts: units, time step and grid spacing.
         grid: of the maps.
+        later: times of the frames after these, for what is drawn beside a forecast.
     """
 
     source: str
@@ -39,6 +40,7 @@ class Observations:
     time: np.ndarray
     facts: DataFacts
     grid: Grid
+    later: np.ndarray = field(default_factory=lambda: np.empty(0, "datetime64[s]"))
 
     @property
     def is_dated(self) -> bool:
@@ -57,7 +59,7 @@ class Observations:
         if not count or _steps_between(self.time[count - 1], wanted, self.facts.step) >= 1:
             after = f"the last frame before {wanted} is of {self.time[count - 1]}" if count else "none is that early"
             raise ValueError(f"`until`: no frame at {wanted}; {after}.")
-        return replace(self, time=self.time[:count])
+        return replace(self, time=self.time[:count], later=np.concatenate([self.time[count:], self.later]))
 
 
 def _steps_between(first: np.datetime64, last: np.datetime64, step: np.timedelta64) -> float:

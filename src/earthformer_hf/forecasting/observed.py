@@ -26,7 +26,8 @@ def observed_maps(dataset: "Dataset", observations: Observations) -> "DataArray 
 
     Args:
         dataset: of [`~earthformer_hf.forecasting.forecast`].
-        observations: of the same quantity, see [`~earthformer_hf.forecasting.observe`].
+        observations: of the same quantity, see [`~earthformer_hf.forecasting.observe`]; those after `until` are drawn
+            too.
 
     Returns:
         (time, y, x) in the units of the forecast, NaN where missing, in areas where the grid is fine; without times if
@@ -42,7 +43,8 @@ def observed_maps(dataset: "Dataset", observations: Observations) -> "DataArray 
     if to_linear is None and canonical_units(observations.facts.units) != units:
         return None
     step = math.ceil(max(observations.grid.shape) / CELLS)
-    places = _frames(dataset, observations)
+    time = np.concatenate([observations.time, observations.later])
+    places = _frames(dataset, observations, time)
     maps = []
     for place in places:  # one by one: frames of a fine grid are large
         values = np.asarray(observations.read(slice(place, place + 1)), "float32")
@@ -52,19 +54,19 @@ def observed_maps(dataset: "Dataset", observations: Observations) -> "DataArray 
     for role, name, centres in zip("yx", grid.names, (grid.y, grid.x)):
         coordinates[name] = (name, centres, {"units": str(grid.geo.get(f"{role}_units", ""))})
     if observations.is_dated:
-        coordinates["time"] = observations.time[places].astype("datetime64[ns]")
+        coordinates["time"] = time[places].astype("datetime64[ns]")
     return xarray.DataArray(np.stack(maps), coordinates, ("time", *grid.names), attrs={"units": units})
 
 
-def _frames(dataset: "Dataset", observations: Observations) -> list[int]:
-    """Numbers of the frames that are drawn."""
+def _frames(dataset: "Dataset", observations: Observations, time: np.ndarray) -> list[int]:
+    """Numbers of the frames that are drawn, of those at these times."""
     lead = dataset["lead_time"].values
     total = len(observations.time)
     if lead.dtype.kind != "m":
         return list(range(max(0, total - FRAMES_OF_MONTHS), total))
     if not observations.is_dated or "forecast_reference_time" not in dataset:
         return list(range(max(0, total - FRAMES), total))
-    ahead = observations.time - dataset["forecast_reference_time"].values.astype("datetime64[s]")
+    ahead = time - dataset["forecast_reference_time"].values.astype("datetime64[s]")
     step = observations.facts.step or lead[0]
     stride = max(1, int(lead[-1] / FRAMES / step))
     past, future = np.flatnonzero(ahead <= np.timedelta64(0)), np.flatnonzero(ahead > np.timedelta64(0))

@@ -63,6 +63,7 @@ class Asked(BaseModel):
     steps: int | None = Field(None, ge=1, le=1000)
     seed: int = 0
     threshold: list[float] = []
+    neighbourhood: str | None = None
     grid: Literal["input", "model"] = "input"
     coarsen_to: str | None = None
     resample_time: str | None = None

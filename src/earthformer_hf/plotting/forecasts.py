@@ -179,6 +179,11 @@ class Pages:
             raise ValueError(f"`threshold`: the forecast has the chances of {known}, got {threshold:g}.")
         return int(near[0])
 
+    def event(self, place: int) -> str:
+        """What there are chances of, in words."""
+        near = self.dataset[CHANCE].attrs.get("neighbourhood")
+        return f"{self.thresholds[place]:g} {self.units} or more" + (f" within {near}" if near else "")
+
     # -- rows ---------------------------------------------------------------------------------------------------------
 
     def everything(self) -> list[tuple[str, list[Panel | None]]]:
@@ -217,7 +222,7 @@ class Pages:
         if CHANCE_EVER in self.dataset:
             ever = read_map(self.dataset[CHANCE_EVER].isel(threshold=place))
             panels.append(Panel(f"at any time until {self.until()}", ever, True))
-        return f"{self.thresholds[place]:g} {self.units} or more", panels
+        return self.event(place), panels
 
     def stamps(self, place: int) -> list[Panel | None]:
         """All that there is of one time."""
@@ -228,9 +233,9 @@ class Pages:
         observed = self.afterwards(place)
         if observed is not None:
             panels.insert(0, replace(observed, title="observed"))
-        for number, threshold in enumerate(self.thresholds):
+        for number in range(len(self.thresholds)):
             chance = read_map(self.dataset[CHANCE].isel(threshold=number, lead_time=place))
-            panels.append(Panel(f"{threshold:g} {self.units} or more", chance, True, flag))
+            panels.append(Panel(self.event(number), chance, True, flag))
         return panels
 
     def area(self) -> Map:
