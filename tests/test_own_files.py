@@ -1,6 +1,7 @@
 """A user's own files as they really are: found, grouped, joined and refused as their owner would expect."""
 
 import logging
+import shutil
 
 import datasets
 import h5py
@@ -287,6 +288,28 @@ def test_an_odim_composite(folder):
     np.testing.assert_array_equal(event["values"][0], [[-32, -31.5, -31], [-30.5, np.nan, 95]])
 
 
+def test_an_odim_composite_lies_where_its_corner_does(folder):
+    pyproj = pytest.importorskip("pyproj")
+    projection = "+proj=laea +lat_0=55 +lon_0=10 +x_0=1950000 +y_0=-2100000 +units=m +ellps=WGS84"
+    to_degrees = pyproj.Transformer.from_crs(projection, "EPSG:4326", always_xy=True)
+    longitude, latitude = to_degrees.transform(1_000_000, -3_000_000)  # of the outer corner
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["dataset1/data1/data"] = np.zeros((3, 2), "uint8")
+        file.create_group("dataset1/data1/what").attrs.update(quantity="RATE", gain=1.0, offset=0.0)
+        file.create_group("what").attrs.update(object="COMP", date="20200101", time="120000")
+        place = {"xscale": 2000.0, "yscale": 1000.0, "UL_lon": longitude, "UL_lat": latitude}
+        file.create_group("where").attrs.update(place | {"projdef": np.bytes_(projection)})
+    (event,) = events(folder)
+    assert event["geo"]["crs"] == projection
+    np.testing.assert_allclose(event["geo"]["y"], [-3_000_500, -3_001_500, -3_002_500], atol=0.01)  # centres
+    np.testing.assert_allclose(event["geo"]["x"], [1_001_000, 1_003_000], atol=0.01)
+    shutil.copy(folder / "a.h5", folder / "b.h5")
+    with h5py.File(folder / "b.h5", "a") as file:
+        del file["where"].attrs["UL_lon"]  # its place is not known: coordinates without a system
+    (event,) = events(folder / "b.h5")
+    assert "crs" not in event["geo"] and event["geo"]["y"] == [0, -1000, -2000]
+
+
 def test_a_knmi_composite(folder):
     with h5py.File(folder / "a.h5", "w") as file:
         file["image1/image_data"] = np.array([[0, 150, 65535], [3, 4, 5]], "uint16")
@@ -297,6 +320,15 @@ def test_a_knmi_composite(folder):
     (event,) = events(folder)
     np.testing.assert_allclose(event["values"][0], [[0, 1.5, np.nan], [0.03, 0.04, 0.05]])
     assert str(event["time"][0]) == "2020-12-31T23:55:00"
+    shutil.copy(folder / "a.h5", folder / "b.h5")
+    with h5py.File(folder / "b.h5", "a") as file:
+        sizes = {"geo_pixel_size_y": -1.0, "geo_pixel_size_x": 1.0, "geo_dim_pixel": b"KM,KM"}
+        file.create_group("geographic").attrs.update(sizes | {"geo_row_offset": 3650.0, "geo_column_offset": 0.0})
+        projection = b"+proj=stere +lat_0=90 +lon_0=0.0 +lat_ts=60.0 +a=6378.137 +b=6356.752 +x_0=0 +y_0=0"
+        file.create_group("geographic/map_projection").attrs["projection_proj4_params"] = projection
+    (event,) = events(folder / "b.h5")
+    assert event["geo"]["y"] == [-3650.5, -3651.5] and event["geo"]["x"] == [0.5, 1.5, 2.5]
+    assert event["geo"]["crs"].startswith("+proj=stere")
 
 
 @needs("cfgrib", "eccodes")

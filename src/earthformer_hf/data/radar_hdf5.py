@@ -11,9 +11,12 @@ import re
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from .rain import LOWEST_DBZ
 
+
+logger = logging.get_logger(__name__)
 
 UNITS = {"RATE": "mm/h", "ACRR": "mm", "DBZH": "dBZ", "DBZV": "dBZ", "TH": "dBZ", "TV": "dBZ"}  # of ODIM's quantities
 RATES = ("RATE", "ACRR")  # quantities that are 0, not missing, where there is no echo
@@ -104,10 +107,34 @@ def _odim_dataset(file: Any, group: str | None) -> Any:
         units = {"units": UNITS[quantity]} if quantity in UNITS else {}
         variables[name] = xarray.Variable(("time", "y", "x"), _lazy(_Stack(parts)), units)
     place = file["where"].attrs if "where" in file else {}
-    attributes = {"projection": _text(place["projdef"])} if "projdef" in place else {}
+    projection = _text(place.get("projdef", ""))
+    corner = _odim_corner(place, projection)
     shape = next(iter(variables.values())).shape
-    places = _places(shape, place.get("yscale"), place.get("xscale"), "m")
+    places = _places(shape, place.get("yscale"), place.get("xscale"), "m", corner)
+    is_placed = bool(projection) and (corner is not None or not places)
+    attributes = {"projection": projection} if is_placed else {}
     return xarray.Dataset(variables, {"time": np.array(times, "datetime64[s]")} | places, attributes)
+
+
+def _odim_corner(place: Any, projection: str) -> tuple[float, float] | None:
+    """y and x of the north-western corner in the projection's metres; None where it is not stated, or pyproj is not
+    installed: such maps lie nowhere on Earth."""
+    if not projection or not {"UL_lon", "UL_lat"} <= set(place):
+        return None
+    try:
+        from pyproj import CRS, Transformer
+        from pyproj.exceptions import ProjError
+    except ModuleNotFoundError:
+        logger.warning("pyproj is missing, so that maps lose their place on Earth: pip install 'earthformer-hf[geo]'.")
+        return None
+    longitude, latitude = (float(np.ravel(place[name])[0]) for name in ("UL_lon", "UL_lat"))
+    try:
+        x, y = Transformer.from_crs("EPSG:4326", CRS.from_proj4(projection), always_xy=True).transform(
+            longitude, latitude
+        )
+    except ProjError as problem:
+        raise ValueError(f"states the projection {projection!r}, which cannot be used: {problem}") from None
+    return (float(y), float(x)) if np.isfinite([y, x]).all() else None
 
 
 def _odim_maps(file: Any, group: str | None) -> dict[str, list[tuple[np.datetime64, dict[str, Any]]]]:
@@ -139,13 +166,27 @@ def _within(place: str, group: str) -> bool:
     return f"{place}/".startswith(f"{group}/")
 
 
-def _places(shape: tuple[int, ...], height: Any, width: Any, units: str) -> dict[str, Any]:
-    """Coordinates of rows and columns by their spacing, from the north-western corner; none if it is not stated."""
+def _places(
+    shape: tuple[int, ...], height: Any, width: Any, units: str, corner: tuple[float, float] | None
+) -> dict[str, Any]:
+    """Coordinates of the centres of rows and columns by their spacing; none if it is not stated.
+
+    Args:
+        corner: y and x of the north-western corner of the map in its projection; where it is unknown, coordinates
+            count from the middle of the pixel there.
+    """
     if height is None or width is None:
         return {}
     spacings = -abs(float(np.ravel(height)[0])), abs(float(np.ravel(width)[0]))
-    sides = zip("yx", shape[1:], spacings)
-    return {name: (name, spacing * np.arange(size), {"units": units}) for name, size, spacing in sides}
+    begins = (0.0, 0.0) if corner is None else [edge + step / 2 for edge, step in zip(corner, spacings)]
+    return {
+        name: (
+            name,
+            begin + spacing * np.arange(size),
+            {"units": units, "standard_name": f"projection_{name}_coordinate"},
+        )
+        for name, size, spacing, begin in zip("yx", shape[1:], spacings, begins)
+    }
 
 
 def _odim_rule(what: dict[str, Any], quantity: str) -> tuple[float, float, list[float], dict[float, float]]:
@@ -187,14 +228,18 @@ def _knmi_dataset(file: Any) -> Any:
     months = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
     when = np.datetime64(f"{year}-{months.index(month.upper()) + 1:02d}-{int(day_of_month):02d}T{clock[:8]}", "s")
     projection = file.get("geographic/map_projection")
-    attributes = (
-        {} if projection is None else {"projection": _text(projection.attrs.get("projection_proj4_params", ""))}
-    )
+    text = "" if projection is None else _text(projection.attrs.get("projection_proj4_params", ""))
     grid = file["geographic"].attrs if "geographic" in file else {}
     pixels_in = _text(grid.get("geo_dim_pixel", "")).split(",")[0].lower()
-    places = _places(array.shape, grid.get("geo_pixel_size_y"), grid.get("geo_pixel_size_x"), pixels_in)
+    sizes = [grid.get(f"geo_pixel_size_{axis}") for axis in "yx"]
+    offsets = [grid.get(f"geo_{axis}_offset") for axis in ("row", "column")]  # of the corner, in pixels
+    corner = None
+    if not any(each is None for each in (*sizes, *offsets)):
+        corner = tuple(float(np.ravel(size)[0]) * float(np.ravel(offset)[0]) for size, offset in zip(sizes, offsets))
+    places = _places(array.shape, *sizes, pixels_in, corner)
+    is_placed = bool(text) and (corner is not None or not places)
     coordinates = {"time": np.array([when])} | places
-    return xarray.Dataset({name: array}, coordinates, {k: v for k, v in attributes.items() if v})
+    return xarray.Dataset({name: array}, coordinates, {"projection": text} if is_placed else {})
 
 
 def _numbered(group: Any, stem: str) -> list[Any]:

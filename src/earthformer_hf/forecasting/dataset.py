@@ -282,7 +282,7 @@ def _coordinates(grid: Grid, observations: Observations, nowcaster: Any, length:
 def _grid_mapping(dataset: Any, grid: Grid) -> dict[str, str]:
     """The attribute that leads to the coordinate reference system, which is added to the dataset; empty if unknown."""
     text, attributes = grid.geo.get("crs"), grid.geo.get("grid_mapping")
-    if not text and not attributes:
+    if (not text and not attributes) or "y_name" not in grid.geo:  # a system without coordinates places nothing
         return {}
     if "crs" not in dataset.variables:
         dataset.coords["crs"] = ((), np.int32(0), dict(attributes) if attributes else _of_text(str(text)))
