@@ -12,6 +12,7 @@ trains on 8 GPUs (or, without one, 8 processes of the CPU). `total_batch_size` o
 
 from dataclasses import dataclass, field
 
+import numpy as np
 from accelerate.utils import send_to_device, set_seed
 
 from earthformer_hf import EarthformerConfig, EarthformerFeatureExtractor, EarthformerForPrediction
@@ -29,7 +30,7 @@ from earthformer_hf.training import (
     run_settings,
     train,
 )
-from earthformer_hf.training.losses import intensity_weighted_mse
+from earthformer_hf.training.losses import intensity_weighted_mse, soft_csi_loss
 
 
 @dataclass
@@ -37,6 +38,7 @@ class ForecastArguments(PublishedArguments):
     pretrained: str | None = field(default=None, metadata={"help": "start from this model instead of random weights"})
     intensity_weight: float = field(default=0.0, metadata={"help": "weight of intense values in the loss"})
     intensity_power: float = field(default=1.0, metadata={"help": "how steeply that weight grows with the value"})
+    csi_weight: float = field(default=0.0, metadata={"help": "weight of the CSI at the thresholds in the loss"})
 
 
 @ends_in_one_line
@@ -55,14 +57,17 @@ def main():
     else:
         model = EarthformerForPrediction(config)
 
+    thresholds = extractor.encode(np.array(extractor.thresholds or ()))[0].tolist()
+    if arguments.csi_weight and not thresholds:
+        raise ValueError("`csi_weight` needs `thresholds` in `feature_extractor`, got none.")
+
     def loss_of(model, batch):
-        return intensity_weighted_mse(
-            model(**{name: batch[name] for name in MODEL_INPUTS if name in batch}).predictions,
-            batch["future_values"],
-            batch["future_observed_mask"],
-            arguments.intensity_weight,
-            arguments.intensity_power,
-        )
+        predictions = model(**{name: batch[name] for name in MODEL_INPUTS if name in batch}).predictions
+        truth = batch["future_values"], batch["future_observed_mask"]
+        loss = intensity_weighted_mse(predictions, *truth, arguments.intensity_weight, arguments.intensity_power)
+        if arguments.csi_weight:
+            loss = loss + arguments.csi_weight * soft_csi_loss(predictions, *truth, thresholds)
+        return loss
 
     def score_of(model, accelerator) -> float:
         """The same loss over the observed values of the validation split."""

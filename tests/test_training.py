@@ -18,7 +18,7 @@ from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
 from earthformer_hf.schedules import denoised, noise_for_training
 from earthformer_hf.training import Run, TrainingArguments
 from earthformer_hf.training.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
-from earthformer_hf.training.losses import intensity_weighted_mse, laplace_loss
+from earthformer_hf.training.losses import intensity_weighted_mse, laplace_loss, soft_csi_loss
 from earthformer_hf.training.optimization import Muon, optimizers_of, orthogonalized
 
 
@@ -26,6 +26,23 @@ FIXTURES = ROOT / "tests/fixtures/parity"
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+def test_soft_csi_is_the_csi_of_sharp_forecasts_and_pays_for_raising_a_miss():
+    random = np.random.default_rng(0)
+    future, forecast = (torch.tensor(random.uniform(0, 1, (2, 3, 8, 8, 1)), dtype=torch.float32) for _ in range(2))
+    observed = torch.tensor(random.uniform(size=future.shape) > 0.2)
+    thresholds = [0.25, 0.7]
+    found = []
+    for threshold in thresholds:
+        told, happened = (x.numpy()[observed.numpy()] >= threshold for x in (forecast, future))
+        found.append((told & happened).sum() / (told | happened).sum())
+    loss = soft_csi_loss(forecast, future.masked_fill(~observed, torch.nan), observed, [*thresholds, 2.0], width=1e-6)
+    assert loss.item() == pytest.approx(1 - np.mean(found), abs=1e-6)  # 2.0 never occurs, and does not count
+    miss = torch.full((1, 1, 1, 1, 1), 0.6, requires_grad=True)
+    soft_csi_loss(miss, torch.ones(1, 1, 1, 1, 1), torch.ones(1, dtype=torch.bool), [0.7]).backward()
+    assert miss.grad.item() < 0
+    assert soft_csi_loss(forecast, future, torch.zeros_like(observed), thresholds).item() == 0
 
 
 def test_intensity_weighted_loss():

@@ -81,7 +81,13 @@ def forecast_archive(
         job |= {"starts": starts, "identity": known | job["options"] | asked}
         done = marks(store, job["identity"])
         todo = [number for number in range(len(starts)) if not done[number : number + 1].any()]
-        failed = _run(job, todo, scheduler, workers) if todo else {}
+        try:
+            failed = _run(job, todo, scheduler, workers) if todo else {}
+        except OSError as problem:
+            words = (
+                f"`out`: {store} cannot be written: {problem.strerror or problem}; the same call goes on from here."
+            )
+            raise OSError(problem.errno, words) from None
         if not store.exists():
             first = next(iter(failed))
             raise ValueError(f"no start could be forecast from; at {starts[first]}: {failed[first]}")

@@ -1,5 +1,7 @@
 """Losses of training recipes, beyond the mean squared error that the model computes itself."""
 
+from collections.abc import Sequence
+
 import torch
 
 from ..schedules import noise_for_training
@@ -26,6 +28,37 @@ def intensity_weighted_mse(
     error = torch.where(observed, predictions - future_values, 0.0)
     weight = 1 + intensity_weight * torch.where(observed, future_values, 0.0).clamp(min=0) ** intensity_power
     return (weight * error.square()).sum() / observed.sum().clamp(min=1)
+
+
+def soft_csi_loss(
+    predictions: torch.Tensor,
+    future_values: torch.Tensor,
+    observed: torch.Tensor,
+    thresholds: Sequence[float],
+    width: float = 0.02,
+) -> torch.Tensor:
+    """1 - the critical success index of a batch, mean over the thresholds that occur in it; differentiable.
+
+    A squared error pays for smooth maps: a cell of heavy rain half a grid cell away counts twice. This pays for maps
+    that are as often above a threshold as the observed ones, at the same places. Whether a prediction reaches a
+    threshold is a sigmoid of its distance; CSI = hits / (hits + misses + false alarms), as evaluation counts it.
+
+    Args:
+        predictions, future_values: (B, T, H, W, C) in the model's range.
+        observed: bool, broadcasts to them.
+        thresholds: in the model's range.
+        width: of the sigmoid, in the model's range.
+    """
+    observed = observed.expand_as(predictions)
+    found = []
+    for threshold in thresholds:
+        event = (future_values >= threshold) & observed
+        forecast = torch.where(observed, torch.sigmoid((predictions - threshold) / width), 0.0)
+        hits = torch.where(event, forecast, 0.0).sum()
+        events = event.sum()
+        csi = hits / (forecast.sum() + events - hits).clamp(min=1e-6)
+        found.append(torch.where(events > 0, 1 - csi, torch.nan))
+    return torch.stack(found).nanmean().nan_to_num()
 
 
 def laplace_loss(
@@ -78,4 +111,4 @@ def draw_noisy_latents(
     return noise_for_training(scheduler, clean, noise.to(clean), times.to(clean))
 
 
-__all__ = ["denoising_loss", "draw_noisy_latents", "intensity_weighted_mse", "laplace_loss"]
+__all__ = ["denoising_loss", "draw_noisy_latents", "intensity_weighted_mse", "laplace_loss", "soft_csi_loss"]
