@@ -386,6 +386,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch, caps
         "advection",
         "configuration_earthformer",
         "cuboid",
+        "folding",
         "loading_earthformer",
         "modeling_earthformer",
         "stem_earthformer",

@@ -22,6 +22,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_torchdynamo_exporting
 
+from .folding import upsample_conv
+
 
 LEAKY_SLOPE = 0.1  # of every leaky ReLU in the originals
 MASKED = -3e4  # added to the score of a pair that must not meet: finite in half precision, nothing after a softmax
@@ -867,7 +869,7 @@ class Upsample(nn.Module):
     def forward(self, hidden_states: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """(B, T, H, W, C_in) -> (B, T, *size, C_out)."""
         frames = hidden_states.flatten(0, 1).permute(0, 3, 1, 2)  # (B * T, C, H, W)
-        frames = self.conv(F.interpolate(frames, size=tuple(size), mode="nearest"))
+        frames = upsample_conv(frames, size, self.conv)
         return frames.permute(0, 2, 3, 1).unflatten(0, hidden_states.shape[:2])
 
 

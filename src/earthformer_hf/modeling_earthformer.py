@@ -125,7 +125,10 @@ class EarthformerPreTrainedModel(CheckpointModel):
     input_modalities = ("time",)
     supports_gradient_checkpointing = True
     _input_embed_layer = "stem"  # for quantization, and for adapters behind reentrant checkpoints
-    _no_split_modules = ["CuboidSelfAttentionBlock", "CuboidCrossAttentionBlock", "PositionEmbedding"]
+    # The head takes the weights of two of its layers into one step.
+    _no_split_modules = [
+        "CuboidSelfAttentionBlock", "CuboidCrossAttentionBlock", "PositionEmbedding", "EarthformerHead",
+    ]  # fmt: skip
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True

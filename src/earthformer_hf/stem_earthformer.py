@@ -16,6 +16,7 @@ from torch import nn
 
 from .configuration_earthformer import EarthformerConfig
 from .cuboid import LEAKY_SLOPE, PatchMerging, SafeGroupNorm, Upsample
+from .folding import upsample_conv
 
 
 class EarthformerConvStage(nn.Module):
@@ -29,7 +30,7 @@ class EarthformerConvStage(nn.Module):
             layers += [
                 nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, kernel_size=3, padding=1),
                 SafeGroupNorm(groups, out_channels),
-                nn.LeakyReLU(LEAKY_SLOPE),
+                nn.LeakyReLU(LEAKY_SLOPE, inplace=True),  # a group norm needs its input for the gradient, not this
             ]
         self.layers = nn.Sequential(*layers)
 
@@ -84,11 +85,16 @@ class EarthformerHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, guess: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T, h_0, w_0, hidden_sizes[0]), guess and reach (B, T, H, W, 2 * C_out) -> (B, T, H, W, C_out)."""
+        frames = hidden_states.flatten(0, 1).permute(0, 3, 1, 2)  # (B * T, C, H, W)
+        if guess is not None:
+            guess = guess.flatten(0, 1).permute(0, 3, 1, 2)
         for i, (upsample, stage, size) in enumerate(zip(self.upsamples, self.stages, self.sizes)):
-            hidden_states = upsample(hidden_states, size)
-            if guess is not None and i == len(self.stages) - 1:
-                hidden_states = torch.cat([hidden_states, guess.to(hidden_states.dtype)], dim=-1)
-            hidden_states = stage(hidden_states)
+            first, *others = stage.layers
+            beside = guess if i == len(self.stages) - 1 else None
+            frames = upsample_conv(frames, size, upsample.conv, first, beside)
+            for layer in others:
+                frames = layer(frames)
+        hidden_states = frames.permute(0, 2, 3, 1).unflatten(0, hidden_states.shape[:2])
         return self.out_proj(hidden_states)
 
 

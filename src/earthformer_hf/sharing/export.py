@@ -175,7 +175,8 @@ def _write_pipeline(pipeline: PreDiffPipeline, folder: Path, max_shard_size: int
             _set_entries(folder / name / "config.json")
     for module in ("pipeline_prediff", "guidance"):
         _copy_code(module, folder)
-    (folder / "cuboid.py").unlink()
+    for module in ("cuboid", "folding"):
+        (folder / f"{module}.py").unlink()
     (folder / "unet_earthformer.py").write_text(self_contained("unet_earthformer"), encoding="utf-8")
 
 
@@ -198,10 +199,9 @@ def self_contained(module: str) -> str:
     source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
     lines = source.splitlines()
     for node in reversed(ast.parse(source).body):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            sibling = (PACKAGE / f"{node.module}.py").read_text(encoding="utf-8").splitlines()
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
             begin, end = f"# -- {node.module}.py begins --", f"# -- {node.module}.py ends --"
-            lines[node.lineno - 1 : node.end_lineno] = [begin, *sibling, end]
+            lines[node.lineno - 1 : node.end_lineno] = [begin, *self_contained(node.module).splitlines(), end]
     return "\n".join(lines) + "\n"
 
 
