@@ -132,6 +132,7 @@ def forecast(script, *options):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_the_coming_months_follow_the_last_of_the_record(tmp_path):
     ocean(30, "2019-01").to_netcdf(tmp_path / "my ocean (1).nc")
     result = forecast("forecast", "--input", tmp_path / "my ocean (1).nc")
@@ -269,6 +270,7 @@ def test_an_unknown_data_set_suggests_the_nearest():
         assert result.exit_code == 1 and "Did you mean 'open-radar'?" in result.output
 
 
+@pytest.mark.slow
 def test_a_traceback_is_shown_only_when_asked_for(tmp_path):
     (tmp_path / "a.txt").write_text("neither")
     command = [sys.executable, "-m", "earthformer_hf.cli", "data", "info", "folder", "--data-dir", str(tmp_path)]

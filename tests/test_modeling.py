@@ -152,7 +152,8 @@ def test_activation_checkpointing_gives_the_same_gradients():
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("pattern", [pytest.param("axial", marks=pytest.mark.slow), "video_swin_2x4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["axial", "video_swin_2x4"])
 def test_compiles_as_one_graph(pattern):
     model = tiny_model(self_attention_pattern=pattern)
     past, future = frames(model.config), futures(model)

@@ -489,6 +489,7 @@ def test_nothing_is_forecast_without_windows_or_members(tmp_path, rain):
 # -- score files side by side -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_files_scored_on_other_data_do_not_compare(tmp_path, rain):
     write_protocol(tmp_path / "mine.yaml", options={"fractions": [0, 0, 1]})
     write_files(tmp_path / "data", rain[:20])

@@ -120,6 +120,7 @@ def test_pipeline_recipe_and_card_belong_together():
 
 
 @pytest.mark.skipif(not (DATA / "radar_open_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
+@pytest.mark.slow
 def test_the_ensemble_beats_dressed_persistence_and_obeys():
     """On a few test windows and few steps; the scores that count are in the pipeline's card."""
     pipeline = PreDiffPipeline.from_pretrained(ROOT / "model_cards/prediff-radar-tiny")
@@ -175,6 +176,7 @@ def is_picture(path):
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_forecast_radar_without_data_says_simulated(tmp_path):
     result = run("examples/forecast_radar.py", "--output", tmp_path / "f.png", data=tmp_path)
     assert result.returncode == 0, result.stderr
