@@ -36,11 +36,14 @@ def random_inputs(network: Network, batch: int) -> dict[str, torch.Tensor]:
 
     if isinstance(network, EarthformerUNetModel):
         size, channels = config.sample_size, config.in_channels
-        return {
+        inputs = {
             "sample": frames(config.prediction_length, size, channels),
             "timestep": torch.randint(1000, (batch,), generator=random),
             "context": frames(config.context_length, size, channels),
         }
+        if config.condition_channels:
+            inputs["condition"] = frames(config.prediction_length, size, config.condition_channels)
+        return inputs
     inputs = {"past_values": frames(config.context_length, config.image_size, config.num_channels)}
     if config.num_covariates:
         inputs["past_covariates"] = frames(config.context_length, config.image_size, config.num_covariates)

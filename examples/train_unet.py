@@ -2,6 +2,9 @@
 
     python examples/train_unet.py --recipe examples/configs/prediff_radar_tiny.yaml --output_dir runs/unet
 
+With `forecaster`, the folder of a trained Earthformer, the denoiser learns to use what that one forecasts. A block
+`sampler` names the scheduler that the pipeline is saved with, where it is another than the one for training.
+
 OUTPUT_DIR holds a whole pipeline, ready for `PreDiffPipeline.from_pretrained`, with its card, and figures of the means
 of its ensembles.
 """
@@ -15,7 +18,13 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from torch import nn
 
-from earthformer_hf import EarthformerFeatureExtractor, EarthformerUNetModel, PreDiffPipeline
+from earthformer_hf import (
+    EarthformerFeatureExtractor,
+    EarthformerForPrediction,
+    EarthformerUNetModel,
+    PreDiffPipeline,
+)
+from earthformer_hf.pipeline_checks import check_networks
 from earthformer_hf.training import (
     DataArguments,
     LatentArguments,
@@ -37,6 +46,7 @@ from earthformer_hf.training.losses import denoising_loss, draw_noisy_latents
 @dataclass
 class DenoiserArguments(LatentArguments, PublishedArguments):
     vae: str = field(default="runs/vae", metadata={"help": "folder of the trained autoencoder"})
+    forecaster: str | None = field(default=None, metadata={"help": "folder of a trained Earthformer"})
 
 
 class Denoiser(nn.Module):
@@ -47,16 +57,26 @@ class Denoiser(nn.Module):
         self.unet = unet
         self.log_variance = nn.Parameter(torch.zeros(timesteps))
 
-    def forward(self, noisy, timestep, context):
-        return self.unet(noisy, timestep, context).sample, self.log_variance[timestep.long()]
+    def forward(self, noisy, timestep, context, condition=None):
+        return self.unet(noisy, timestep, context, condition).sample, self.log_variance[timestep.long()]
 
 
-def scheduler_from(**options):
-    """A scheduler of diffusers, by the name of its class."""
+def scheduler_from(config=None, **options):
+    """A scheduler of diffusers, by the name of its class, with what it shares of the `config` of another."""
     name = options.pop("class", None)
     if not hasattr(diffusers, str(name)):
         raise ValueError(f"`class` must be a scheduler of diffusers, got {name!r}.")
-    return getattr(diffusers, name)(**options)
+    kind = getattr(diffusers, name)
+    return kind(**options) if config is None else kind.from_config(config, **options)
+
+
+def forecaster_from(folder: str | None) -> EarthformerForPrediction | None:
+    """A trained Earthformer that is not trained on, in single precision."""
+    if folder is None:
+        return None
+    if not Path(folder).is_dir():
+        raise ValueError(f"--forecaster must be the folder of a trained Earthformer, got {folder!r}.")
+    return EarthformerForPrediction.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
 
 
 @ends_in_one_line
@@ -64,18 +84,22 @@ def main():
     recipe, data, arguments = parse_recipe(__doc__, data=DataArguments, denoiser=DenoiserArguments)
     set_seed(arguments.seed)
     extractor = build(recipe, "feature_extractor", EarthformerFeatureExtractor)
-    scheduler = build(recipe, "scheduler", scheduler_from)
+    scheduler = sampler = build(recipe, "scheduler", scheduler_from)
+    if "sampler" in recipe:
+        sampler = build(recipe, "sampler", scheduler_from, config=scheduler.config)
     if not Path(arguments.vae).is_dir():
         raise ValueError(f"--vae must be the folder of a trained autoencoder, got {arguments.vae!r}.")
     vae = AutoencoderKL.from_pretrained(arguments.vae).eval().requires_grad_(False)
     unet = build(recipe, "unet", EarthformerUNetModel, in_channels=vae.config.latent_channels)
     lengths = unet.config.context_length, unet.config.prediction_length
-    train_set, eval_set = load_latents(data, arguments, extractor, vae, lengths)
+    forecaster = forecaster_from(arguments.forecaster)
+    check_networks(vae, unet, forecaster)
+    train_set, eval_set = load_latents(data, arguments, extractor, vae, lengths, forecaster)
     model = Denoiser(unet, scheduler.config.num_train_timesteps)
 
     def predict(model, batch, generator=None):
         noisy, timestep, target = draw_noisy_latents(scheduler, batch["future_latents"], generator)
-        output, log_variance = model(noisy, timestep, batch["context_latents"])
+        output, log_variance = model(noisy, timestep, batch["context_latents"], batch.get("condition_latents"))
         return output, target, log_variance
 
     def loss_of(model, batch):
@@ -92,10 +116,11 @@ def main():
         return mean_over(eval_set, arguments.batch_size, total_and_count, accelerator)
 
     def save_best(model):
-        PreDiffPipeline(vae, model.unet, scheduler, feature_extractor=extractor).save_pretrained(arguments.output_dir)
+        pipeline = PreDiffPipeline(vae, model.unet, sampler, feature_extractor=extractor, forecaster=forecaster)
+        pipeline.save_pretrained(arguments.output_dir)
 
     def figure_of(model):
-        pipeline = PreDiffPipeline(vae, model.unet, scheduler)
+        pipeline = PreDiffPipeline(vae, model.unet, sampler, forecaster=forecaster)
         pipeline.set_progress_bar_config(disable=True)
 
         def forecast_of(inputs):

@@ -88,7 +88,7 @@ def tiny_objects():
 
     torch.manual_seed(0)
     extractor = EarthformerFeatureExtractor(scale=1 / 255, variable="rain code", units="1", valid_range=(0, 254))
-    pipeline = tiny_pipeline(alignment=True)
+    pipeline = tiny_pipeline(alignment=True, forecaster=True)
     pipeline.register_modules(feature_extractor=extractor)
     return tiny_model(), extractor, pipeline
 
@@ -301,7 +301,7 @@ def variants():
     whole = weights_of("someone/variants-of-a-pipeline")
     pipe.to(torch.float16).push_to_hub("someone/variants-of-a-pipeline", variant="fp16")
     halves = [name.replace(".safetensors", ".fp16.safetensors") for name in whole]
-    assert len(whole) == 3 and weights_of("someone/variants-of-a-pipeline") == sorted(whole + halves)
+    assert len(whole) == 4 and weights_of("someone/variants-of-a-pipeline") == sorted(whole + halves)
     assert torch.equal(ensemble(PreDiffPipeline.from_pretrained("someone/variants-of-a-pipeline")), before)
     loaded = PreDiffPipeline.from_pretrained(
         "someone/variants-of-a-pipeline", variant="fp16", torch_dtype=torch.float16

@@ -28,6 +28,7 @@ NETWORKS = {
     "first guess": lambda: tiny_model(**SMALL, **DIVIDED, first_guess="advection", image_size=(7, 10)),
     "two levels": lambda: tiny_model(cross_attention_pattern="cross_4x4_heter"),
     "denoiser": lambda: tiny_pipeline(**LATENT).unet,
+    "denoiser with a condition": lambda: tiny_pipeline(**LATENT, forecaster=True).unet,
     "denoiser, two levels": lambda: tiny_pipeline(num_global_vectors=2, mask_padding=False).unet,
 }
 
@@ -38,7 +39,7 @@ def networks(*fast: str):
     return pytest.mark.parametrize("name", cases)
 
 
-@networks("shifted", "denoiser")
+@networks("shifted", "denoiser", "denoiser with a condition")
 def test_torch_export(name, monkeypatch):
     monkeypatch.setattr(cuboid, "MAX_WINDOWS", 7)  # which the network keeps to; the program takes any batch
     network = NETWORKS[name]()

@@ -51,6 +51,7 @@ HASHES = {
     "radar-open": "6505d4d00f32",
     "radar-open-ensemble": "4cd6191e3833",
     "radar-open-10min": "e7392f080e0d",
+    "radar-open-10min-ensemble": "9e4fca7d5bdd",
     "radar-open-10min-0006": "60e42c7472f2",
     "radar-open-10min-0007": "733e1f40d714",
     "icar-enso": "eb0682a600a2",

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from local_hub import USER, LocalHub
 from safetensors.torch import load_file
 from test_data import write_radar, write_sst
-from tiny import ROOT, tiny_model
+from tiny import ROOT, tiny_forecaster, tiny_model
 
 from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
 from earthformer_hf.schedules import denoised, noise_for_training
@@ -311,6 +311,50 @@ def test_a_diffusion_pipeline_is_trained_in_three_steps_that_resume(tmp_path):
     guide = KnowledgeAlignmentCallback(0.9)
     guided = pipeline(past_values, ensemble_size=2, num_inference_steps=2, callback_on_step_end=guide)
     assert np.isfinite(guided.predictions).all()
+
+
+@pytest.mark.slow
+def test_a_denoiser_is_told_what_a_forecaster_forecasts(tmp_path):
+    write_radar(tmp_path / "radar.h5", [(0, 0), (4, 6)])
+    with h5py.File(tmp_path / "radar.h5", "a") as file:
+        file["mrms_test/tiles_val"] = np.array([(8, 8)], "int32")
+    vae = AutoencoderKL(
+        in_channels=1, out_channels=1, block_out_channels=(4, 8), norm_num_groups=2, latent_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    vae.save_pretrained(tmp_path / "vae")
+    forecaster = tiny_forecaster(context_length=3, prediction_length=1, image_size=(8, 8))
+    forecaster.save_pretrained(tmp_path / "forecaster")
+    steps = {"max_steps": 4, "batch_size": 2, "warmup_steps": 1, "eval_every": 2, "save_every": 2, "ema_decay": 0.9}
+    steps |= {"encoded_windows": 4, "latents": str(tmp_path / "latents")}
+    recipe = {
+        "unet": {
+            "sample_size": [4, 4], "context_length": 3, "prediction_length": 1, "block_out_channels": [8],
+            "layers_per_block": 1, "num_attention_heads": 2, "dropout": 0.0, "condition_channels": 3,
+        },
+        "alignment_network": {"block_out_channels": [8], "num_attention_heads": 2},
+        "scheduler": {"class": "DDPMScheduler", "prediction_type": "v_prediction", "beta_end": 0.01},
+        "sampler": {"class": "UniPCMultistepScheduler", "solver_order": 3},
+        "feature_extractor": {"scale": 1 / 255, "missing_value": 255, "fill_value": 0},
+        "data": {"source": "open-radar", "options": {"file": "radar.h5"}, "eval_stride": 1},
+        "denoiser": steps | {"vae": str(tmp_path / "vae"), "forecaster": str(tmp_path / "forecaster")},
+        "alignment": steps | {"pipeline": str(tmp_path / "unet")},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    train(tmp_path, "--output_dir", str(tmp_path / "unet"), script="train_unet")
+    folders = set((tmp_path / "latents").iterdir())
+    for folder in folders:
+        assert load_file(folder / "00000000.safetensors")["condition_latents"].shape[1:] == (1, 4, 4, 3)
+    train(tmp_path, "--output_dir", str(tmp_path / "alignment"), script="train_alignment")
+    for folder in set((tmp_path / "latents").iterdir()) - folders:  # alignment has no use for a condition
+        assert "condition_latents" not in load_file(folder / "00000000.safetensors")
+    pipeline = PreDiffPipeline.from_pretrained(tmp_path / "unet")
+    assert type(pipeline.scheduler) is UniPCMultistepScheduler and pipeline.scheduler.config.solver_order == 3
+    assert pipeline.scheduler.config.prediction_type == "v_prediction" and pipeline.scheduler.config.beta_end == 0.01
+    for name, tensor in pipeline.forecaster.state_dict().items():
+        torch.testing.assert_close(tensor, forecaster.state_dict()[name], rtol=0, atol=0)
+    assert np.isfinite(pipeline(torch.rand(1, 3, 8, 8, 1), num_inference_steps=2).predictions).all()
+    assert pipeline.alignment is not None and (tmp_path / "unet/figures/step_000004.png").is_file()
 
 
 @pytest.mark.slow

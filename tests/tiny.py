@@ -63,7 +63,15 @@ def inputs_of(config: EarthformerConfig, batch: int = 2, seed: int = 1) -> dict[
     return inputs
 
 
-def tiny_pipeline(scheduler=None, alignment: bool = False, **unet) -> PreDiffPipeline:
+def tiny_forecaster(**changes) -> EarthformerForPrediction:
+    """Of the frames of `tiny_pipeline`; it corrects its first guess."""
+    shape = {"context_length": 3, "prediction_length": 2, "image_size": (12, 16), "first_guess": "advection"}
+    model = tiny_model(**(shape | changes))
+    torch.nn.init.normal_(model.head.out_proj.weight, std=0.1)
+    return model
+
+
+def tiny_pipeline(scheduler=None, alignment: bool = False, forecaster: bool = False, **unet) -> PreDiffPipeline:
     """Frames 3 -> 2 of 12 x 16 pixels, latents of 6 x 8; random weights, also where training starts at 0."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -73,7 +81,7 @@ def tiny_pipeline(scheduler=None, alignment: bool = False, **unet) -> PreDiffPip
     )  # fmt: skip
     shape = {"sample_size": (6, 8), "prediction_length": 2, "in_channels": 4}
     shape |= {"block_out_channels": (16, 32), "layers_per_block": 1, "resnet_time_scale_shift": "scale_shift"}
-    networks = [EarthformerUNetModel(context_length=3, **(shape | unet))]
+    networks = [EarthformerUNetModel(context_length=3, **(shape | {"condition_channels": 4 * forecaster} | unet))]
     if alignment:
         networks.append(EarthformerAlignmentModel(**shape))
     for network in networks:
@@ -82,4 +90,4 @@ def tiny_pipeline(scheduler=None, alignment: bool = False, **unet) -> PreDiffPip
                 torch.nn.init.normal_(parameter, std=0.05)
     scheduler = scheduler or DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
     unet, *rest = (network.eval() for network in networks)
-    return PreDiffPipeline(vae.eval(), unet, scheduler, *rest)
+    return PreDiffPipeline(vae.eval(), unet, scheduler, *rest, forecaster=tiny_forecaster() if forecaster else None)

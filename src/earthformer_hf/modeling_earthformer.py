@@ -39,6 +39,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel  # noqa: F401  in the module of its component diffusers looks for the base class
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
 from transformers.processing_utils import Unpack

@@ -13,6 +13,7 @@ from diffusers import SchedulerMixin
 from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
+from transformers import PreTrainedModel
 
 
 _DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
@@ -39,7 +40,8 @@ class PreDiffHubMixin:
             variant (`str`, *optional*): such as "fp16"; weights of other variants are not downloaded.
             dtype or torch_dtype (`torch.dtype`, `str` or `dict`, *optional*): one for all networks, or per component
                 with "default" for the rest; float32 if omitted.
-            vae, unet, scheduler, alignment, feature_extractor: components to use instead of the stored ones.
+            vae, unet, scheduler, alignment, feature_extractor, forecaster: components to use instead of the stored
+                ones.
             use_safetensors (`bool`, *optional*): only True, since other weights are never loaded.
             trust_remote_code (`bool`, *optional*): changes nothing.
             kwargs: `device_map`, `max_memory`, `offload_folder`, `offload_state_dict`, `quantization_config`,
@@ -62,7 +64,7 @@ class PreDiffHubMixin:
             raise ValueError(f"{folder}: no pipeline, it holds no model_index.json.")
         index = cls.load_config(folder)
         for name, component in cls._component_classes().items():
-            if issubclass(component, ModelMixin) and name in index and name not in kwargs:
+            if issubclass(component, torch.nn.Module) and name in index and name not in kwargs:
                 _check_weights(component, folder / name, kwargs.get("variant"))
         dtype = _as_dtype(kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None))
         kwargs |= {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
@@ -106,7 +108,9 @@ class PreDiffHubMixin:
     def _get_signature_types(cls):
         """For `from_pipe`, which takes over a network only if its very class is named here, and for loading by the
         code of a hub repository, which diffusers runs once per component and so makes several classes of that name."""
-        networks = {name: (cls._component_classes()[name], ModelMixin) for name in ("unet", "alignment")}
+        classes = cls._component_classes()
+        networks = {name: (classes[name], ModelMixin) for name in ("unet", "alignment")}
+        networks["forecaster"] = (classes["forecaster"], PreTrainedModel)
         return super()._get_signature_types() | networks
 
     def push_to_hub(
@@ -136,37 +140,36 @@ def scheduler_class(name: str) -> type:
     return found
 
 
-def _weights(variant: str | None) -> list[str]:
-    """Patterns of the files that hold a network's weights: of one variant, whole or in shards."""
-    stem = f"diffusion_pytorch_model.{variant}" if variant else "diffusion_pytorch_model"
+def _weights(name: str, variant: str | None) -> list[str]:
+    """Patterns of the files that hold the weights of a component: of one variant, whole or in shards."""
+    stem = "model" if name == "forecaster" else "diffusion_pytorch_model"  # of transformers, of diffusers
+    stem = f"{stem}.{variant}" if variant else stem
     return [f"{stem}.safetensors", f"{stem}-?????-of-?????.safetensors"]
 
 
 def _files(components: list[str], variant: str | None) -> list[str]:
     """Patterns of the files to download for these components."""
-    patterns = ["*.json", *_weights(variant)]
-    return ["model_index.json"] + [f"{name}/{pattern}" for name in components for pattern in patterns]
+    patterns = [f"{name}/{pattern}" for name in components for pattern in ("*.json", *_weights(name, variant))]
+    return ["model_index.json", *patterns]
 
 
 def _check_weights(network_class: Any, folder: Path, variant: str | None):
-    """Refuse a network's folder without all its weights and no others, as safetensors."""
+    """Refuse a network's folder without all its weights and no others, as safetensors, or with an adapter."""
     if not folder.is_dir():
         raise ValueError(f"{folder.parent}: the component {folder.name!r} is missing.")
+    if (folder / "adapter_config.json").exists():  # which names another model to load in this one's place
+        raise ValueError(f"{folder}: it holds adapter_config.json, and adapters are not loaded.")
     indices = [json.loads(path.read_text()) for path in folder.glob("*.safetensors*index*.json")]
     shards = [shard for index in indices for shard in index["weight_map"].values()]
-    found = [path for pattern in _weights(variant) for path in folder.glob(pattern)]
+    patterns = _weights(folder.name, variant)
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
     if not found or not all(shard.endswith(".safetensors") for shard in shards):
         asked = f"You are trying to load the model files of the `variant={variant}`, but " if variant else ""
         files = sorted(path.name for path in folder.iterdir())
-        raise ValueError(
-            f"{asked}{folder} must hold safetensors, {_weights(variant)[0]} or shards of that name, got {files}."
-        )
-    config = network_class.load_config(folder)
-    check_size(config, folder)
-    if config.get("quantization_config"):
+        raise ValueError(f"{asked}{folder} must hold safetensors, {patterns[0]} or shards of that name, got {files}.")
+    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config"):
         return  # whose tensors have names of their own
-    with torch.device("meta"):
-        expected = set(network_class.from_config(config).state_dict())
+    expected = set(empty_network(network_class, folder).state_dict())
     stored: set[str] = set()
     for path in found:
         with safe_open(path, "pt") as file:
@@ -179,7 +182,21 @@ def _check_weights(network_class: Any, folder: Path, variant: str | None):
         )
 
 
-def check_size(config: dict[str, Any], folder: Path):
+def empty_network(network_class: Any, folder: Path) -> torch.nn.Module:
+    """A network of diffusers or transformers as configured in a folder, without memory for weights.
+
+    Raises:
+        ValueError: a configuration that cannot work, or would take minutes to build.
+    """
+    with torch.device("meta"):
+        if issubclass(network_class, PreTrainedModel):  # whose configuration checks itself
+            return network_class(network_class.config_class.from_pretrained(folder))
+        config = network_class.load_config(folder)
+        _check_size(config, folder)
+        return network_class.from_config(config)
+
+
+def _check_size(config: dict[str, Any], folder: Path):
     """Refuse a configuration of a network of diffusers that would take minutes to build.
 
     Raises:
@@ -206,4 +223,4 @@ def _as_dtype(dtype):
     return found
 
 
-__all__ = ["PreDiffHubMixin", "check_size", "scheduler_class"]
+__all__ = ["PreDiffHubMixin", "empty_network", "scheduler_class"]

@@ -6,6 +6,12 @@ past_values (B, T_in, H, W, C) -> vae.encode -> context_latents (B, T_in, h, w, 
 noise (B, E, T_out, h, w, c) ----> unet, scheduler, callback: step by step ----> vae.decode -> predictions
 ```
 
+With a `forecaster`, the unet is also told what a deterministic model forecasts:
+
+```
+past_values -> forecaster -> frames (B, T_out, H, W, C) -> vae.encode -> condition (B, T_out, h, w, c), once per sample
+```
+
 Source: Gao et al., "PreDiff: Precipitation Nowcasting with Latent Diffusion Models", NeurIPS 2023,
 https://arxiv.org/abs/2307.10422.
 """
@@ -17,7 +23,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Self
 
 import numpy as np
@@ -26,10 +31,11 @@ from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
-from transformers import FeatureExtractionMixin
+from transformers import FeatureExtractionMixin, PreTrainedModel
 
+from .pipeline_checks import answered, callback_tensors, check_inputs, scale_factor, stacked
 from .pipeline_hub import PreDiffHubMixin
-from .schedules import check_steps, check_stepwise, denoised, noise_levels, use_float64_tables
+from .schedules import denoised, noise_levels, use_float64_tables
 
 
 MAX_PIXELS = 2**18  # that the autoencoder takes at once: 16 frames of 128 x 128
@@ -56,6 +62,7 @@ def _component_classes() -> dict[str, type]:
     """What each component is loaded as. The imports stand here because diffusers, when it runs a hub repository's
     code, downloads the modules that this file imports, but not those that they import in turn."""
     from .feature_extraction_earthformer import EarthformerFeatureExtractor
+    from .modeling_earthformer import EarthformerForPrediction
     from .unet_earthformer import EarthformerAlignmentModel, EarthformerUNetModel
 
     return {
@@ -64,6 +71,7 @@ def _component_classes() -> dict[str, type]:
         "scheduler": SchedulerMixin,
         "alignment": EarthformerAlignmentModel,
         "feature_extractor": EarthformerFeatureExtractor,
+        "forecaster": EarthformerForPrediction,
     }
 
 
@@ -82,6 +90,8 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         alignment ([`EarthformerAlignmentModel`], *optional*): for [`KnowledgeAlignmentCallback`].
         feature_extractor ([`EarthformerFeatureExtractor`], *optional*): carried along for the caller; the pipeline
             takes and returns the model's range.
+        forecaster ([`EarthformerForPrediction`], *optional*): of the same frames; `unet` is told what it forecasts, as
+            the latents of `vae`, and has as many `condition_channels`. Without one it is the published pipeline.
 
     Example:
 
@@ -95,9 +105,9 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
     ```
     """
 
-    model_cpu_offload_seq = "unet->vae"
+    model_cpu_offload_seq = "forecaster->unet->vae"
     _component_classes = staticmethod(_component_classes)
-    _optional_components = ["alignment", "feature_extractor"]
+    _optional_components = ["alignment", "feature_extractor", "forecaster"]
     _exclude_from_cpu_offload = ["alignment"]
     _callback_tensor_inputs = ["latents", "noisy_latents", "denoised_latents", "context_latents", "past_values"]
 
@@ -108,11 +118,13 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         scheduler: SchedulerMixin,
         alignment: ModelMixin | None = None,
         feature_extractor: FeatureExtractionMixin | None = None,
+        forecaster: PreTrainedModel | None = None,
     ):
         super().__init__()
         self.register_modules(
-            vae=vae, unet=unet, scheduler=scheduler, alignment=alignment, feature_extractor=feature_extractor
-        )
+            vae=vae, unet=unet, scheduler=scheduler, alignment=alignment, feature_extractor=feature_extractor,
+            forecaster=forecaster,
+        )  # fmt: skip
         self._interrupt, self._num_timesteps = False, 0
         self._max_batch_size: int | None = None
         self._shifted_by: set[PipelineCallback] = set()  # the guidance that has changed latents
@@ -176,17 +188,17 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
             ValueError: an argument that cannot work, before any computation; what a callback returns; NaN latents.
         """
         # 1. Check inputs
-        past_values, callback = _stack(past_values), callback_on_step_end
-        tensor_names = _tensor_names(callback, callback_on_step_end_tensor_inputs)
-        self.check_inputs(
-            past_values, ensemble_size, num_inference_steps, generator, latents, eta, output_type, max_batch_size,
-            callback, tensor_names,
+        past_values, callback = stacked(past_values), callback_on_step_end
+        names = callback_tensors(callback, callback_on_step_end_tensor_inputs)
+        check_inputs(
+            self, past_values, ensemble_size, num_inference_steps, generator, latents, eta, output_type,
+            max_batch_size, callback, names,
         )  # fmt: skip
         grid = (len(past_values), int(ensemble_size))  # B, E
         with self._call(max_batch_size) as call:
-            # 2. Encode the context, once for all members
+            # 2. Encode the context and what is forecast from it, once for all members
             past_values = past_values.to(call._execution_device)
-            context_latents = call._encode(past_values)  # (B, T_in, h, w, c)
+            context_latents, condition = call._encode(past_values), call._condition(past_values)
             # 3. Prepare timesteps
             use_float64_tables(call.scheduler)
             call.scheduler.set_timesteps(int(num_inference_steps), device=call._execution_device)
@@ -194,7 +206,7 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
             generators = _member_generators(generator, *grid)
             latents = call.prepare_latents(generators, latents)  # (B * E, T_out, h, w, c)
             # 5. Denoise
-            latents = call._denoise(latents, context_latents, past_values, generators, eta, callback, tensor_names)
+            latents = call._denoise(latents, context_latents, condition, past_values, generators, eta, callback, names)
             # 6. Decode
             predictions = latents if output_type == "latent" else call.decode(latents)
         predictions, latents = predictions.unflatten(0, grid), latents.unflatten(0, grid)
@@ -216,39 +228,6 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
             finally:
                 self.maybe_free_model_hooks()
 
-    def check_inputs(
-        self,
-        past_values: torch.Tensor,
-        ensemble_size: int,
-        num_inference_steps: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-        eta: float,
-        output_type: str,
-        max_batch_size: int | None,
-        callback: Callable | PipelineCallback | MultiPipelineCallbacks | None,
-        tensor_names: list[str],
-    ):
-        """Refuse what cannot work, before any computation.
-
-        Raises:
-            ValueError: names the argument, what was expected and what came.
-        """
-        unet, vae = self.unet.config, self.vae.config
-        if vae.latent_channels != unet.in_channels:
-            raise ValueError(
-                f"`unet` takes latents of {unet.in_channels} channels, `vae` gives {vae.latent_channels}."
-            )
-        size = [_scale_factor(self.vae) * n for n in unet.sample_size]
-        _check_frames(past_values, (unet.context_length, *size, vae.in_channels))
-        bound = 1 if max_batch_size is None else max_batch_size
-        _check_integers(ensemble_size=ensemble_size, num_inference_steps=num_inference_steps, max_batch_size=bound)
-        _check_noise(generator, latents, eta, (len(past_values), ensemble_size, *self._latent_shape))
-        if output_type not in ("np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'np', 'pt' or 'latent', got {output_type!r}.")
-        _check_callback(self, callback, tensor_names, past_values, ensemble_size)
-        check_steps(self.scheduler, int(num_inference_steps))
-
     def prepare_latents(self, generators: list[torch.Generator], latents: torch.Tensor | None = None) -> torch.Tensor:
         """The latents that denoising begins with, float32 (B * E, T_out, h, w, c).
 
@@ -265,6 +244,13 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         """Frames (B, T, H, W, C) -> the mode of their latents (B, T, h, w, c), in the precision of `unet`."""
         return encode_frames(self.vae, frames, self._max_batch_size).to(self.unet.dtype)
 
+    def _condition(self, past_values: torch.Tensor) -> torch.Tensor | None:
+        """What the forecaster says follows on context frames, as [`forecast_latents`] in the precision of `unet`."""
+        if self.forecaster is None:
+            return None
+        bound = self._max_batch_size
+        return forecast_latents(self.forecaster, self.vae, past_values, bound).to(self.unet.dtype)
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (N, T, h, w, c) -> frames (N, T, H, W, C) in the model's range; differentiable."""
         return decode_latents(self.vae, latents, self._max_batch_size)
@@ -275,7 +261,9 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         config = self.unet.config
         return (config.prediction_length, *config.sample_size, config.in_channels)
 
-    def _denoise(self, latents, context_latents, past_values, generators, eta, callback, tensor_names) -> torch.Tensor:
+    def _denoise(
+        self, latents, context_latents, condition, past_values, generators, eta, callback, tensor_names
+    ) -> torch.Tensor:
         """All steps of the scheduler, each followed by the callback: noise -> latents (B * E, T_out, h, w, c)."""
         timesteps, grid = self.scheduler.timesteps, (len(past_values), len(latents) // len(past_values))
         self._num_timesteps = len(timesteps)
@@ -286,7 +274,7 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
                 noisy_latents = latents
-                model_output = self._predict(noisy_latents, timestep, context_latents)
+                model_output = self._predict(noisy_latents, timestep, context_latents, condition)
                 latents = self.scheduler.step(model_output, timestep, noisy_latents, **options).prev_sample.float()
                 if callback is not None:
                     tensors = {
@@ -299,15 +287,15 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
                         denoised_latents = denoised(self.scheduler, by_step[step], model_output, noisy_latents)
                         tensors["denoised_latents"] = denoised_latents.unflatten(0, grid)
                     answer = callback(self, step, timestep, {name: tensors[name] for name in tensor_names})
-                    latents = _answered(answer, "latents", tensors).flatten(0, 1)
-                    context_latents = _answered(answer, "context_latents", tensors)
+                    latents = answered(answer, "latents", tensors).flatten(0, 1)
+                    context_latents = answered(answer, "context_latents", tensors)
                 progress_bar.update()
                 if self.interrupt:
                     break
         _check_finite(latents, self.scheduler, eta)
         return latents
 
-    def _predict(self, latents, timestep, context_latents) -> torch.Tensor:
+    def _predict(self, latents, timestep, context_latents, condition) -> torch.Tensor:
         """The network's output for all members, float32 (B * E, T_out, h, w, c), a bounded number at a time."""
         ensemble_size = len(latents) // len(context_latents)
         if hasattr(self.scheduler, "scale_model_input"):
@@ -315,8 +303,9 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         latents = latents.to(self.unet.dtype)
         outputs = []
         for part in torch.arange(len(latents), device=latents.device).split(self._max_batch_size or len(latents)):
-            context = context_latents[part // ensemble_size]
-            outputs.append(self.unet(latents[part], timestep, context, return_dict=False)[0])
+            sample = part // ensemble_size
+            told = None if condition is None else condition[sample]
+            outputs.append(self.unet(latents[part], timestep, context_latents[sample], told, return_dict=False)[0])
         return torch.cat(outputs).float()
 
 
@@ -346,10 +335,24 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, max_batch_size: in
     """
     images = latents.flatten(0, 1).permute(0, 3, 1, 2).to(vae.dtype)  # (N * T, c, h, w)
     images = (images / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).contiguous()
-    pixels = latents.shape[2] * latents.shape[3] * _scale_factor(vae) ** 2
+    pixels = latents.shape[2] * latents.shape[3] * scale_factor(vae) ** 2
     parts = _split(images, pixels, latents.shape[1], max_batch_size)
     frames = torch.cat([vae.decode(part).sample for part in parts])  # (N * T, C, H, W)
     return frames.permute(0, 2, 3, 1).unflatten(0, latents.shape[:2])
+
+
+def forecast_latents(
+    forecaster: PreTrainedModel, vae: AutoencoderKL, past_values: torch.Tensor, max_batch_size: int | None = None
+) -> torch.Tensor:
+    """Context frames (N, T_in, H, W, C) -> latents of the frames that a model forecasts from them alone, which are not
+    clipped, (N, T_out, h, w, c).
+
+    Args:
+        max_batch_size: a bound on the samples at once.
+    """
+    parts = past_values.to(forecaster.dtype).split(max_batch_size or len(past_values))
+    frames = torch.cat([forecaster(past_values=part).predictions for part in parts])  # (N, T_out, H, W, C)
+    return encode_frames(vae, frames, max_batch_size)
 
 
 def _split(images: torch.Tensor, pixels: int, length: int, max_batch_size: int | None) -> tuple[torch.Tensor, ...]:
@@ -357,89 +360,6 @@ def _split(images: torch.Tensor, pixels: int, length: int, max_batch_size: int |
     bound = max(1, MAX_PIXELS // pixels)
     bound = bound if max_batch_size is None else min(bound, max_batch_size * length)
     return images.tensor_split(math.ceil(len(images) / bound))
-
-
-def _scale_factor(vae: AutoencoderKL) -> int:
-    """Pixels along a side of a latent."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a call is given
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _stack(past_values) -> torch.Tensor:
-    """A batch (B, T, H, W, C) from what `__call__` accepts."""
-    try:
-        if not isinstance(past_values, (list, tuple)):
-            return torch.as_tensor(past_values)
-        items = [torch.as_tensor(item) for item in past_values]
-    except (TypeError, ValueError, RuntimeError) as reason:
-        raise ValueError(f"`past_values` must be a tensor, an array or a list of them: {reason}") from None
-    items = [item[0] if item.ndim == 5 and len(item) == 1 else item for item in items]
-    if not items or any(item.ndim != 4 or item.shape != items[0].shape for item in items):
-        shapes = [tuple(item.shape) for item in items]
-        raise ValueError(
-            "`past_values` as a list must hold arrays of one shape (time, height, width, channels), with or without a "
-            f"leading 1, got {shapes}."
-        )
-    return torch.stack(items)
-
-
-def _check_frames(past_values: torch.Tensor, expected: tuple[int, ...]):
-    if past_values.ndim != 5 or tuple(past_values.shape[1:]) != expected or len(past_values) == 0:
-        raise ValueError(
-            "`past_values` must have shape (batch, time, height, width, channels) = (at least 1, "
-            f"{', '.join(map(str, expected))}), got {tuple(past_values.shape)}."
-        )
-    if not past_values.is_floating_point():
-        raise ValueError(f"`past_values` must be floating point, got {past_values.dtype}.")
-    if not torch.isfinite(past_values).all():
-        raise ValueError("`past_values` must be finite: fill missing values first, as the feature extractor does.")
-
-
-def _check_integers(**values):
-    for name, value in values.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
-
-
-def _check_noise(generator, latents, eta: float, shape: tuple[int, ...]):
-    """`shape`: of the latents of all members, (B, E, T_out, h, w, c)."""
-    generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
-    if not all(isinstance(one, torch.Generator) for one in generators):
-        raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
-    batch, ensemble_size = shape[:2]
-    if isinstance(generator, list) and len(generator) != batch * ensemble_size:
-        raise ValueError(
-            f"`generator` as a list must have one entry per member, {batch} samples x {ensemble_size} members = "
-            f"{batch * ensemble_size}, got {len(generator)}."
-        )
-    if latents is not None and not (isinstance(latents, torch.Tensor) and torch.isfinite(latents).all()):
-        raise ValueError("`latents` must be a tensor of finite values.")
-    if latents is not None and tuple(latents.shape) != shape:
-        raise ValueError(f"`latents` must have shape (B, E, T_out, h, w, c) = {shape}, got {tuple(latents.shape)}.")
-    if not isinstance(eta, Real) or not 0 <= eta <= 1:
-        raise ValueError(f"`eta` must be a number from 0 to 1, got {eta!r}.")
-
-
-def _tensor_names(callback, given: list[str]) -> list[str]:
-    """What a callback is given: a class of diffusers says so itself, for a function it is an argument."""
-    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-        return list(dict.fromkeys(callback.tensor_inputs))
-    return given
-
-
-def _check_callback(pipeline, callback, tensor_names: list[str], past_values: torch.Tensor, ensemble_size: int):
-    unknown = sorted(set(tensor_names) - set(known := pipeline._callback_tensor_inputs))
-    if unknown:
-        raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {known}, got {unknown}.")
-    if callback is not None and "denoised_latents" in tensor_names:
-        check_stepwise(pipeline.scheduler)
-    for part in getattr(callback, "callbacks", [callback]):
-        if hasattr(part, "check_inputs"):
-            part.check_inputs(pipeline, past_values, ensemble_size)
 
 
 def _member_generators(generator, batch: int, ensemble_size: int) -> list[torch.Generator]:
@@ -466,21 +386,4 @@ def _check_finite(latents: torch.Tensor, scheduler, eta: float):
         )
 
 
-def _answered(answer, name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A tensor that a callback returns, or the one it was given if it returns none of that name."""
-    if not isinstance(answer, dict):
-        raise ValueError(f"`callback_on_step_end` must return a dict of tensors, got {type(answer).__name__}.")
-    given, got = tensors[name], answer.get(name, tensors[name])
-    facts = [
-        (tuple(tensor.shape), tensor.dtype, tensor.device) if isinstance(tensor, torch.Tensor) else type(tensor)
-        for tensor in (given, got)
-    ]
-    if facts[0] != facts[1]:
-        raise ValueError(
-            f"`callback_on_step_end` must return `{name}` of the shape, dtype and device that it was given, "
-            f"{facts[0]}, got {facts[1]}."
-        )
-    return got
-
-
-__all__ = ["PreDiffPipeline", "PreDiffPipelineOutput", "decode_latents", "encode_frames"]
+__all__ = ["PreDiffPipeline", "PreDiffPipelineOutput", "decode_latents", "encode_frames", "forecast_latents"]

@@ -8,6 +8,7 @@ context (B, T_in, h, w, c)  sample (B, T_out, h, w, c)  + a channel that marks t
         level 1: residual block + cuboid attention ------------- residual block + cuboid attention
 ```
 
+A condition, what is known already about each frame of the forecast, stands beside that frame in further channels.
 Every residual block takes the time embedding of the denoising step. The alignment network is the left half, read out
 frame by frame through attention pooling.
 
@@ -330,8 +331,10 @@ class EarthformerNoisyModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"`sample_size` must be a positive height and width, got {config.sample_size}.")
         if config.prediction_length < 1 or config.get("context_length", 1) < 1 or config.in_channels < 1:
             raise ValueError("`context_length`, `prediction_length` and `in_channels` must be at least 1.")
-        sizes = (frames, config.in_channels, config.get("num_global_vectors", 0), *channels, *config.sample_size)
-        if max(sizes) > MAX_SIZE:
+        further = config.get("num_global_vectors", 0), config.get("condition_channels", 0)
+        if min(further) < 0:
+            raise ValueError("`num_global_vectors` and `condition_channels` must be at least 0.")
+        if max(frames, config.in_channels, *further, *channels, *config.sample_size) > MAX_SIZE:
             raise ValueError(f"frames, channels, global vectors and `sample_size` must be at most {MAX_SIZE:,}.")
         scale_shift = config.resnet_time_scale_shift
         if scale_shift not in ("default", "scale_shift"):
@@ -356,8 +359,8 @@ class EarthformerNoisyModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"`{name}` must have one value, or one per level ({levels}), got {value}.")
         return values
 
-    def _check(self, name: str, frames: torch.Tensor, length: int):
-        expected = (length, *self.config.sample_size, self.config.in_channels)
+    def _check(self, name: str, frames: torch.Tensor, length: int, channels: int):
+        expected = (length, *self.config.sample_size, channels)
         if frames.ndim != 5 or tuple(frames.shape[1:]) != expected or frames.shape[0] == 0:
             raise ValueError(
                 f"`{name}` must have shape (batch, time, height, width, channels) = (at least 1, "
@@ -377,6 +380,11 @@ class EarthformerUNetModel(EarthformerNoisyModel):
     r"""
     A U-shaped cuboid transformer that denoises the latents of a forecast, given the latents of its context.
 
+    With `condition_channels` it is also told what another model forecasts, as in CasCast (Gong et al., ICML 2024,
+    https://arxiv.org/abs/2402.04290) and DiffCast (Yu et al., CVPR 2024, https://arxiv.org/abs/2312.06734). A frame of
+    that forecast is joined to the channels of the frame with its lead time, where a longer context would only add
+    frames to compare with.
+
     Args:
         sample_size (`tuple[int, int]`): height and width of the latents.
         context_length, prediction_length (`int`): frames.
@@ -391,6 +399,8 @@ class EarthformerUNetModel(EarthformerNoisyModel):
         resnet_time_scale_shift (`str`): "default" adds the time embedding before a group norm, which cancels it where
             a group has one channel (widths below 64, or no multiples of 32); "scale_shift" applies it after the norm.
         dropout (`float`): probability, also of attention weights.
+        condition_channels (`int`): channels of what is known already about each frame of the forecast, such as the
+            latents of a deterministic one; 0 for the published network, which knows nothing.
 
     Raises:
         ValueError: a value that cannot work.
@@ -411,12 +421,13 @@ class EarthformerUNetModel(EarthformerNoisyModel):
         mask_padding: bool = True,
         resnet_time_scale_shift: str = "default",
         dropout: float = 0.1,
+        condition_channels: int = 0,
     ):
         super().__init__()
         self.gradient_checkpointing = False
         frames = context_length + prediction_length
         config = self._path_config(frames)
-        self.down = DownPath(config, frames, sample_size, in_channels + 1, update_last=True)
+        self.down = DownPath(config, frames, sample_size, in_channels + 1 + condition_channels, update_last=True)
         self.up = UpPath(config)
         self.out_proj = nn.Linear(config.channels[0], in_channels)
         self.apply(initialize)
@@ -428,6 +439,7 @@ class EarthformerUNetModel(EarthformerNoisyModel):
         sample: torch.Tensor,
         timestep: torch.Tensor | float | int,
         context: torch.Tensor,
+        condition: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> EarthformerUNetOutput | tuple[torch.Tensor]:
         r"""
@@ -435,21 +447,28 @@ class EarthformerUNetModel(EarthformerNoisyModel):
             sample (`torch.Tensor`): noisy latents of the forecast, (B, T_out, h, w, c).
             timestep (`torch.Tensor`, `float` or `int`): denoising step, one number or one per sample (B,).
             context (`torch.Tensor`): latents of the context, (B, T_in, h, w, c).
+            condition (`torch.Tensor`): what is known already about the forecast, (B, T_out, h, w, condition_channels);
+                of a network with `condition_channels`, and only of one.
 
         Raises:
-            ValueError: an argument has another shape.
+            ValueError: an argument has another shape; a condition is missing, or given to a network that takes none.
         """
-        self._check("sample", sample, self.config.prediction_length)
-        self._check("context", context, self.config.context_length)
+        self._check("sample", sample, self.config.prediction_length, self.config.in_channels)
+        self._check("context", context, self.config.context_length, self.config.in_channels)
+        self._check_condition(condition)
         batch = sample.shape[0]
-        if context.shape[0] != batch:
-            raise ValueError(f"`context` must have the batch size of `sample`, {batch}, got {context.shape[0]}.")
+        for name, given in (("context", context), ("condition", condition)):
+            if given is not None and given.shape[0] != batch:
+                raise ValueError(f"`{name}` must have the batch size of `sample`, {batch}, got {given.shape[0]}.")
 
-        # 1. context and sample in one sequence, and a channel that marks the context
+        # 1. context and sample in one sequence, a channel that marks the context, and what is known of the sample
         hidden_states = torch.cat([context, sample], dim=1)
         observed = torch.zeros_like(hidden_states[..., :1])
         observed[:, : context.shape[1]] = 1
-        hidden_states = torch.cat([hidden_states, observed], dim=-1)  # (B, T_in + T_out, h, w, c + 1)
+        channels = [hidden_states, observed]
+        if condition is not None:
+            channels.append(F.pad(condition, (0, 0, 0, 0, 0, 0, context.shape[1], 0)))  # 0 for the context
+        hidden_states = torch.cat(channels, dim=-1)  # (B, T_in + T_out, h, w, c + 1 + condition_channels)
         if self.training and self.is_gradient_checkpointing and torch.is_grad_enabled():
             hidden_states.requires_grad_()  # reentrant checkpoints drop the gradients of adapters behind other inputs
 
@@ -462,6 +481,15 @@ class EarthformerUNetModel(EarthformerNoisyModel):
         # 4. the frames of the forecast
         prediction = self.out_proj(hidden_states[:, context.shape[1] :])
         return EarthformerUNetOutput(sample=prediction) if return_dict else (prediction,)
+
+    def _check_condition(self, condition: torch.Tensor | None):
+        channels = self.config.condition_channels
+        if condition is None and channels:
+            raise ValueError(f"`condition` is missing: this network has condition_channels={channels}.")
+        if condition is not None and not channels:
+            raise ValueError("`condition` must be None: this network has condition_channels=0.")
+        if condition is not None:
+            self._check("condition", condition, self.config.prediction_length, channels)
 
 
 class EarthformerAlignmentModel(EarthformerNoisyModel):
@@ -520,7 +548,7 @@ class EarthformerAlignmentModel(EarthformerNoisyModel):
         Raises:
             ValueError: an argument has another shape.
         """
-        self._check("sample", sample, self.config.prediction_length)
+        self._check("sample", sample, self.config.prediction_length, self.config.in_channels)
         states, _, _ = self.down(sample, self._timesteps(timestep, sample))
         frames = states[-1].flatten(0, 1).flatten(1, 2)  # (B * T, places, C)
         frames = F.silu(self.norm_out(frames.transpose(1, 2).contiguous())).transpose(1, 2)

@@ -1,7 +1,10 @@
 """Windows in the latents of an autoencoder, encoded once and kept on disk."""
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -11,11 +14,22 @@ from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers.utils import logging
 
-from ..pipeline_prediff import encode_frames
+from ..modeling_earthformer import EarthformerForPrediction
+from ..pipeline_prediff import encode_frames, forecast_latents
 
 
 logger = logging.get_logger(__name__)
 WINDOWS_PER_FILE = 64
+
+
+def own_entries(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What was chosen of a model's configuration, without what its library adds.
+
+    Args:
+        config: a transformers `to_dict()` or a diffusers `config`.
+    """
+    of_library = ("architectures", "dtype", "transformers_version", "name_or_path")
+    return {name: value for name, value in config.items() if name not in of_library and name[0] != "_"}
 
 
 class EncodedWindows(Dataset):
@@ -24,17 +38,19 @@ class EncodedWindows(Dataset):
     Item n is a function of n alone, for every n: each pass over the windows has an order of its own. It is a dict of
     tensors: `context_latents` (T_in, h, w, c) and `future_latents` (T_out, h, w, c) float32, the posterior's mode,
     stored in half precision; `context_mean` (T_in,) and `future_mean` (T_out,), the mean of each frame in the model's
-    range, of the future over observed values only, NaN where nothing was observed. Windows without observed context
-    or future are left out.
+    range, of the future over observed values only, NaN where nothing was observed; and, with a `forecaster`,
+    `condition_latents` (T_out, h, w, c), of what it forecasts from `past_values` alone. Windows without observed
+    context or future are left out.
 
     Args:
         windows: items as of [`~earthformer_hf.data.windows.Windows`].
         vae: encodes the frames, on the device where it is.
         num_windows: how many windows.
-        folder: where files of windows are kept, below a name that follows from `vae` and `description`; what is there
-            already is not encoded again. On several processes the first one writes.
+        folder: where files of windows are kept, below a name that follows from `vae`, `forecaster` and `description`;
+            what is there already is not encoded again. On several processes the first one writes.
         description: all that the windows follow from.
         seed: of the order.
+        forecaster: whose forecasts are encoded too, on the device where it is; none if omitted.
     """
 
     def __init__(
@@ -45,15 +61,18 @@ class EncodedWindows(Dataset):
         folder: str | Path,
         description: str,
         seed: int = 0,
+        forecaster: EarthformerForPrediction | None = None,
     ):
-        weights = safetensors.torch.save({name: x.contiguous() for name, x in vae.state_dict().items()})
-        scale = f"{vae.config.scaling_factor} {vae.config.shift_factor}"
-        name = hashlib.sha256(f"{description} {scale}".encode() + weights).hexdigest()[:16]
+        made_of = f"{description} {vae.config.scaling_factor} {vae.config.shift_factor}".encode() + _weights(vae)
+        if forecaster is not None:
+            made_of += json.dumps(own_entries(forecaster.config.to_dict()), sort_keys=True).encode()
+            made_of += _weights(forecaster)
+        name = hashlib.sha256(made_of).hexdigest()[:16]
         self.windows, self.folder, self.seed = windows, Path(folder) / name, seed
         self.order: tuple[int, np.ndarray] | None = None
         self.paths = [self.folder / f"{start:08d}.safetensors" for start in range(0, num_windows, WINDOWS_PER_FILE)]
         with PartialState().main_process_first():
-            self._encode(windows, vae, num_windows)
+            self._encode(windows, vae, forecaster, num_windows)
         self.files = [safetensors.safe_open(path, "pt") for path in self.paths]
         futures = torch.cat([file.get_tensor("future_mean") for file in self.files])
         self.rows = futures.isfinite().any(1).nonzero()[:, 0].tolist()  # those with an observed context and future
@@ -63,7 +82,9 @@ class EncodedWindows(Dataset):
             logger.warning(f"{left_out} of {num_windows} windows without observed context or future are left out.")
 
     @torch.no_grad()
-    def _encode(self, windows: Dataset, vae: AutoencoderKL, num_windows: int):
+    def _encode(
+        self, windows: Dataset, vae: AutoencoderKL, forecaster: EarthformerForPrediction | None, num_windows: int
+    ):
         self.folder.mkdir(parents=True, exist_ok=True)
         for start, path in logging.tqdm(
             list(zip(range(0, num_windows, WINDOWS_PER_FILE), self.paths)), desc="encode windows"
@@ -78,6 +99,9 @@ class EncodedWindows(Dataset):
                 part = {"context_mean": batch["past_values"].flatten(2).mean(2), "future_mean": mean}
                 for name, frames in (("context_latents", batch["past_values"]), ("future_latents", future)):
                     part[name] = encode_frames(vae, frames.to(vae.device)).half()
+                if forecaster is not None:
+                    past_values = batch["past_values"].to(forecaster.device)
+                    part["condition_latents"] = forecast_latents(forecaster, vae, past_values).half()
                 parts.append(part)
             tensors = {name: torch.cat([part[name].cpu() for part in parts]).contiguous() for name in parts[0]}
             safetensors.torch.save_file(tensors, path.with_suffix(".part"))
@@ -88,7 +112,7 @@ class EncodedWindows(Dataset):
 
     @property
     def digest(self) -> str:
-        """What the latents follow from: windows, autoencoder and description."""
+        """What the latents follow from: windows, networks and description."""
         return self.folder.name
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
@@ -105,4 +129,8 @@ class EncodedWindows(Dataset):
         return torch.cat([file.get_tensor(name) for file in self.files])[self.rows]
 
 
-__all__ = ["EncodedWindows"]
+def _weights(network: torch.nn.Module) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+
+
+__all__ = ["EncodedWindows", "own_entries"]

@@ -285,6 +285,14 @@ PROTOCOLS: dict[str, Protocol] = {
             baselines=("persistence", "dressed persistence", "steps"),
         ),
         RADAR_OPEN_10MIN,
+        replace(
+            RADAR_OPEN_10MIN,
+            name="radar-open-10min-ensemble",
+            source="this project: the windows of radar-open-10min; ensembles, and their means",
+            scores=("contingency", "errors", "spectrum", "ensemble", "ranks", "probabilities"),
+            wet_threshold=7,
+            baselines=("persistence", "advection", "dressed persistence", "steps"),
+        ),
         Protocol(
             name="icar-enso",
             source="Gao et al., Earthformer, NeurIPS 2022, section 4.3, and the ICAR-ENSO competition: three-month "

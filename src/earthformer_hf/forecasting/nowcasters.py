@@ -217,7 +217,9 @@ def describe(model: Any) -> dict[str, str]:
     extractor, config = nowcaster.extractor, nowcaster.config
     rows, columns = nowcaster.tile
     network = nowcaster.model
-    parts = [network.vae, network.unet] if isinstance(network, PreDiffPipeline) else [network]
+    parts = [network]
+    if isinstance(network, PreDiffPipeline):
+        parts = [part for part in (network.vae, network.unet, network.forecaster) if part is not None]
     found = {
         "model": nowcaster.identity.get("model_id", type(network).__name__),
         "forecasts": extractor.variable,

@@ -19,7 +19,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..modeling_earthformer import EarthformerForPrediction, EarthformerModel
@@ -34,7 +34,12 @@ from .files import MODEL_FILES, is_picture_beside
 PACKAGE = Path(__file__).parents[1]
 
 
-NETWORKS = {"vae": AutoencoderKL, "unet": EarthformerUNetModel, "alignment": EarthformerAlignmentModel}
+NETWORKS: dict[str, Any] = {
+    "vae": AutoencoderKL,
+    "unet": EarthformerUNetModel,
+    "alignment": EarthformerAlignmentModel,
+    "forecaster": EarthformerForPrediction,
+}
 
 
 # Where transformers finds the code of a folder: name of an Auto class -> module and class.
@@ -43,6 +48,14 @@ AUTO_MAP = {
     "AutoConfig": "configuration_earthformer.EarthformerConfig",
     "AutoModel": "modeling_earthformer.EarthformerModel",
     "AutoModelForTimeSeriesPrediction": "modeling_earthformer.EarthformerForPrediction",
+}
+
+
+# Component of a pipeline -> the module of its code.
+COMPONENT_MODULES = {
+    "unet": "unet_earthformer",
+    "alignment": "unet_earthformer",
+    "forecaster": "modeling_earthformer",
 }
 
 
@@ -161,11 +174,11 @@ def _write_pipeline(pipeline: PreDiffPipeline, folder: Path, max_shard_size: int
     """diffusers looks for a component's class in the component's folder, and downloads one file of code for it."""
     pipeline.save_pretrained(folder, max_shard_size=max_shard_size, variant=variant)
     index: dict[str, Any] = {"_class_name": ["pipeline_prediff", "PreDiffPipeline"]}
-    for name in ("unet", "alignment"):
+    for name, module in COMPONENT_MODULES.items():
         network = getattr(pipeline, name)
         if network is not None:
-            index[name] = ["unet_earthformer", type(network).__name__]
-            (folder / name / "unet_earthformer.py").write_text(self_contained("unet_earthformer"), encoding="utf-8")
+            index[name] = [module, type(network).__name__]
+            (folder / name / f"{module}.py").write_text(self_contained(module), encoding="utf-8")
     if pipeline.feature_extractor is not None:
         index["feature_extractor"] = FEATURE_EXTRACTOR_CLASS.split(".")
         _write_extractor(pipeline.feature_extractor, folder / "feature_extractor")
@@ -173,11 +186,12 @@ def _write_pipeline(pipeline: PreDiffPipeline, folder: Path, max_shard_size: int
     for name in NETWORKS:
         if (folder / name).is_dir():
             _set_entries(folder / name / "config.json")
-    for module in ("pipeline_prediff", "guidance"):
-        _copy_code(module, folder)
-    for module in ("cuboid", "folding"):
-        (folder / f"{module}.py").unlink()
-    (folder / "unet_earthformer.py").write_text(self_contained("unet_earthformer"), encoding="utf-8")
+    code = {"pipeline_prediff", "guidance"}
+    code |= {name for module in code for name in get_relative_imports(PACKAGE / f"{module}.py")}
+    for module in code:
+        whole = module in COMPONENT_MODULES.values()
+        source = self_contained(module) if whole else (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+        (folder / f"{module}.py").write_text(source, encoding="utf-8")
 
 
 def _set_entries(path: Path, **entries):
@@ -195,14 +209,24 @@ def _copy_code(module: str, folder: Path):
 
 
 def self_contained(module: str) -> str:
-    """The source of a module of this package, with the siblings that it imports at its top written in their place."""
-    source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    """The source of a module of this package, with the siblings that it imports at its top, directly or not, written
+    in the place of their first import."""
+    return "\n".join(_with_siblings(module, set())) + "\n"
+
+
+def _with_siblings(module: str, written: set[str]) -> list[str]:
+    """Lines of a module and of those siblings that are not `written` yet."""
+    source, found, after = (PACKAGE / f"{module}.py").read_text(encoding="utf-8"), list[str](), 0
     lines = source.splitlines()
-    for node in reversed(ast.parse(source).body):
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
-            begin, end = f"# -- {node.module}.py begins --", f"# -- {node.module}.py ends --"
-            lines[node.lineno - 1 : node.end_lineno] = [begin, *self_contained(node.module).splitlines(), end]
-    return "\n".join(lines) + "\n"
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found += lines[after : node.lineno - 1]
+            after = node.end_lineno or node.lineno
+            name = str(node.module)
+            if name not in written:
+                written.add(name)
+                found += [f"# -- {name}.py begins --", *_with_siblings(name, written), f"# -- {name}.py ends --"]
+    return found + lines[after:]
 
 
 # -- where it is written ----------------------------------------------------------------------------------------------

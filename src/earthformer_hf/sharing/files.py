@@ -11,15 +11,15 @@ from huggingface_hub import constants
 from .card_text import read_card, shown_pictures
 
 
-COMPONENTS = ("vae", "unet", "alignment", "scheduler", "feature_extractor")
+COMPONENTS = ("vae", "unet", "alignment", "scheduler", "feature_extractor", "forecaster")
 
 # Names of the files that a model folder consists of, besides the pictures of its card.
 MODEL_FILES = re.compile(
     rf"README\.md|scores\.json|(({'|'.join(COMPONENTS)})/)?"
     r"(((preprocessor_|scheduler_)?config|model_index)\.json"
     r"|(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?\.safetensors(\.index(\.\w+)?\.json)?"
-    r"|((configuration|loading|stem|modeling|feature_extraction|unet)_earthformer|pipeline_(prediff|hub)|advection|cuboid"
-    r"|folding|guidance|schedules)\.py)"
+    r"|((configuration|loading|stem|modeling|feature_extraction|unet)_earthformer|pipeline_(prediff|checks|hub)"
+    r"|advection|cuboid|folding|guidance|schedules)\.py)"
 )
 
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")

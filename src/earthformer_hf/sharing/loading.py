@@ -17,7 +17,7 @@ from ..configuration_earthformer import EarthformerConfig
 from ..errors import one_line
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..modeling_earthformer import EarthformerForPrediction, EarthformerModel
-from ..pipeline_hub import check_size, scheduler_class
+from ..pipeline_hub import empty_network, scheduler_class
 from ..pipeline_prediff import PreDiffPipeline
 from .card_text import read_card, shown_pictures
 from .export import NETWORKS
@@ -77,7 +77,7 @@ def weight_patterns(variant: str | None) -> list[str]:
     """What matches the files of weights of a variant in a repository, whole or in shards."""
     part = "" if variant is None else f".{variant}"
     names = [f"model{part}.safetensors", f"model{part}-*-of-*.safetensors", f"model.safetensors.index{part}.json"]
-    return [prefix + name for prefix in ("", "*/diffusion_pytorch_") for name in names]
+    return [prefix + name for prefix in ("", "forecaster/", "*/diffusion_pytorch_") for name in names]
 
 
 def _download(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
@@ -159,9 +159,9 @@ def check_configurations(folder: Path) -> dict[Path, torch.nn.Module]:
     Raises:
         ValueError: names the file, and what of it cannot work.
     """
-    if (folder / "adapter_config.json").exists():  # which names another model to load in this one's place
-        raise ValueError(f"{folder}: it holds adapter_config.json, and adapters are not loaded")
     for path in [folder, *(folder / name for name in COMPONENTS)]:
+        if (path / "adapter_config.json").exists():  # which names another model to load in this one's place
+            raise ValueError(f"{path}: it holds adapter_config.json, and adapters are not loaded")
         for file in sorted(path.glob("*.json")):
             if file.name != "scores.json" and MODEL_FILES.fullmatch(file.name):
                 _refuse_entries(_read_configuration(file), file)
@@ -197,15 +197,13 @@ def networks_of(folder: Path) -> dict[Path, torch.nn.Module]:
         networks = {}
         for name in NETWORKS:
             if (index.get(name) or [None])[0] is not None:
-                with _naming(folder / name / "config.json"), torch.device("meta"):
-                    config = NETWORKS[name].load_config(folder / name)
-                    check_size(config, folder / name)
-                    networks[folder / name] = NETWORKS[name].from_config(config)
+                with _naming(folder / name / "config.json"):
+                    networks[folder / name] = empty_network(NETWORKS[name], folder / name)
         return networks
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: neither config.json nor model_index.json")
-    with _naming(folder / "config.json"), torch.device("meta"):
-        return {folder: _model_class(folder)(EarthformerConfig.from_pretrained(folder))}
+    with _naming(folder / "config.json"):
+        return {folder: empty_network(_model_class(folder), folder)}
 
 
 def check_weights(folder: Path, networks: dict[Path, torch.nn.Module]):

@@ -12,12 +12,13 @@ from diffusers import AutoencoderKL
 from ..data import TrainingWindows, Windows
 from ..data.events import Events
 from ..data.hosted import cached, open_table
-from ..data.latents import EncodedWindows
+from ..data.latents import EncodedWindows, own_entries
 from ..data.open_sst import nino34
 from ..data.tiles import Tiles
 from ..data.windows import heavy_share
 from ..evaluation.baselines import OceanRecord, linear_maps
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
+from ..modeling_earthformer import EarthformerForPrediction
 from .arguments import DataArguments, LatentArguments
 
 
@@ -122,12 +123,10 @@ def run_settings(
     Args:
         config: of the model that is trained, a transformers `to_dict()` or a diffusers `config`.
     """
-    of_library = ("architectures", "dtype", "transformers_version", "name_or_path")
-    entries = {name: value for name, value in config.items() if name not in of_library and name[0] != "_"}
     return {
         "data": _choices(data) | {"digest": train_set.digest, "eval_digest": eval_set.digest},
         "feature_extractor": extractor.to_dict(),
-        "model": entries,
+        "model": own_entries(config),
     }
 
 
@@ -142,17 +141,20 @@ def load_latents(
     extractor: EarthformerFeatureExtractor,
     vae: AutoencoderKL,
     lengths: tuple[int, int],
+    forecaster: EarthformerForPrediction | None = None,
 ) -> tuple[EncodedWindows, EncodedWindows]:
-    """The windows of [`load_windows`] in the latents of an autoencoder, which is moved to the device of training."""
+    """The windows of [`load_windows`] in the latents of an autoencoder, and the forecasts of a forecaster if there is
+    one. Both networks are moved to the device of training."""
     train_set, eval_set = load_windows(data, extractor, lengths, arguments.seed)
     vae.to(PartialState().device)
+    if forecaster is not None:
+        forecaster.to(PartialState().device)
     made_of = [_choices(data), extractor.to_dict(), lengths, arguments.seed, train_set.digest, eval_set.digest]
     description = json.dumps(made_of, sort_keys=True)
+    folder, count, seed = arguments.latents, arguments.encoded_windows, arguments.seed
     return (
-        EncodedWindows(
-            train_set, vae, arguments.encoded_windows, arguments.latents, f"train {description}", arguments.seed
-        ),
-        EncodedWindows(eval_set, vae, len(eval_set), arguments.latents, f"val {description}"),
+        EncodedWindows(train_set, vae, count, folder, f"train {description}", seed, forecaster),
+        EncodedWindows(eval_set, vae, len(eval_set), folder, f"val {description}", forecaster=forecaster),
     )
 
 

@@ -25,7 +25,7 @@ Built = TypeVar("Built")
 
 # What the blocks of a recipe may be called. One recipe may serve several scripts.
 BLOCKS = (
-    "model", "vae", "unet", "alignment_network", "scheduler", "feature_extractor", "data",
+    "model", "vae", "unet", "alignment_network", "scheduler", "sampler", "feature_extractor", "data",
     "training", "autoencoder", "denoiser", "alignment",
 )  # fmt: skip
 
