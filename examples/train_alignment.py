@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
+from diffusers import DDPMScheduler
 
 from earthformer_hf import EarthformerAlignmentModel, PreDiffPipeline
 from earthformer_hf.data.latents import EncodedWindows
@@ -53,7 +54,8 @@ def main():
         raise ValueError(f"--pipeline must be the folder of a trained pipeline, got {arguments.pipeline!r}.")
     pipeline = PreDiffPipeline.from_pretrained(arguments.pipeline)
     set_seed(arguments.seed)  # after loading, which draws weights before it fills them
-    scheduler, config = pipeline.scheduler, pipeline.unet.config
+    config = pipeline.unet.config
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)  # the noise of training, whatever samples
     lengths = config.context_length, config.prediction_length
     train_set, eval_set = load_latents(data, arguments, pipeline.feature_extractor, pipeline.vae, lengths)
     shape = {name: config[name] for name in ("sample_size", "prediction_length", "in_channels")}
