@@ -230,8 +230,8 @@ class CheckpointModel(PreTrainedModel):
         adaptation = _running.get()
         return table if adaptation is None else adaptation.adapt(self, name, table)
 
-    @wraps(PreTrainedModel.save_pretrained, assigned=())  # type: ignore[override]
-    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
+    @wraps(PreTrainedModel.save_pretrained, assigned=())
+    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):  # type: ignore[override]
         """As [`~transformers.PreTrainedModel.save_pretrained`]; if it fails, the folder is as it was before.
 
         In its signature too: a pipeline of diffusers passes on the arguments that it finds there.
