@@ -127,7 +127,7 @@ def _odim_corner(place: Any, projection: str) -> tuple[float, float] | None:
     except ModuleNotFoundError:
         logger.warning("pyproj is missing, so that maps lose their place on Earth: pip install 'earthformer-hf[geo]'.")
         return None
-    longitude, latitude = (float(np.ravel(place[name])[0]) for name in ("UL_lon", "UL_lat"))
+    longitude, latitude = (_number(place[name]) for name in ("UL_lon", "UL_lat"))
     try:
         x, y = Transformer.from_crs("EPSG:4326", CRS.from_proj4(projection), always_xy=True).transform(
             longitude, latitude
@@ -177,7 +177,7 @@ def _places(
     """
     if height is None or width is None:
         return {}
-    spacings = -abs(float(np.ravel(height)[0])), abs(float(np.ravel(width)[0]))
+    spacings = -abs(_number(height)), abs(_number(width))
     begins = (0.0, 0.0) if corner is None else [edge + step / 2 for edge, step in zip(corner, spacings)]
     return {
         name: (
@@ -231,12 +231,12 @@ def _knmi_dataset(file: Any) -> Any:
     text = "" if projection is None else _text(projection.attrs.get("projection_proj4_params", ""))
     grid = file["geographic"].attrs if "geographic" in file else {}
     pixels_in = _text(grid.get("geo_dim_pixel", "")).split(",")[0].lower()
-    sizes = [grid.get(f"geo_pixel_size_{axis}") for axis in "yx"]
-    offsets = [grid.get(f"geo_{axis}_offset") for axis in ("row", "column")]  # of the corner, in pixels
+    height, width = (grid.get(f"geo_pixel_size_{axis}") for axis in "yx")
+    rows, columns = (grid.get(f"geo_{axis}_offset") for axis in ("row", "column"))  # of the corner, in pixels
     corner = None
-    if not any(each is None for each in (*sizes, *offsets)):
-        corner = tuple(float(np.ravel(size)[0]) * float(np.ravel(offset)[0]) for size, offset in zip(sizes, offsets))
-    places = _places(array.shape, *sizes, pixels_in, corner)
+    if all(each is not None for each in (height, width, rows, columns)):
+        corner = _number(height) * _number(rows), _number(width) * _number(columns)
+    places = _places(array.shape, height, width, pixels_in, corner)
     is_placed = bool(text) and (corner is not None or not places)
     coordinates = {"time": np.array([when])} | places
     return xarray.Dataset({name: array}, coordinates, {"projection": text} if is_placed else {})
@@ -251,6 +251,10 @@ def _numbered(group: Any, stem: str) -> list[Any]:
 def _inherited(above: Any, group: Any) -> dict[str, Any]:
     """Attributes of `what` of a group, and those of the groups above that it does not have."""
     return dict(above) | (dict(group["what"].attrs) if "what" in group else {})
+
+
+def _number(value: Any) -> float:
+    return float(np.ravel(value)[0])
 
 
 def _text(value: Any) -> str:
