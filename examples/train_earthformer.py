@@ -38,6 +38,7 @@ class ForecastArguments(PublishedArguments):
     pretrained: str | None = field(default=None, metadata={"help": "start from this model instead of random weights"})
     intensity_weight: float = field(default=0.0, metadata={"help": "weight of intense values in the loss"})
     intensity_power: float = field(default=1.0, metadata={"help": "how steeply that weight grows with the value"})
+    lead_power: float = field(default=0.0, metadata={"help": "how steeply the weight falls with the lead time"})
     csi_weight: float = field(default=0.0, metadata={"help": "weight of the CSI at the thresholds in the loss"})
 
 
@@ -64,7 +65,8 @@ def main():
     def loss_of(model, batch):
         predictions = model(**{name: batch[name] for name in MODEL_INPUTS if name in batch}).predictions
         truth = batch["future_values"], batch["future_observed_mask"]
-        loss = intensity_weighted_mse(predictions, *truth, arguments.intensity_weight, arguments.intensity_power)
+        weights = arguments.intensity_weight, arguments.intensity_power, arguments.lead_power
+        loss = intensity_weighted_mse(predictions, *truth, *weights)
         if arguments.csi_weight:
             loss = loss + arguments.csi_weight * soft_csi_loss(predictions, *truth, thresholds)
         return loss

@@ -54,6 +54,11 @@ def test_intensity_weighted_loss():
     assert cubed == pytest.approx((0.25 * (1 + 2 * 0.125) + 4 * (1 + 2 * 1.0)) / 2)
     plain = intensity_weighted_mse(prediction, future.nan_to_num(), torch.ones(1, 3, dtype=torch.bool), 0.0)
     assert plain == pytest.approx((0.25 + 1 + 4) / 3)
+    frames = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1, 1)
+    early = intensity_weighted_mse(
+        frames, torch.zeros_like(frames), torch.ones(1, dtype=torch.bool), 0.0, lead_power=1
+    )
+    assert early == pytest.approx((1 * 4 / 3 + 4 * 2 / 3) / 2)  # weights 1 and 1/2, of mean 1
 
 
 def test_orthogonalized_matrices_keep_their_directions():

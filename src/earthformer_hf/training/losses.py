@@ -13,6 +13,7 @@ def intensity_weighted_mse(
     observed: torch.Tensor,
     intensity_weight: float,
     intensity_power: float = 1.0,
+    lead_power: float = 0.0,
 ) -> torch.Tensor:
     """Mean over observed values of (1 + intensity_weight * max(future, 0)^intensity_power) * (prediction - future)^2.
 
@@ -23,9 +24,14 @@ def intensity_weighted_mse(
     Args:
         predictions, future_values: (B, T, H, W, C) in the model's range.
         observed: bool, broadcasts to them.
+        lead_power: frame t counts t^-lead_power as much as the first one, of a mean weight of 1: late frames, whose
+            errors are larger, do not outweigh the early ones.
     """
     observed = observed.expand_as(predictions)
     error = torch.where(observed, predictions - future_values, 0.0)
+    if lead_power:
+        leads = torch.arange(1.0, predictions.shape[1] + 1, device=predictions.device) ** -lead_power
+        error = error * (leads / leads.mean()).sqrt()[:, None, None, None]
     weight = 1 + intensity_weight * torch.where(observed, future_values, 0.0).clamp(min=0) ** intensity_power
     return (weight * error.square()).sum() / observed.sum().clamp(min=1)
 
