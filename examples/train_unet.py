@@ -124,7 +124,8 @@ def main():
         pipeline.set_progress_bar_config(disable=True)
 
         def forecast_of(inputs):
-            ensemble = pipeline(**inputs, generator=validation_generator(), output_type="pt").predictions[0]
+            options = {"generator": validation_generator(), "output_type": "pt"}
+            ensemble = pipeline(inputs["past_values"], **options).predictions[0]
             return ensemble.mean(0)  # (E, T, H, W, C) -> (T, H, W, C)
 
         return forecast_figure(forecast_of, eval_set.windows, extractor)

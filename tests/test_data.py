@@ -43,8 +43,9 @@ def test_every_other_frame():
 
 def test_missing_values_become_a_mask():
     event = numbered(5)
-    event["values"][4, 1, 0] = 255
+    event["values"][4, 1, 0], event["values"][0, 1, 1] = 255, 255
     item = Windows([event], encode, 3, 2)[0]
+    assert item["past_observed_mask"].sum() == 11 and not item["past_observed_mask"][0, 1, 1, 0]
     assert item["future_observed_mask"].sum() == 7 and not item["future_observed_mask"][1, 1, 0, 0]
     assert item["future_values"][1, 1, 0, 0] == 0
 

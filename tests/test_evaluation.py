@@ -18,6 +18,7 @@ from tiny import ROOT, tiny_model, tiny_pipeline
 from typer.testing import CliRunner
 
 from earthformer_hf import EarthformerFeatureExtractor
+from earthformer_hf.advection import first_guess
 from earthformer_hf.cli import app
 from earthformer_hf.data import Windows, icar_enso, simulated
 from earthformer_hf.evaluation import (
@@ -114,6 +115,21 @@ def test_what_was_not_observed_enters_no_score():
     assert "undefined" in reports.score_text(document, protocol)
     results = evaluate({"persistence": persistence(protocol)}, cut([nothing, event], protocol), protocol)
     assert results["windows"] == 2 and results["cases"] == {"best": 1, "median": 1, "worst": 1}  # no error, no case
+
+
+def test_a_first_guess_is_scored_with_what_was_not_observed():
+    protocol, (event,) = PROTOCOLS["radar-open"], codes(1, length=25, size=32)
+    rows = np.arange(32)[None, :, None] - np.arange(25)[:, None, None]  # rain that moves by a row a frame
+    event["values"] = np.where((rows % 16) < 6, event["values"] // 2 + 60, 0).astype("uint8")
+    event["values"][:, 20:] = 255
+    extractor = EarthformerFeatureExtractor(scale=1 / 255, fill_value=0, missing_value=255, valid_range=[0, 254])
+    model = tiny_model(context_length=13, prediction_length=12, image_size=(32, 32), first_guess="advection")
+    (item,) = Windows([event], extractor.encode, 13, 12)
+    guess, _ = first_guess("advection", item["past_values"][None], 12, 1, item["past_observed_mask"][None])
+    found = model_forecaster(model, extractor)(window_at(cut([event], protocol), 0, data_extractor(protocol)))
+    np.testing.assert_allclose(found, extractor.decode(guess[0, ..., 0]), atol=0.01)
+    blind, _ = first_guess("advection", item["past_values"][None], 12, 1, None)
+    assert (blind - guess).abs().max() > 0.1
 
 
 def test_an_ensemble_is_scored_by_its_mean_or_by_each_member():

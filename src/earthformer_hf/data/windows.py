@@ -96,7 +96,8 @@ class Cutter:
             torch.from_numpy(x if x.ndim == 4 else x[..., None]) for x in (values, observed)
         )  # (T, H, W, C)
         past = self.context_length
-        item = {"past_values": frames[:past], "future_values": frames[past:], "future_observed_mask": mask[past:]}
+        item = {"past_values": frames[:past], "future_values": frames[past:]}
+        item |= {"past_observed_mask": mask[:past], "future_observed_mask": mask[past:]}
         if "covariates" in event:
             covariates = torch.from_numpy(np.array(self.frames(event, start, "covariates")))  # (T, H, W, K)
             item |= {"past_covariates": covariates[:past], "future_covariates": covariates[past:]}
@@ -145,7 +146,8 @@ class Windows(Dataset):
             a stream has none), and says how many there were; "stop" is a ValueError that names it.
 
     Each item is a dict of tensors: `past_values` (T_in, H, W, C) and `future_values` (T_out, H, W, C) float32,
-    `future_observed_mask` (T_out, H, W, C) bool; missing values hold the model's fill value. With covariates also
+    `past_observed_mask` and `future_observed_mask` bool, of the same shapes; missing values hold the model's fill
+    value. With covariates also
     `past_covariates` (T_in, H, W, K) and `future_covariates` (T_out, H, W, K), with a series `past_<name>` (T_in,) and
     `future_<name>` (T_out,).
 
@@ -360,9 +362,10 @@ class TrainingWindows(Dataset):
         factor = self.gain ** random.uniform(-1, 1)
         if self.mix:
             angle, other = random.uniform(0, 2 * np.pi), self._item(int(random.integers(size)), position)
-            for name in ("past_values", "future_values"):
-                item[name] = np.cos(angle) * item[name] + np.sin(angle) * other[name]
-            item["future_observed_mask"] = item["future_observed_mask"] & other["future_observed_mask"]
+            for part in ("past", "future"):
+                values, mask = f"{part}_values", f"{part}_observed_mask"
+                item[values] = np.cos(angle) * item[values] + np.sin(angle) * other[values]
+                item[mask] = item[mask] & other[mask]
         for name, tensor in item.items():
             if self.turn and tensor.ndim == 4:  # (T, H, W, C)
                 tensor = torch.rot90(tensor, turns, dims=(1, 2))

@@ -132,6 +132,7 @@ def model_forecaster(model, extractor: EarthformerFeatureExtractor) -> Forecaste
     @torch.inference_mode()
     def forecast(window: Window) -> np.ndarray:
         inputs = dict(extractor(window.past[None] if window.past.ndim == 4 else window.past))
+        inputs["past_observed_mask"] = torch.from_numpy(window.past_observed).reshape(inputs["past_values"].shape)
         if window.covariates is not None and model.config.num_covariates:
             covariates = torch.from_numpy(window.covariates[None])
             inputs["past_covariates"] = covariates[:, : len(window.past)]
