@@ -26,7 +26,7 @@ def main():
     parser.add_argument("--input", type=Path, help="rain rates in mm/h (.npy, .npz), or open radar data (.h5)")
     parser.add_argument("--model", default="model_cards/prediff-radar-tiny", help="a pipeline's folder, or a hub id")
     parser.add_argument("--ensemble_size", type=int, default=8, help="members")
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="fewer are faster, and less sharp")
+    parser.add_argument("--num_inference_steps", type=int, default=10, help="more are slower, and hardly better")
     parser.add_argument("--threshold", type=float, default=10.0, help="of the chance, in mm/h")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--output", type=Path, default=Path("outputs/forecast_prediff.png"), help="the figure")

@@ -149,7 +149,7 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         self,
         past_values: torch.Tensor | np.ndarray | list,
         ensemble_size: int = 8,
-        num_inference_steps: int = 20,
+        num_inference_steps: int = 10,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         eta: float = 0.0,

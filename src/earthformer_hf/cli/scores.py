@@ -20,7 +20,7 @@ def evaluate_command(
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="EARTHFORMER_HF_DATA, or ../shared/data if omitted")] = None,
     ensemble_size: Annotated[int, typer.Option(help="members")] = 8,
-    num_inference_steps: Annotated[int, typer.Option(help="of a pipeline")] = 20,
+    num_inference_steps: Annotated[int, typer.Option(help="of a pipeline")] = 10,
     max_windows: Annotated[int | None, typer.Option(help="a quick look at so many windows")] = None,
     output: Annotated[Path | None, typer.Option(help="folder for scores.json and figures")] = None,
     new_protocol: Annotated[

@@ -162,7 +162,7 @@ def run_protocol(
     protocol: str | None = None,
     data_dir: str | Path | None = None,
     ensemble_size: int = 8,
-    num_inference_steps: int = 20,
+    num_inference_steps: int = 10,
     max_windows: int | None = None,
     output: str | Path | None = None,
     command: str = "",

@@ -143,7 +143,7 @@ def model_forecaster(model, extractor: EarthformerFeatureExtractor) -> Forecaste
     return forecast
 
 
-def pipeline_forecaster(pipeline, ensemble_size: int = 8, num_inference_steps: int = 20) -> Forecaster:
+def pipeline_forecaster(pipeline, ensemble_size: int = 8, num_inference_steps: int = 10) -> Forecaster:
     """Ensembles of a [`PreDiffPipeline`]; the index of a window seeds its noise."""
     pipeline.set_progress_bar_config(disable=True)
 
@@ -176,7 +176,7 @@ class LoadedModel:
     settings: dict[str, Any]
 
 
-def load_forecaster(model: str | Path, ensemble_size: int = 8, num_inference_steps: int = 20) -> LoadedModel:
+def load_forecaster(model: str | Path, ensemble_size: int = 8, num_inference_steps: int = 10) -> LoadedModel:
     """The forecaster of a model or pipeline, on this process's device.
 
     Args:

@@ -247,7 +247,7 @@ def usage(model_or_pipeline: Shareable, source: str) -> str:
     call = "predictions = model({}).predictions"
     if isinstance(model_or_pipeline, PreDiffPipeline):
         name, loader = "pipeline", "PreDiffPipeline"
-        call = "predictions = pipeline(past_values, ensemble_size=8, num_inference_steps=20).predictions"
+        call = "predictions = pipeline(past_values, ensemble_size=8, num_inference_steps=10).predictions"
     elif isinstance(model_or_pipeline, EarthformerFeatureExtractor):
         name, loader, call = "extractor", "AutoFeatureExtractor", 'past_values = extractor(raw)["past_values"]'
     else:
