@@ -27,6 +27,7 @@ def plot_sequence(
     title: str,
     chances: dict[str, np.ndarray] | None = None,
     units: str = "mm/h",
+    differences: dict[str, np.ndarray] | None = None,
 ) -> "Figure":
     """Maps of rain or of another quantity, one row per entry, one column per time.
 
@@ -36,11 +37,13 @@ def plot_sequence(
         title: says what is drawn, and whether it is real.
         chances: further rows below, label -> probabilities 0..1 (columns, H, W), with NaN as above.
         units: of the values: rain rates in "mm/h" have their own colours, all else one scale from lowest to highest.
+        differences: the last rows, label -> differences of values (columns, H, W), blue where there is more.
     """
-    chances = chances or {}
+    chances, differences = chances or {}, differences or {}
     style = map_style(list(rows.values()), units)
     lines = [(label, frames, style) for label, frames in rows.items()]
     lines += [(label, 100 * frames, chance_style()) for label, frames in chances.items()]
+    lines += [(label, frames, _difference_style(differences)) for label, frames in differences.items()]
     height, width = next(iter(rows.values())).shape[1:]
     row_height = max(1.1, 1.95 * height / width)
     figure = new_figure(1.9 * len(leads) + 1.2, row_height * len(lines) + 0.9)
@@ -59,10 +62,22 @@ def plot_sequence(
         axis.set_title(lead, fontsize=10)
     rain = units == "mm/h"
     label, levels = ("rain rate, mm/h", RAIN_LEVELS) if rain else (units, None)
-    for some, text, steps in ((axes[: len(rows)], label, levels), (axes[len(rows) :], "chance, %", CHANCE_LEVELS)):
+    first, second = len(rows), len(rows) + len(chances)
+    kinds = (axes[:first], label, levels), (axes[first:second], "chance, %", CHANCE_LEVELS)
+    for some, text, steps in (*kinds, (axes[second:], f"difference, {units}", None)):
         add_color_bar(figure, some.ravel(), some.ravel(), text, steps)
     add_title(figure, title)
     return figure
+
+
+def _difference_style(differences: dict[str, np.ndarray]) -> dict[str, Any]:
+    """One scale around 0, which leaves the largest hundredth beyond it."""
+    from matplotlib import colormaps
+
+    values = np.abs(np.concatenate([frames.ravel() for frames in differences.values()]))
+    values = values[values > 0]  # NaN is not
+    highest = float(np.percentile(values, 99)) if len(values) else 1.0
+    return {"vmin": -highest, "vmax": highest, "cmap": colormaps["RdBu"].with_extremes(bad="0.8")}
 
 
 def sequence_row(future: np.ndarray, context: np.ndarray | None = None, columns: int = 3) -> np.ndarray:
