@@ -81,6 +81,13 @@ def group_norm(channels: int) -> SafeGroupNorm:
     return SafeGroupNorm(32 if channels % 32 == 0 else channels, channels)
 
 
+def in_half_precision(states: torch.Tensor) -> bool:
+    """Whether a convolution computes these states in half precision."""
+    device = states.device.type
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
+    return autocast or states.dtype in (torch.bfloat16, torch.float16)
+
+
 class TimeResidualBlock(nn.Module):
     """Two 3x3x3 convolutions over time, height and width, between which the time embedding enters.
 
@@ -113,7 +120,9 @@ class TimeResidualBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
         """hidden_states (B, T, H, W, C_in), embedding (B, E) -> (B, T, H, W, C_out)."""
-        volume = hidden_states.permute(0, 4, 1, 2, 3).contiguous()  # (B, C, T, H, W)
+        volume = hidden_states.permute(0, 4, 1, 2, 3)  # (B, C, T, H, W)
+        if not in_half_precision(volume):  # where convolutions are as fast with channels last
+            volume = volume.contiguous()
         hidden = self.conv1(F.silu(self.norm1(volume)))
         if self.time_proj is None or embedding is None:
             hidden = self.norm2(hidden)
@@ -125,7 +134,7 @@ class TimeResidualBlock(nn.Module):
             else:
                 hidden = self.norm2(hidden + embedding)
         hidden = self.shortcut(volume) + self.conv2(self.dropout(F.silu(hidden)))
-        return hidden.permute(0, 2, 3, 4, 1)
+        return hidden.permute(0, 2, 3, 4, 1).contiguous()
 
 
 class AttentionPooling(nn.Module):
