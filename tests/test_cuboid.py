@@ -16,6 +16,7 @@ from earthformer_hf.cuboid import (
     CuboidLayerConfig,
     CuboidSelfAttention,
     PatchMerging,
+    append_keys,
     cuboid_partition,
     cuboid_regions,
     cuboid_reverse,
@@ -359,3 +360,21 @@ def test_patch_merging_pads_with_zeros():
         expected = merge.reduction(merge.norm(corner.flatten()))
     assert out.shape == (1, 2, 2, 2, 5)
     torch.testing.assert_close(out[0, 0, 1, 1], expected)
+
+
+def test_appended_keys_share_the_softmax():
+    """Scores of both kinds side by side, written out; values and gradients in float64."""
+    query, other_query = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    key, value = torch.randn(2, 3, 4, 7, 6, dtype=torch.float64, requires_grad=True)
+    other_key, other_value = torch.randn(2, 3, 4, 2, 6, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(1, 4, 5, 7, dtype=torch.float64, requires_grad=True)
+    inputs = query, other_query, key, value, other_key, other_value, bias
+    scores = torch.cat([0.3 * query @ key.mT + bias, 0.3 * other_query @ other_key.mT], dim=-1)
+    expected = scores.softmax(-1) @ torch.cat([value, other_value], dim=2)
+    keys, values, mask = append_keys(key, value, bias, other_key, other_value, other_query, scaling=0.3)
+    result = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=0.3)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+    towards = torch.randn_like(expected)
+    gradients = (torch.autograd.grad(x, inputs, towards) for x in (result, expected))
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

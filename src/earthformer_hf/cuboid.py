@@ -371,7 +371,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention. query (N, heads, Q, d), key (N, heads, K, d), value (N, heads, K, e) -> (N, Q, heads, e)."""
+    """Plain attention. query (N, heads, Q, d), key and value (N, heads, K, d) -> (N, Q, heads, d)."""
     weights = torch.matmul(query * scaling, key.transpose(-2, -1))
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -402,31 +402,37 @@ class CuboidLayerConfig:
     layer_norm_eps: float = 1e-5
 
 
-def concatenate_keys(
-    query: torch.Tensor,
+def append_keys(
     key: torch.Tensor,
     value: torch.Tensor,
+    mask: torch.Tensor,
     other_key: torch.Tensor,
     other_value: torch.Tensor,
     other_query: torch.Tensor | None = None,
+    scaling: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two sets of keys for one softmax: the scores are query . key, and other_query . other_key.
+    """More keys for the same softmax.
 
-    For that, the two queries lie side by side, and each key is filled with zeros where the query of the other set
-    lies. Without `other_query`, both sets meet the same query.
+    They meet the query of the other keys. With `other_query`, they meet that one instead: its scores become a part of
+    the mask, and the appended keys are zero. So a fused kernel takes them, which allows one query.
 
     Args:
-        query, other_query: (N, heads, Q, d).
         key, value: (N, heads, K, d).
+        mask: to be added to the scores, of a shape that broadcasts to (N, heads, Q, K).
         other_key, other_value: (N, heads, G, d).
+        other_query: (N, heads, Q, d).
+        scaling: of the scores of `other_query`.
 
     Returns:
-        query (N, heads, Q, d or 2 * d), key (N, heads, K + G, d or 2 * d), value (N, heads, K + G, d).
+        key and value (N, heads, K + G, d), mask (... , K + G).
     """
-    if other_query is not None:
-        query = torch.cat([query, other_query], dim=-1)
-        key, other_key = F.pad(key, (0, key.shape[-1])), F.pad(other_key, (other_key.shape[-1], 0))
-    return query, torch.cat([key, other_key], dim=2), torch.cat([value, other_value], dim=2)
+    more = other_key.shape[2]
+    value = torch.cat([value, other_value], dim=2)
+    if other_query is None:
+        return torch.cat([key, other_key], dim=2), value, F.pad(mask, (0, more))
+    scores = torch.matmul(other_query, scaling * other_key.transpose(-2, -1))  # (N, heads, Q, G)
+    mask = torch.cat([mask.expand(*scores.shape[:3], -1), scores], dim=-1)
+    return F.pad(key, (0, 0, 0, more)), value, mask
 
 
 class CuboidAttentionBase(nn.Module):
@@ -434,7 +440,8 @@ class CuboidAttentionBase(nn.Module):
 
     A kernel takes (batch, heads, tokens, channels) and a mask that is added to the scores, (1, heads, ...). Cuboids
     that all have the same mask join the batch, (B * N, heads, ...). Where each of the N cuboids has a mask of its own,
-    the cuboids *join the heads* instead, (B, N * heads, ...), so that one mask serves every sample.
+    the cuboids *join the heads* instead, (B, N * heads, ...), so that one mask serves every sample. Where queries of
+    their own meet the global vectors, the scores of these are in the mask, which then is another for every sample.
     """
 
     def __init__(self, config: CuboidLayerConfig, hidden_size: int, max_size: Sequence[int]):
@@ -489,18 +496,18 @@ class CuboidAttentionBase(nn.Module):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        mask: torch.Tensor | None,
+        mask: torch.Tensor,
         attn_implementation: str,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention, in several calls of the kernel where it would refuse one.
 
         Args:
-            query, key, value: (B, H, Q, d), (B, H, K, d) and (B, H, K, e), as of `split_heads`.
-            mask: added to the scores, (1, H, Q, K), or None.
+            query, key, value: (B, H, Q, d), (B, H, K, d) and (B, H, K, d), as of `split_heads`.
+            mask: added to the scores, (1, H, Q, K) or (B, H, Q, K).
             attn_implementation: a name in transformers' attention interface.
 
         Returns:
-            (B, Q, H, e) and, from kernels that return them, the weights (windows, heads, Q, K).
+            (B, Q, H, d) and, from kernels that return them, the weights (windows, heads, Q, K).
         """
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(attn_implementation, eager_attention_forward)
         dropout = self.config.attention_dropout if self.training else 0.0
@@ -508,7 +515,7 @@ class CuboidAttentionBase(nn.Module):
         parts = [(query, key, value, mask)]
         if not is_torchdynamo_exporting() and query.shape[axis] > MAX_WINDOWS:
             states = [x.split(MAX_WINDOWS, axis) for x in (query, key, value)]
-            masks = itertools.repeat(mask) if mask is None or axis == 0 else mask.split(MAX_WINDOWS, axis)
+            masks = itertools.repeat(mask) if mask.shape[axis] == 1 else mask.split(MAX_WINDOWS, axis)
             parts = list(zip(*states, masks))
         outputs, weights = zip(
             *(attention(self, *part, scaling=self.scaling, dropout=dropout, is_causal=False) for part in parts)
@@ -582,6 +589,7 @@ class CuboidSelfAttention(CuboidAttentionBase):
 
         windows = pad_grid(self.norm(hidden_states), padding)
         windows = cuboid_partition(roll_grid(windows, cuboid.shift, -1), cuboid)  # (B, N, V, C)
+        windows = windows.contiguous()  # once, or every linear map does it
         regions = None
         if any(cuboid.shift) or (self.config.mask_padding and any(padding)):
             regions = cuboid_regions(grid, padding, cuboid, self.config.mask_padding, windows.device)
@@ -604,14 +612,13 @@ class CuboidSelfAttention(CuboidAttentionBase):
             global_vectors = self.global_norm(global_vectors)
             if self.update_global_vectors:
                 new_global_vectors = self._update(windows, key, value, global_vectors, regions, attn_implementation)
-            query, key, value = self._add_global_keys(windows, query, key, value, global_vectors, join_heads)
-            mask = F.pad(mask, (0, global_vectors.shape[1]))
+            key, value, mask = self._add_global_keys(windows, key, value, mask, global_vectors, join_heads)
 
         output, weights = self.attend(query, key, value, mask, attn_implementation)
         output = self.out_proj(self.merge_heads(output, cuboids, join_heads))
         return self.dropout(output), weights, new_global_vectors
 
-    def _add_global_keys(self, windows, query, key, value, global_vectors, join_heads):
+    def _add_global_keys(self, windows, key, value, mask, global_vectors, join_heads):
         """Tokens attend to their cuboid and to the global vectors: G more keys and values for every cuboid."""
         global_query = None
         if self.config.separate_global_qkv:
@@ -621,7 +628,7 @@ class CuboidSelfAttention(CuboidAttentionBase):
             states = self.global_qkv(global_vectors).chunk(3, dim=-1)[1:]
         states = (x[:, None].expand(-1, windows.shape[1], -1, -1) for x in states)  # (B, N, G, C)
         global_key, global_value = (self.split_heads(x, join_heads) for x in states)
-        return concatenate_keys(query, key, value, global_key, global_value, global_query)
+        return append_keys(key, value, mask, global_key, global_value, global_query, self.scaling)
 
     def _update(self, windows, key, value, global_vectors, regions, attn_implementation):
         """Global vectors attend to all tokens and to each other -> (B, G, C)."""
@@ -638,12 +645,11 @@ class CuboidSelfAttention(CuboidAttentionBase):
             # The cuboids' own keys and values: (B * N, heads, V, d) or (B, N * heads, V, d) -> (B, heads, N * V, d)
             shape = (windows.shape[0], -1, self.num_heads, *key.shape[2:])
             key, value = (x.reshape(shape).transpose(1, 2).flatten(2, 3) for x in (key, value))
-        query, key, value = concatenate_keys(query, key, value, global_key, global_value, global_query)
-        mask = None
+        mask = query.new_zeros(1, 1, 1, key.shape[2])
         if regions is not None and self.config.mask_padding:
-            mask = torch.zeros(regions.numel(), dtype=query.dtype, device=query.device)
             mask = mask.masked_fill(regions.flatten() < 0, MASKED)
-            mask = F.pad(mask, (0, global_vectors.shape[1])).view(1, 1, 1, -1).expand(-1, -1, query.shape[2], -1)
+        key, value, mask = append_keys(key, value, mask, global_key, global_value, global_query, self.scaling)
+        mask = mask.expand(-1, -1, query.shape[2], -1)
         output, _ = self.attend(query, key, value, mask, attn_implementation)
         return self.dropout(self.global_out_proj(output.flatten(2)))
 
