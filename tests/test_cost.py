@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from earthformer_hf import EarthformerConfig, stem_earthformer
-from earthformer_hf.cuboid import Cuboid, CuboidAttentionBase, CuboidLayerConfig, CuboidSelfAttention
+from earthformer_hf.cuboid import Cuboid, CuboidAttentionBase, CuboidLayerConfig, CuboidSelfAttention, as_frames
 from earthformer_hf.folding import plain_upsample_conv
 from earthformer_hf.stem_earthformer import EarthformerHead
 from earthformer_hf.unet_earthformer import TimeResidualBlock
@@ -96,3 +96,12 @@ def test_time_blocks_in_half_precision_train(dtype):
     block, tokens = TimeResidualBlock(8, 8, 4, 0.0).to(dtype), torch.randn(2, 3, 4, 5, 8, dtype=dtype)
     block(tokens, torch.randn(2, 4, dtype=dtype)).sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in block.parameters())
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_frames_to_be_upsampled_keep_their_channels_last_but_in_half_precision(half):
+    tokens = torch.randn(2, 3, 4, 5, 6)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        frames = as_frames(tokens)
+    assert torch.equal(frames[4, :, 1, 2], tokens[1, 1, 1, 2])
+    assert frames.is_contiguous() == half != frames.is_contiguous(memory_format=torch.channels_last)

@@ -865,6 +865,23 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(hidden_states))
 
 
+def in_half_precision(states: torch.Tensor) -> bool:
+    """Whether a convolution computes these states in half precision."""
+    device = states.device.type
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
+    return autocast or states.dtype in (torch.bfloat16, torch.float16)
+
+
+def as_frames(hidden_states: torch.Tensor) -> torch.Tensor:
+    """(B, T, H, W, C) -> (B * T, C, H, W), for upsampling.
+
+    Channels stay last in memory. Not so in half precision on a CPU, which takes four times as long for transposed
+    convolutions of them if it has no instructions for bfloat16.
+    """
+    frames = hidden_states.flatten(0, 1).permute(0, 3, 1, 2)
+    return frames.contiguous() if frames.is_cpu and in_half_precision(frames) else frames
+
+
 class Upsample(nn.Module):
     """Nearest-neighbour upsampling to a given height and width, then a 3x3 convolution in each frame."""
 
@@ -874,8 +891,7 @@ class Upsample(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """(B, T, H, W, C_in) -> (B, T, *size, C_out)."""
-        frames = hidden_states.flatten(0, 1).permute(0, 3, 1, 2)  # (B * T, C, H, W)
-        frames = upsample_conv(frames, size, self.conv)
+        frames = upsample_conv(as_frames(hidden_states), size, self.conv)
         return frames.permute(0, 2, 3, 1).unflatten(0, hidden_states.shape[:2])
 
 
@@ -922,11 +938,13 @@ __all__ = [
     "PositionEmbedding",
     "SafeGroupNorm",
     "Upsample",
+    "as_frames",
     "build_activation",
     "check_layers",
     "cuboid_partition",
     "cuboid_regions",
     "cuboid_reverse",
+    "in_half_precision",
     "pattern_cuboids",
     "reduced_size",
 ]

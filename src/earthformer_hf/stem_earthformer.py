@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .configuration_earthformer import EarthformerConfig
-from .cuboid import LEAKY_SLOPE, PatchMerging, SafeGroupNorm, Upsample
+from .cuboid import LEAKY_SLOPE, PatchMerging, SafeGroupNorm, Upsample, as_frames
 from .folding import upsample_conv
 
 
@@ -85,7 +85,7 @@ class EarthformerHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, guess: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T, h_0, w_0, hidden_sizes[0]), guess and reach (B, T, H, W, 2 * C_out) -> (B, T, H, W, C_out)."""
-        frames = hidden_states.flatten(0, 1).permute(0, 3, 1, 2)  # (B * T, C, H, W)
+        frames = as_frames(hidden_states)  # (B * T, C, H, W)
         if guess is not None:
             guess = guess.flatten(0, 1).permute(0, 3, 1, 2)
         for i, (upsample, stage, size) in enumerate(zip(self.upsamples, self.stages, self.sizes)):

@@ -42,6 +42,7 @@ from .cuboid import (
     SafeGroupNorm,
     Upsample,
     check_layers,
+    in_half_precision,
     pattern_cuboids,
     reduced_size,
 )
@@ -79,13 +80,6 @@ class EarthformerAlignmentOutput(BaseOutput):
 def group_norm(channels: int) -> SafeGroupNorm:
     """32 groups where they divide the channels, else one group per channel (which cancels an added embedding)."""
     return SafeGroupNorm(32 if channels % 32 == 0 else channels, channels)
-
-
-def in_half_precision(states: torch.Tensor) -> bool:
-    """Whether a convolution computes these states in half precision."""
-    device = states.device.type
-    autocast = device != "meta" and torch.is_autocast_enabled(device)
-    return autocast or states.dtype in (torch.bfloat16, torch.float16)
 
 
 class TimeResidualBlock(nn.Module):
