@@ -308,7 +308,7 @@ def test_the_command(tmp_path, archive, model, scheduler):
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["made"] == 3
     done = CliRunner().invoke(app, [*arguments, "--lead", "1h"])
-    assert done.exit_code == 1 and done.stderr.startswith("error: `out`")
+    assert done.exit_code == 1 and done.stderr.startswith("error: `--out`")
 
 
 PROTOCOL = """

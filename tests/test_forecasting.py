@@ -413,7 +413,7 @@ def test_the_command(tmp_path):
     with xr.open_dataset(tmp_path / "out.nc", decode_timedelta=True) as read:
         assert read.rainfall_rate.shape == (4, 30, 30)
     result = CliRunner().invoke(app, [*command, str(tmp_path / "out.nc")])
-    assert result.exit_code == 1 and "error: `out`: " in result.output and "is there already" in result.output
+    assert result.exit_code == 1 and "error: `--out`: " in result.output and "is there already" in result.output
     result = CliRunner().invoke(app, [*command, str(tmp_path / "b.nc"), "--json", "--lead", "10m"])
     assert json.loads(result.stdout.splitlines()[-1])["variables"]["rainfall_rate"]["lead_time"] == 2
     result = CliRunner().invoke(app, ["info", str(tmp_path / "model"), "--json"])

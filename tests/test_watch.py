@@ -142,7 +142,7 @@ def test_the_command_once(tmp_path, watched):
     assert xr.load_dataset(tmp_path / "out" / made(tmp_path)[0]).sizes["lead_time"] == 6
     with FileLock(tmp_path / "out" / ".watch" / "lock"):
         done = CliRunner().invoke(app, arguments(tmp_path, "--once"))
-    assert done.exit_code == 1 and "error: `out`: another process writes" in done.stderr
+    assert done.exit_code == 1 and "error: `--out`: another process writes" in done.stderr
 
 
 @pytest.mark.slow

@@ -53,6 +53,10 @@ class EarthformerConfig(PreTrainedConfig):
             decoder starts from: "persistence", or "advection", the last frame carried along the motion of the last
             three, see `advection.py`. It is one of the first `num_output_channels` channels; untrained, the model
             forecasts just this. None for none, as published.
+        calibration (`list[list[float]]`, *optional*): what is forecast instead of the network's own values, so that
+            intensities are as frequent as the observed ones: a rising row of values, and for each lead time a rising
+            row of what the network says where they are meant; linear in between. A squared error makes heavy rain
+            rarer with each lead time. Fitted by `examples/calibrate_earthformer.py`; None for none, as published.
         hidden_sizes (`list[int]`): channels of each level.
         encoder_depths, decoder_depths (`list[int]`): blocks of each level.
         num_attention_heads (`int`): heads of every attention.
@@ -92,6 +96,7 @@ class EarthformerConfig(PreTrainedConfig):
     num_output_channels: int | None = None
     num_covariates: int = 0
     first_guess: str | None = None
+    calibration: list[list[float]] | None = None
     hidden_sizes: list[int] | tuple[int, ...] = (128, 256)
     encoder_depths: list[int] | tuple[int, ...] = (1, 1)
     decoder_depths: list[int] | tuple[int, ...] = (1, 1)
@@ -246,6 +251,11 @@ class EarthformerConfig(PreTrainedConfig):
         divided = all(size % heads == 0 for size in self.hidden_sizes)
         self._require(divided, "hidden_sizes", f"multiples of num_attention_heads={heads}")
         _check_first_guess(self)
+        if self.calibration is not None:
+            rows = [len(row) for row in self.calibration]
+            fits = len(rows) == self.prediction_length + 1 and len(set(rows)) == 1 and 2 <= rows[0] <= MAX_LAYERS
+            fits = fits and all(a < b for row in self.calibration for a, b in zip(row, row[1:]))
+            self._require(fits, "calibration", f"{self.prediction_length + 1} rising rows of one length")
         self._check_stem()
         for name in ("dropout", "attention_dropout"):
             self._require(0 <= getattr(self, name) <= 1, name, "a probability")

@@ -21,6 +21,14 @@ ResampleTime = Annotated[str | None, typer.Option(help="the model's time step, s
 GridOf = Annotated[str, typer.Option(help="of the result: input or model")]
 Threshold = Annotated[list[float] | None, typer.Option(help="write the chance that it is reached; may be repeated")]
 Neighbourhood = Annotated[str | None, typer.Option(help="of chances: reached anywhere within, such as '10 km'")]
+Percentile = Annotated[list[float] | None, typer.Option(help="of the members; may be repeated")]
+Mean = Annotated[bool, typer.Option("--mean", help="write the mean of the members")]
+Variable = Annotated[str | None, typer.Option(help="to read, where there are several")]
+TimeStep = Annotated[str | None, typer.Option(help="where the files have no dates, such as 5m")]
+GridSpacing = Annotated[str | None, typer.Option(help="where the files do not say it, such as '1 km'")]
+Crs = Annotated[str | None, typer.Option(help="where the files do not say it, such as EPSG:3035")]
+Overlap = Annotated[int | None, typer.Option(help="of tiles, in the model's pixels")]
+MaxMemory = Annotated[str, typer.Option(help="for the arrays of the forecast")]
 Members = Annotated[bool, typer.Option(help="write the members")]
 Units = Annotated[str | None, typer.Option(help="where the files do not say them: mm/h, mm, dBZ, ...")]
 Option = Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE, as for the data set folder")]
@@ -44,19 +52,19 @@ def forecast_command(
     grid: GridOf = "input",
     threshold: Threshold = None,
     neighbourhood: Neighbourhood = None,
-    percentile: Annotated[list[float] | None, typer.Option(help="of the members; may be repeated")] = None,
-    mean: Annotated[bool, typer.Option("--mean", help="write the mean of the members")] = False,
+    percentile: Percentile = None,
+    mean: Mean = False,
     members: Members = True,
-    variable: Annotated[str | None, typer.Option(help="to read, where there are several")] = None,
+    variable: Variable = None,
     units: Units = None,
-    time_step: Annotated[str | None, typer.Option(help="where the files have no dates, such as 5m")] = None,
-    grid_spacing: Annotated[str | None, typer.Option(help="where the files do not say it, such as '1 km'")] = None,
-    crs: Annotated[str | None, typer.Option(help="where the files do not say it, such as EPSG:3035")] = None,
+    time_step: TimeStep = None,
+    grid_spacing: GridSpacing = None,
+    crs: Crs = None,
     start: Annotated[str | None, typer.Option(help="where the files have no dates, such as 2020-01-01T12:00")] = None,
     until: Annotated[str | None, typer.Option(help="forecast from the last frame up to this time")] = None,
     option: Option = None,
-    overlap: Annotated[int | None, typer.Option(help="of tiles, in the model's pixels")] = None,
-    max_memory: Annotated[str, typer.Option(help="for the arrays of the forecast")] = "4GB",
+    overlap: Overlap = None,
+    max_memory: MaxMemory = "4GB",
     plot: Annotated[Path | None, typer.Option(help="draw it: .png, .jpg, .pdf or .svg")] = None,
     animate: Annotated[Path | None, typer.Option(help="as a moving picture: .gif, or .mp4 where ffmpeg is")] = None,
     colors: Colors = "rain",
@@ -87,10 +95,11 @@ def forecast_command(
     save(dataset, out, overwrite)
     if plot is not None or animate is not None:
         draw(dataset, observed_maps(dataset, observations), plot, animate, colors)
-    typer.echo(_as_json(dataset, out) if json_ else _in_words(dataset, out))
+    pictures = [path for path in (plot, animate) if path is not None]
+    typer.echo(_as_json(dataset, out, pictures) if json_ else _in_words(dataset, out, pictures))
 
 
-def _in_words(dataset: Any, out: Path) -> str:
+def _in_words(dataset: Any, out: Path, pictures: list[Path]) -> str:
     """What a forecast holds, a line for each variable."""
     lines = []
     if "time" in dataset.coords:
@@ -103,13 +112,14 @@ def _in_words(dataset: Any, out: Path) -> str:
             "" if name == "quality_flag" else f", at most {float(array.max()):.3g} {array.attrs.get('units', '')}"
         )
         lines.append(f"{name}: {sizes}{highest}")
-    return "\n".join([*lines, f"{out}: written"])
+    return "\n".join([*lines, *(f"{path}: written" for path in (out, *pictures))])
 
 
-def _as_json(dataset: Any, out: Path) -> str:
+def _as_json(dataset: Any, out: Path, pictures: list[Path]) -> str:
     import json
 
-    found = {"out": str(out), "variables": {str(name): dict(array.sizes) for name, array in dataset.data_vars.items()}}
+    found: dict[str, Any] = {"out": str(out), "pictures": [str(path) for path in pictures]}
+    found |= {"variables": {str(name): dict(array.sizes) for name, array in dataset.data_vars.items()}}
     if "time" in dataset.coords:
         found["forecast_reference_time"] = str(dataset["forecast_reference_time"].values)[:19]
         found["time"] = [str(value)[:19] for value in dataset["time"].values]
@@ -133,20 +143,28 @@ def info_command(
 
 __all__ = [
     "CoarsenTo",
+    "Crs",
     "Device",
     "Ensemble",
     "GridOf",
+    "GridSpacing",
     "Guide",
     "Lead",
+    "MaxMemory",
+    "Mean",
     "Members",
     "ModelId",
     "Neighbourhood",
     "Option",
+    "Overlap",
+    "Percentile",
     "ResampleTime",
     "Seed",
     "Steps",
     "Threshold",
+    "TimeStep",
     "Units",
+    "Variable",
     "forecast_command",
     "info_command",
 ]

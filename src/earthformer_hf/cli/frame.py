@@ -1,15 +1,19 @@
 """The program and its groups of commands, and how they end when something is wrong."""
 
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Annotated
 
 import typer
+from typer.models import OptionInfo
 
 from ..errors import DEBUG, described, one_line
 
 
+RENAMED = {"ensemble": "ensemble_size", "steps": "num_inference_steps"}  # option -> argument of Python
 # An option may be written with - or _ between its words.
 app = typer.Typer(
     help="Earthformer and PreDiff.",
@@ -41,9 +45,28 @@ def fails_in_one_line(command: Callable) -> Callable:
         except Exception as reason:  # whatever it is, a user wants the words first
             if DEBUG in sys.argv:
                 raise
-            fail(described(reason))
+            fail(_with_flags(described(reason), command))
 
     return wrapped
+
+
+def _with_flags(text: str, command: Callable) -> str:
+    """A message about arguments of Python, about the options of a command where they are such: `coarsen_to='3 km'` as
+    `--coarsen-to '3 km'`."""
+    options = {}
+    for name, parameter in signature(command).parameters.items():
+        about = getattr(parameter.annotation, "__metadata__", ())
+        if any(isinstance(each, OptionInfo) for each in about):
+            flag = "--" + name.strip("_").replace("_", "-")
+            options |= {each: flag for each in (name, f"{name}s", RENAMED.get(name, name))}  # `thresholds`: one by one
+
+    def of_command(match: re.Match) -> str:
+        name, value = match[1], match[2]
+        if name not in options:
+            return match[0]
+        return f"`{options[name]} {value[1:]}`" if value else f"`{options[name]}`"
+
+    return re.sub(r"`([a-z_]+)(=[^`]+)?`", of_command, text)
 
 
 @app.callback()

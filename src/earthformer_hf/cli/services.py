@@ -11,25 +11,42 @@ import typer
 from .data import source_options
 from .forecasts import (
     CoarsenTo,
+    Crs,
     Device,
     Ensemble,
     GridOf,
+    GridSpacing,
+    Guide,
     Lead,
+    MaxMemory,
+    Mean,
     Members,
     ModelId,
     Neighbourhood,
     Option,
+    Overlap,
+    Percentile,
     ResampleTime,
     Seed,
     Steps,
     Threshold,
+    TimeStep,
     Units,
+    Variable,
 )
 from .frame import app, fails_in_one_line
 
 
-NAMES = {"ensemble": "ensemble_size", "steps": "num_inference_steps", "threshold": "thresholds"}
-OF_FORECASTS = "lead ensemble steps seed coarsen_to resample_time grid threshold neighbourhood members units".split()
+NAMES = {
+    "ensemble": "ensemble_size",
+    "steps": "num_inference_steps",
+    "threshold": "thresholds",
+    "percentile": "percentiles",
+}
+OF_FORECASTS = (  # options of both archive and watch
+    "lead ensemble steps seed guide coarsen_to resample_time grid threshold neighbourhood percentile mean members "
+    "variable units time_step grid_spacing crs overlap max_memory"
+).split()
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
@@ -53,13 +70,22 @@ def archive_command(
     ensemble: Ensemble = 8,
     steps: Steps = None,
     seed: Seed = 0,
+    guide: Guide = None,
     coarsen_to: CoarsenTo = None,
     resample_time: ResampleTime = None,
     grid: GridOf = "input",
     threshold: Threshold = None,
     neighbourhood: Neighbourhood = None,
+    percentile: Percentile = None,
+    mean: Mean = False,
     members: Members = True,
+    variable: Variable = None,
     units: Units = None,
+    time_step: TimeStep = None,
+    grid_spacing: GridSpacing = None,
+    crs: Crs = None,
+    overlap: Overlap = None,
+    max_memory: MaxMemory = "4GB",
     option: Option = None,
     device: Device = "auto",
     json_: Annotated[bool, typer.Option("--json", help="say what was done as JSON")] = False,
@@ -133,13 +159,22 @@ def watch_command(
     ensemble: Ensemble = 8,
     steps: Steps = None,
     seed: Seed = 0,
+    guide: Guide = None,
     coarsen_to: CoarsenTo = None,
     resample_time: ResampleTime = None,
     grid: GridOf = "input",
     threshold: Threshold = None,
     neighbourhood: Neighbourhood = None,
+    percentile: Percentile = None,
+    mean: Mean = False,
     members: Members = True,
+    variable: Variable = None,
     units: Units = None,
+    time_step: TimeStep = None,
+    grid_spacing: GridSpacing = None,
+    crs: Crs = None,
+    overlap: Overlap = None,
+    max_memory: MaxMemory = "4GB",
     option: Option = None,
     device: Device = "auto",
 ):
@@ -154,6 +189,8 @@ def watch_command(
     if once:
         with only_watch(watched.out):
             watched.look()
+        if watched.is_waiting:  # cron is told
+            raise typer.Exit(1)
         return
     stop = threading.Event()
 

@@ -24,6 +24,7 @@ from ..data.file_times import parsed_step
 from ..sharing.files import check_writable
 from .archive_store import about_data, loaded, marks, opened, tell
 from .forecast import context_places, lead_frames
+from .grids import check_spacing
 from .nowcasters import Nowcaster
 from .observations import are_paths, latest, parsed_date
 
@@ -125,8 +126,10 @@ def _only_writer(out: Path) -> Iterator[None]:
     except Timeout:
         raise ValueError(f"`out`: another call writes {out}; wait for it, or choose another name.") from None
     with lock:
-        yield
-        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -162,6 +165,8 @@ def _plan(job: dict, nowcaster: Nowcaster, times: np.ndarray) -> tuple[list[str]
             left_out[str(time)] = str(reason)
             continue
         last, own = str(observations.time[-1]), observations.grid
+        if not grid and job["options"].get("coarsen_to") is None:
+            check_spacing(own, nowcaster.extractor.grid_spacing)
         here = _digest([observations.facts.units, list(own.y), list(own.x)])
         grid = grid or here
         if last in found[-1:]:

@@ -125,7 +125,7 @@ def forecast_dataset(
         }
         dataset["quality_flag"] = (("lead_time", *spatial), flag, attrs)
         dataset["quality_flag"].encoding = {"zlib": True, "complevel": 1}
-    dataset.attrs = _attributes(observations, nowcaster, settings)
+    dataset.attrs = _attributes(name, observations, nowcaster, settings)
     return dataset
 
 
@@ -302,13 +302,13 @@ def _of_text(text: str) -> dict[str, Any]:
         raise ValueError(f"`crs`: {text!r} is no coordinate reference system: {reason}.") from None
 
 
-def _attributes(observations: Observations, nowcaster: Any, settings: dict[str, Any]) -> dict[str, Any]:
+def _attributes(name: str, observations: Observations, nowcaster: Any, settings: dict[str, Any]) -> dict[str, Any]:
     from .. import __version__
 
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "Conventions": "CF-1.11",
-        "title": f"Forecast of {nowcaster.extractor.variable}",
+        "title": f"Forecast of {name.replace('_', ' ')}",
         "source": f"earthformer_hf {__version__}, {type(nowcaster.model).__name__}",
         "history": f"{made}: forecast from {observations.source}",
         "references": "Gao et al., Earthformer, NeurIPS 2022; Gao et al., PreDiff, NeurIPS 2023",

@@ -52,18 +52,30 @@ def save(dataset: "Dataset", path: str | Path, overwrite: bool = False) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
     try:
         writers.get(path.suffix.lower(), _geotiff)(dataset, part)
-        if path.is_dir():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            part.rename(path)
-            shutil.rmtree(old)
-        else:
-            part.replace(path)
-    except OSError as reason:
-        raise ValueError(f"`out`: {path} cannot be written: {reason.strerror or reason}.") from reason
+        _put(part, path, overwrite)
+    except FileExistsError:
+        raise ValueError(f"`out`: {path} came into being meanwhile; `overwrite` replaces it.") from None
+    except (OSError, RuntimeError) as reason:  # the NetCDF library's own errors are the latter
+        words = getattr(reason, "strerror", None) or f"{reason}; is the disk full?"
+        raise ValueError(f"`out`: {path} cannot be written: {words}.") from reason
     finally:
         shutil.rmtree(part, ignore_errors=True)
         part.unlink(missing_ok=True)
+
+
+def _put(part: Path, path: Path, overwrite: bool) -> None:
+    """Give a finished file or folder its name, at once; without `overwrite` only if nothing has it."""
+    if not overwrite and part.is_file():
+        os.link(part, path)  # fails where something is, unlike a renaming
+    elif overwrite and path.is_dir():
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        path.rename(old)
+        part.rename(path)
+        shutil.rmtree(old)
+    elif not overwrite and os.path.lexists(path):
+        raise FileExistsError
+    else:
+        part.replace(path)  # of a folder: fails where one with content is
 
 
 def open_forecast(path: str | Path, start: str | None = None) -> "Dataset":
@@ -128,7 +140,7 @@ def _geotiff(dataset: Any, path: Path) -> None:
     y, x = array.dims[-2:]
     if "crs" not in dataset.coords:
         raise ValueError("`out`: a GeoTIFF needs a coordinate reference system; state it by `crs`.")
-    labels = [f"{found} {dict(zip(array.dims[:-2], place))}" for place in _places(array)]
+    labels = [" ".join([str(found), *place]) for place in _places(array)]
     bands = (
         array.stack(band=array.dims[:-2])
         .transpose("band", y, x)
@@ -144,8 +156,14 @@ def _geotiff(dataset: Any, path: Path) -> None:
 
 
 def _places(array: Any) -> list[tuple[str, ...]]:
-    """The coordinates of each band, as texts."""
-    sides = [[str(value) for value in array[name].values] for name in array.dims[:-2]]
+    """The coordinates of each band in words, such as "threshold 10" and "+20 min"."""
+    sides = []
+    for name in array.dims[:-2]:
+        values = array[name].values
+        if values.dtype.kind == "m":
+            sides.append([f"+{value / np.timedelta64(1, 'm'):g} min" for value in values])
+        else:
+            sides.append([f"{name} {value:g}" for value in values])
     return list(itertools.product(*sides))
 
 

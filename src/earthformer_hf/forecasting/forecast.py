@@ -137,6 +137,10 @@ def forecast(
         raw = roll_out(nowcaster, context, some, length, seed, _overlap(overlap, nowcaster))  # (n, T, h, w)
         parts.append(numbers.linear_of_raw(raw))
     values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    settings = {"num_inference_steps": num_inference_steps, "guide": guide} | (
+        {"seed": seed} if nowcaster.makes_ensembles else {}
+    )
+    settings |= {"coarsen_to": coarsen_to, "resample_time": resample_time}
     return forecast_dataset(
         values,
         observations,
@@ -145,7 +149,7 @@ def forecast(
         nowcaster,
         products,
         _inflow(context, length),
-        {"seed": seed} if nowcaster.makes_ensembles else {},
+        {setting: value for setting, value in settings.items() if value is not None},
     )
 
 

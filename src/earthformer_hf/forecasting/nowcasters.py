@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ..data.measures import canonical_units
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..guidance import KnowledgeAlignmentCallback, frame_mean, intensity_change
 from ..modeling_earthformer import EarthformerForPrediction
@@ -191,7 +192,7 @@ def load_nowcaster(
         raise ValueError(
             "`feature_extractor`: the model has none, so that its units, time step and spacing are unknown; give one."
         )
-    where = PartialState().device if device == "auto" else device  # None: where the model is
+    where = PartialState().device if device == "auto" else _known_device(device)  # None: where the model is
     if isinstance(loaded, PreDiffPipeline):
         if isinstance(model, str | Path):
             to_single_precision(loaded, where or PartialState().device)
@@ -202,6 +203,21 @@ def load_nowcaster(
         raise ValueError(f"`{given[0]}` is for ensembles: {type(loaded).__name__} makes one forecast.")
     network = loaded.eval()
     return Nowcaster(network if where is None else network.to(where), extractor, identity)
+
+
+def _known_device(device: str | torch.device | None) -> str | torch.device | None:
+    """
+    Raises:
+        ValueError: a device that this machine, or this build of PyTorch, does not have.
+    """
+    if device is None:
+        return None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as reason:
+        words = str(reason).strip().split("\n")[0]
+        raise ValueError(f"`device`: {device} cannot be used here: {words}") from None
+    return device
 
 
 def describe(model: Any) -> dict[str, str]:
@@ -220,10 +236,11 @@ def describe(model: Any) -> dict[str, str]:
     parts = [network]
     if isinstance(network, PreDiffPipeline):
         parts = [part for part in (network.vae, network.unet, network.forecaster) if part is not None]
+    is_rain = canonical_units(extractor.physical_units or extractor.units or "") == "mm/h"
     found = {
         "model": nowcaster.identity.get("model_id", type(network).__name__),
-        "forecasts": extractor.variable,
-        "units": extractor.units + (f", from {extractor.physical_units}" if extractor.physical_units else ""),
+        "forecasts": "rain rate" if is_rain else extractor.variable,
+        "units": "mm/h, from rain in mm/h, mm, mm/day or dBZ" if is_rain else extractor.units,
         "takes": f"{nowcaster.context_length} frames, {extractor.time_step} apart, of {rows} x {columns} pixels of "
         f"{extractor.grid_spacing}; larger maps in tiles",
         "gives": f"{nowcaster.prediction_length} frames" + (", ensembles" if nowcaster.makes_ensembles else ""),

@@ -55,7 +55,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Asked(BaseModel):
+class Asked(BaseModel, extra="forbid"):
     """Of [`~earthformer_hf.forecasting.forecast`], in the query of a request."""
 
     lead: str | None = None
@@ -64,6 +64,9 @@ class Asked(BaseModel):
     seed: int = 0
     threshold: list[float] = []
     neighbourhood: str | None = None
+    mean: bool = False
+    percentile: list[float] = []
+    members: bool = True
     grid: Literal["input", "model"] = "input"
     coarsen_to: str | None = None
     resample_time: str | None = None
@@ -72,7 +75,8 @@ class Asked(BaseModel):
 
     def options(self) -> dict[str, Any]:
         """As arguments of `forecast`."""
-        names = {"ensemble": "ensemble_size", "steps": "num_inference_steps", "threshold": "thresholds"}
+        names = {"ensemble": "ensemble_size", "steps": "num_inference_steps"}
+        names |= {"threshold": "thresholds", "percentile": "percentiles"}
         return {names.get(name, name): value for name, value in self.model_dump(exclude={"format"}).items()}
 
 

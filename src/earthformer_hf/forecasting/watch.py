@@ -58,13 +58,14 @@ class Watch:
             raise ValueError(f"`folder` must be a folder, {folder} is none.")
         if self.out.is_relative_to(self.folder):
             raise ValueError(f"`out` must not lie within the folder that is watched, got {out}.")
+        self.nowcaster = load_nowcaster(model, None, device)
         self.own = self.out / ".watch"
         check_writable(self.own)
-        self.nowcaster = load_nowcaster(model, None, device)
         self.options = {name: value for name, value in options.items() if name in OF_FORECAST}
         self.about = {name: value for name, value in options.items() if name not in OF_FORECAST}
         self.seen: dict[Path, tuple] | None = None
         self.told = ""
+        self.is_waiting = False  # for files that the last look could not forecast from
 
     def path_of(self, time: np.datetime64) -> Path:
         """The forecast with this reference time."""
@@ -77,6 +78,7 @@ class Watch:
             The new forecast's file; None if there is none, and why is said.
         """
         try:
+            self.is_waiting = False
             seen = self._files()
             if seen == self.seen:
                 return None
@@ -92,6 +94,7 @@ class Watch:
             self.seen = seen  # of what failed, the next look tries again
             return None if self.told else path
         except (ValueError, OSError) as reason:
+            self.is_waiting = True
             self._tell(f"waiting: {one_line(reason)}")
             return None
 

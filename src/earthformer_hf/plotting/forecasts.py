@@ -149,6 +149,8 @@ class Pages:
             text += f" from {self.times.reference_text()}"
         if found is not None and "realization" in found.dims:
             text += f", {found.sizes['realization']} members"
+        if "guide" in self.dataset.attrs:
+            text += f", asked for {self.dataset.attrs['guide']}"
         return text
 
     def leads(self, most: int) -> list[int]:
@@ -298,7 +300,7 @@ class Pages:
         return Panel(self.times.title(lead), read_map(self.observations[place]))
 
     def context(self, columns: int, leads: Sequence[int]) -> list[Panel | None]:
-        """The last frames, about as far apart as the forecasts; blanks on the left where there are fewer."""
+        """The last frames, about as far apart as the forecasts; blanks on the right where there are fewer."""
         past = [(lead, place) for lead, place in self.observed if lead <= 0 * lead]
         if not past:
             return []
@@ -308,7 +310,7 @@ class Pages:
             steps = max(1, round(float(wanted / (past[-1][0] - past[-2][0]))))
         chosen = past[::-1][::steps][:columns][::-1]
         blanks: list[Panel | None] = [None] * (columns - len(chosen))
-        return blanks + [self._observed(lead, place) for lead, place in chosen]
+        return [self._observed(lead, place) for lead, place in chosen] + blanks
 
     def afterwards(self, place: int) -> Panel | None:
         """What was observed at a lead, within a quarter of a time step."""

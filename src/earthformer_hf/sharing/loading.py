@@ -1,5 +1,6 @@
 """What a folder or hub repository holds, by the classes of this package, with every refusal naming its file."""
 
+import difflib
 import glob
 import json
 import logging
@@ -49,6 +50,7 @@ def load(source: str | Path, revision: str | None = None, token: str | bool | No
     """
     folder = Path(source)
     if not folder.is_dir():
+        _refuse_mistyped(folder)
         folder = _download(str(source), revision, token)
     if not has_weights(folder):
         raise ValueError(f"{source}: no weights (*.safetensors).")
@@ -66,6 +68,18 @@ def load(source: str | Path, revision: str | None = None, token: str | bool | No
             raise ValueError(f"{len(info['missing_keys'])} tensors are missing {sorted(info['missing_keys'])[:3]}")
         _refuse_not_finite(folder, model)
     return folder, model, extractor
+
+
+def _refuse_mistyped(folder: Path):
+    """
+    Raises:
+        ValueError: a path that is no folder, and no name of a hub repository: beside others in a folder, or deeper.
+    """
+    beside = sorted(path.parent.name for path in folder.parent.glob("*/*.json")) if len(folder.parts) > 1 else []
+    if beside or len(folder.parts) > 2 or folder.exists():
+        near = difflib.get_close_matches(folder.name, beside, 3, 0.3) or sorted(set(beside))[:3]
+        hint = f"; there are {', '.join(str(folder.parent / name) for name in dict.fromkeys(near))}" if near else ""
+        raise ValueError(f"`model`: no folder {folder}{hint}.")
 
 
 def has_weights(folder: Path) -> bool:
