@@ -38,6 +38,7 @@ style: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
+	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/prediff.py
 	$(BIN)/python benchmarks/data.py

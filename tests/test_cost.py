@@ -1,10 +1,11 @@
 """What a forward pass costs, counted and not timed: multiplications, kernels, copies."""
 
+import sys
 from collections import Counter
 
 import pytest
 import torch
-from tiny import frames, tiny_model
+from tiny import ROOT, frames, tiny_model, tiny_pipeline
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,6 +14,11 @@ from earthformer_hf.cuboid import Cuboid, CuboidAttentionBase, CuboidLayerConfig
 from earthformer_hf.folding import plain_upsample_conv
 from earthformer_hf.stem_earthformer import EarthformerHead
 from earthformer_hf.unet_earthformer import TimeResidualBlock
+
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import run as benchmark  # noqa: E402
 
 
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
@@ -105,3 +111,25 @@ def test_frames_to_be_upsampled_keep_their_channels_last_but_in_half_precision(h
         frames = as_frames(tokens)
     assert torch.equal(frames[4, :, 1, 2], tokens[1, 1, 1, 2])
     assert frames.is_contiguous() == half != frames.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("network", ["earthformer", "denoiser"])
+def test_the_plain_path_of_the_benchmark(network):
+    """It gives the same, step by step, and leaves nothing behind."""
+    if network == "earthformer":
+        model = tiny_model(separate_global_qkv=True)
+        arguments = (frames(model.config),)
+    else:
+        model = tiny_pipeline(resnet_time_scale_shift="default", num_global_vectors=2).unet
+        arguments = torch.randn(2, 2, 6, 8, 4), 5, torch.randn(2, 3, 6, 8, 4)
+    with torch.no_grad():
+        ours = model(*arguments)[0]
+        with benchmark.plain_path(model), Calls() as calls:
+            plain = model(*arguments)[0]
+        torch.testing.assert_close(plain, ours, rtol=0, atol=1e-5 * ours.abs().max().item())
+        assert calls.names[FUSED] == 0 < calls.names["aten::_softmax"]
+        upsampled = calls.names["aten::upsample_nearest2d"]
+        assert calls.names["aten::leaky_relu_"] == 0
+        with Calls() as calls:
+            assert torch.equal(model(*arguments)[0], ours)
+        assert calls.names["aten::_softmax"] == 0 and calls.names["aten::upsample_nearest2d"] < upsampled
