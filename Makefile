@@ -1,5 +1,6 @@
 # make forecast   set everything up, then forecast rain and El Nino with the shipped models (INPUT=file for your own)
 # make test       set everything up, then run the tests
+# make docs       set everything up, then build the documentation into site/
 # JOBS=8 runs the tests in as many processes; two if omitted.
 # make demo-train two minutes of training that survive a kill, scored, with a card
 # TORCH_INDEX_URL=https://... chooses another index for torch, such as one with CPU builds; PYTHON=... another Python.
@@ -9,9 +10,10 @@ comma := ,
 # pysteps is built on the spot: its baselines only where there is a C compiler.
 OPTICAL_FLOW := $(if $(shell command -v cc 2>/dev/null),$(comma)optical-flow)
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.installed-docs
 JOBS ?= 2
 
-.PHONY: forecast demo-train test test-slow quality style bench
+.PHONY: forecast demo-train test test-slow quality style bench docs
 
 # INPUT reaches the script through the environment, so that a path may hold spaces and parentheses.
 forecast: export INPUT := $(INPUT)
@@ -37,6 +39,12 @@ style: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# the table of models in README.md first; a warning of the build is an error
+docs: $(DOCS_STAMP)
+	$(BIN)/python docs/hooks/zoo.py README.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html: written"
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/attention.py
@@ -54,3 +62,7 @@ $(STAMP): pyproject.toml constraints.txt
 		-e '.[dev$(OPTICAL_FLOW)]'
 	$(if $(OPTICAL_FLOW),,@echo "no C compiler: pysteps, and the baselines that need it, are left out")
 	touch $(STAMP)
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $(DOCS_STAMP)

@@ -503,8 +503,9 @@ class EarthformerAlignmentModel(EarthformerNoisyModel):
     Args:
         sample_size, prediction_length, in_channels: of the latents.
         out_channels (`int`): numbers per frame.
-        block_out_channels, layers_per_block, num_attention_heads, attention_pattern, mask_padding,
-        resnet_time_scale_shift, dropout: as in [`EarthformerUNetModel`].
+        block_out_channels, layers_per_block, num_attention_heads, attention_pattern, mask_padding: as in
+            [`EarthformerUNetModel`].
+        resnet_time_scale_shift, dropout: likewise.
         statistics (`dict[str, float]`, *optional*): what is usual in the training set, for targets of guidance: `mean`
             and `deviation` of the future's mean intensity, `change_mean` and `change_deviation` of its difference from
             the last context frame, in the model's range. The network does not use them.
