@@ -43,7 +43,7 @@ style: $(STAMP)
 docs: $(DOCS_STAMP)
 	$(BIN)/python docs/hooks/zoo.py README.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "site/index.html: written"
+	@echo "site: written; with the search: python3 -m http.server -d site"
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py

@@ -124,6 +124,10 @@ figure.savefig(OUTPUTS / "tutorial_fine_tune.png", dpi=60)
 # %% [markdown]
 # ![Observed rain, forecasts before and after fine-tuning](images/fine_tune.png)
 #
+# Look at both, the number and the picture. The error fell, and the forecast became smoother: a squared error asks for
+# the mean of what may follow, and being careful is what forty steps teach first. How this rain moves takes some
+# hundreds more.
+#
 # For more than a first look use `examples/train_earthformer.py` with a recipe: it keeps the best averaged weights,
 # goes on after a kill, weighs intense rain, and writes a card. See [How do I fine-tune on my
 # radar?](../guides/fine-tune.md)
