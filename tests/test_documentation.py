@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -121,6 +122,17 @@ def test_scripts_recipes_and_targets_exist():
             assert (ROOT / path).exists(), f"{name_of(page)}: {path}"
         for target in re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE):
             assert target in targets, f"{name_of(page)}: make {target}"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="the extra `docs`")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    start = (tmp_path / "site/index.html").read_text()
+    elsewhere = re.findall(r'(?:src|href)="(?:https?:)?//[^"]*\.(?:js|css|woff2?)"', start)
+    assert "from_pretrained" in start and not elsewhere  # what a page needs comes with it
 
 
 def test_every_page_has_its_place():

@@ -23,7 +23,7 @@ def _section(protocol: Protocol) -> str:
         "published": protocol.published,
         "hash": f"`{protocol.hash[:12]}`",
     }
-    lines = [f"### {protocol.name}", "", "| | |", "|---|---|"]
+    lines = [f"## {protocol.name}", "", "| | |", "|---|---|"]
     return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items() if value)])
 
 
