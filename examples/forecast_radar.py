@@ -54,7 +54,7 @@ def draw(model, extractor, event: dict, codes: np.ndarray, minutes: np.ndarray, 
     rows = {name: extractor.to_physical(row) for name, row in frames.items()}
     leads = [f"{lead:+d} min" for lead in [*minutes[context], *minutes[past:][future]]]
     title = f"{label}: {event['id']}"
-    if "time" in event:
+    if "time" in event and not np.isnat(event["time"][past - 1]):
         title += f", forecast made at {event['time'][past - 1].astype('datetime64[m]')} UTC"
     return plot_sequence(rows, leads, title)
 
