@@ -156,6 +156,24 @@ def test_a_slope_comes_back_from_a_coarser_grid():
     np.testing.assert_allclose(back[:, 1:-1, 1:-1], slope[:, 1:-1, 1:-1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("spacing, options", [(2000.0, {}), (1000.0, {"coarsen_to": "2 km"})])
+@pytest.mark.parametrize("sides", [("y",), ("x",), ("y", "x")])
+def test_the_order_of_rows_and_columns_changes_nothing(sides, spacing, options):
+    """The model is untrained and not symmetric; it always sees the north above and the west on the left."""
+    dataset = rain_dataset(field(3, 40, 48), spacing=spacing)
+    turn = {side: slice(None, None, -1) for side in sides}
+    model = tiny_model()
+    for grid in ("input", "model"):
+        expected = forecast(dataset, model, grid=grid, **options)
+        found = forecast(dataset.isel(turn), model, grid=grid, **options)
+        xr.testing.assert_equal(found.isel(turn), expected)
+        assert float(found[sides[0]][0]) == float(expected[sides[0]][-1])
+    unplaced = dataset.drop_vars(["y", "x", "crs"]).isel(turn)  # without coordinates, the order is unknown
+    found = forecast(unplaced, model, grid_spacing=f"{spacing / 1000:g} km", **options).isel(turn)
+    expected = forecast(dataset, model, **options)
+    assert np.abs(found.rainfall_rate.values - expected.rainfall_rate.values).max() > 1e-3
+
+
 def test_degrees_are_measured_at_their_latitude():
     lat, lon = 60 - 0.01 * np.arange(50), 10 + 0.02 * np.arange(60)
     grid = grid_of({"y": lat, "x": lon, "y_name": "lat", "x_name": "lon", "y_units": "degrees_north"}, (50, 60))

@@ -26,7 +26,7 @@ from .grids import Grid, check_spacing, coarsening
 from .mosaic import blended, cover, padded_to
 from .nowcasters import Nowcaster, load_nowcaster
 from .numbers import Numbers, numbers_of
-from .observations import Observations, observe
+from .observations import Observations, north_up, observe
 
 
 logger = logging.get_logger(__name__)
@@ -116,7 +116,8 @@ def forecast(
     Returns:
         `xarray.Dataset` by the CF conventions, 1.11: the forecast (realization, lead_time, y, x), its products, and
         `quality_flag`. Missing where the last frame was not observed. Where no rain was observed in a whole tile, none
-        is forecast.
+        is forecast. Rows and columns are in the order of the data, whichever it is: a model of rain sees the north
+        above and the west on the left.
 
     Raises:
         ValueError: an argument or data that cannot work; each names what would.
@@ -127,6 +128,9 @@ def forecast(
     products.check(nowcaster.makes_ensembles, ensemble_size)
     observations = observe(data, **about_data)
     numbers = numbers_of(observations.facts, nowcaster.extractor)
+    back: dict[str, slice] = {}
+    if numbers.is_rain:
+        observations, back = north_up(observations)
     context = context_of(observations, nowcaster, numbers, coarsen_to, resample_time)
     length = lead_frames(lead, nowcaster)
     size = ensemble_size if nowcaster.makes_ensembles else 1
@@ -137,20 +141,13 @@ def forecast(
         raw = roll_out(nowcaster, context, some, length, seed, _overlap(overlap, nowcaster))  # (n, T, h, w)
         parts.append(numbers.linear_of_raw(raw))
     values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    settings = {"num_inference_steps": num_inference_steps, "guide": guide} | (
-        {"seed": seed} if nowcaster.makes_ensembles else {}
-    )
+    settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guide": guide}
+    settings |= {"seed": seed if nowcaster.makes_ensembles else None}
     settings |= {"coarsen_to": coarsen_to, "resample_time": resample_time}
-    return forecast_dataset(
-        values,
-        observations,
-        context,
-        numbers.units,
-        nowcaster,
-        products,
-        _inflow(context, length),
-        {setting: value for setting, value in settings.items() if value is not None},
-    )
+    told = {setting: value for setting, value in settings.items() if value is not None}
+    inflow = _inflow(context, length)
+    found = forecast_dataset(values, observations, context, numbers.units, nowcaster, products, inflow, told)
+    return found.isel(back)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,17 +6,19 @@ between the centres of coarse cells.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from ..data.coarsening import coarse_length
+from ..data.coarsening import area_means, coarse_length
 from ..data.measures import KILOMETERS_PER_DEGREE, UNKNOWN, parsed_spacing, spacing_of
 
 
 WHOLE = 0.1  # by what part a whole number of cells may differ from the spacing that was asked for
 UNEVEN = 0.01  # by what part steps between rows may differ from each other
+UNITS_OF_AXES = {"metre": ("m", "m"), "kilometre": ("km", "km"), "degree": ("degrees_north", "degrees_east")}
+Places = Mapping[str, tuple[np.ndarray, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Grid:
         y, x: centres of rows (H,) and columns (W,), evenly spaced.
         geo: what else is known, as `geo` of [`~earthformer_hf.data.folder.Folder`]: `y_name`, `x_name`, `y_units`,
             `x_units`, `crs` or `grid_mapping`; `grid_spacing` where coordinates do not tell it.
+        places: of a curvilinear grid: name -> latitudes or longitudes of the cells (H, W), and their attributes.
     """
 
     y: np.ndarray
     x: np.ndarray
     geo: Mapping[str, Any]
+    places: Places = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -45,7 +49,12 @@ class Grid:
     @property
     def spacing(self) -> str:
         """Such as "3 km" or "5 degrees"; "unknown" if nothing says it."""
-        return spacing_of({**self.geo, "y": self.y, "x": self.x} if "y_name" in self.geo else self.geo)
+        return spacing_of({**self.geo, "y": self.y, "x": self.x} if self.is_placed else self.geo)
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether rows and columns have coordinates, not numbers alone."""
+        return {"y_name", "x_name"} <= set(self.geo)
 
     @property
     def kilometers(self) -> float | None:
@@ -66,6 +75,26 @@ class Grid:
         height = amount * KILOMETERS_PER_DEGREE
         return height, height * float(np.cos(np.radians(middle)))
 
+    @property
+    def reversed(self) -> tuple[bool, bool]:
+        """Whether the first row is the southernmost, and whether the first column is the easternmost; False where
+        nothing says it."""
+        up, right = float(self.y[-1] - self.y[0]), float(self.x[-1] - self.x[0])
+        if not self.is_placed or not {"crs", "grid_mapping", "y_units"} & set(self.geo):
+            up, right = 0.0, 0.0
+            for values, attributes in self.places.values():
+                if "north" in str(attributes.get("units")):
+                    up = float(np.nanmean(np.diff(values, axis=0)))
+                else:
+                    right = float(np.nanmean(np.diff(_unbroken(values), axis=1)))
+        return up > 0, right < 0
+
+    def turned(self, rows: bool, columns: bool) -> "Grid":
+        """The grid with its rows, or columns, in reverse order."""
+        down, across = (slice(None, None, -1 if side else 1) for side in (rows, columns))
+        places = {name: (values[down, across], attributes) for name, (values, attributes) in self.places.items()}
+        return replace(self, y=self.y[down], x=self.x[across], places=places)
+
     def coarser(self, factor: float) -> "Grid":
         """The grid whose cells are `factor` times as wide; the last row and column may reach beyond this one's."""
         sides = []
@@ -77,11 +106,25 @@ class Grid:
         if "grid_spacing" in geo:
             amount, unit = parsed_spacing(str(geo["grid_spacing"]))
             geo["grid_spacing"] = f"{amount * factor:.6g} {unit}"
-        return replace(self, y=sides[0], x=sides[1], geo=geo)
+        places = {name: (_coarser_places(values, factor), about) for name, (values, about) in self.places.items()}
+        return replace(self, y=sides[0], x=sides[1], geo=geo, places=places)
 
 
-def grid_of(geo: Mapping[str, Any], shape: tuple[int, int]) -> Grid:
+def _coarser_places(values: np.ndarray, factor: float) -> np.ndarray:
+    """Latitudes or longitudes (H, W) -> means over areas (h, w)."""
+    return area_means(_unbroken(values)[None], factor)[0]
+
+
+def _unbroken(degrees: np.ndarray) -> np.ndarray:
+    """Degrees (H, W) that do not jump by 360 where they cross the date line."""
+    middle = np.nanmedian(degrees)
+    return (degrees.astype("float64") - middle + 180) % 360 - 180 + middle
+
+
+def grid_of(geo: Mapping[str, Any], shape: tuple[int, int], places: Places | None = None) -> Grid:
     """The grid of an event; numbers of rows and columns where it has no coordinates.
+
+    Coordinates without units have those of the coordinate reference system, if pyproj is there to tell them.
 
     Raises:
         ValueError: coordinates that are not evenly spaced.
@@ -104,7 +147,33 @@ def grid_of(geo: Mapping[str, Any], shape: tuple[int, int]) -> Grid:
                 f"{steps.min():g} to {steps.max():g}."
             )
         sides.append(centres)
-    return Grid(sides[0], sides[1], rest)
+    return with_units(Grid(sides[0], sides[1], rest, places or {}))
+
+
+def with_units(grid: Grid) -> Grid:
+    """The grid, its coordinates in the units of its coordinate reference system if they state none."""
+    if not grid.is_placed or "y_units" in grid.geo:
+        return grid
+    system = reference_system(grid.geo)
+    names = {axis.unit_name for axis in system.axis_info[:2]} if system is not None else set()
+    units = UNITS_OF_AXES.get(names.pop()) if len(names) == 1 else None
+    if units is None:
+        return grid
+    return replace(grid, geo={**grid.geo, "y_units": units[0], "x_units": units[1]})
+
+
+def reference_system(geo: Mapping[str, Any]) -> Any:
+    """The `pyproj.CRS` that a `geo` states; None if it states none that is known, or pyproj is not installed."""
+    try:
+        from pyproj import CRS
+    except ModuleNotFoundError:
+        return None
+    try:
+        if geo.get("crs"):
+            return CRS.from_user_input(str(geo["crs"]))
+        return CRS.from_cf(dict(geo["grid_mapping"])) if geo.get("grid_mapping") else None
+    except Exception:  # whatever a text or attributes may cause
+        return None
 
 
 def coarsening(grid: Grid, target: str) -> float:
@@ -177,4 +246,6 @@ __all__ = [
     "coarsening",
     "grid_of",
     "interpolated",
+    "reference_system",
+    "with_units",
 ]

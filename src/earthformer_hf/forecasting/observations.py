@@ -62,6 +62,18 @@ class Observations:
         return replace(self, time=self.time[:count], later=np.concatenate([self.time[count:], self.later]))
 
 
+def north_up(observations: Observations) -> tuple[Observations, dict[str, slice]]:
+    """The observations with the north above and the west on the left, as far as their coordinates tell; and what
+    brings a forecast back into their order, for `xarray.Dataset.isel`."""
+    turns = observations.grid.reversed
+    if not any(turns):
+        return observations, {}
+    sides = [slice(None, None, -1 if turn else 1) for turn in turns]
+    grid, read = observations.grid.turned(*turns), observations.read
+    turned = replace(observations, grid=grid, read=lambda frames: np.ascontiguousarray(read(frames)[:, *sides]))
+    return turned, dict(zip(grid.names, sides))
+
+
 def _steps_between(first: np.datetime64, last: np.datetime64, step: np.timedelta64) -> float:
     unit = np.datetime_data(step)[0]
     if unit in "MY":
@@ -306,4 +318,4 @@ def _events(path: Path, variable: str | None, options: Mapping[str, Any]) -> Seq
     return events
 
 
-__all__ = ["Observations", "are_paths", "latest", "observe", "parsed_date", "stretches"]
+__all__ = ["Observations", "are_paths", "latest", "north_up", "observe", "parsed_date", "stretches"]
