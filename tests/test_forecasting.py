@@ -28,6 +28,7 @@ from earthformer_hf.forecasting.observations import observe
 RAIN = {"variable": "rain rate", "units": "mm/h", "time_step": "5m", "grid_spacing": "2 km", "fill_value": 0}
 STATED = {"units": "mm/h", "time_step": "5m", "grid_spacing": "2 km"}
 START = np.datetime64("2020-06-01T12:00", "ns")
+SAY_FORECAST = ["lead_time", "forecast_reference_time"]
 
 
 def extractor(**changes):
@@ -89,7 +90,7 @@ def test_the_forecast_says_where_when_and_by_what(tmp_path):
         with xr.open_dataset(tmp_path / name, decode_coords="all", decode_timedelta=True) as read:
             xr.testing.assert_allclose(read.rainfall_rate, found.rainfall_rate)
             assert read.lead_time.values.tolist() == found.lead_time.values.tolist()
-    again = earthformer_hf.forecast(tmp_path / "model", found.rainfall_rate.to_dataset().drop_vars("lead_time"))
+    again = earthformer_hf.forecast(tmp_path / "model", found.rainfall_rate.to_dataset().drop_vars(SAY_FORECAST))
     np.testing.assert_allclose(again.rainfall_rate[0], found.rainfall_rate[0], rtol=1e-5)
 
 
@@ -100,6 +101,8 @@ def test_the_forecast_says_where_when_and_by_what(tmp_path):
         ("dBZ", lambda rain: 10 * np.log10(200 * rain**1.6)),
         ("mm", lambda rain: rain / 12),
         ("mm/day", lambda rain: 24 * rain),
+        ("mm/10min", lambda rain: rain / 6),
+        ("mm (5 min)-1", lambda rain: rain / 12),
     ],
 )
 def test_units_become_millimetres_an_hour(units, of_rain):

@@ -12,7 +12,6 @@ splits   |--------------------------- train -------------------------|- val -|
 ```
 """
 
-import datetime
 import glob
 import hashlib
 import json
@@ -32,10 +31,11 @@ from .coarsening import coarsened
 from .events import EventBuilder, EventConfig, Facts, digest_of_code, load_dataset
 from .file_joining import cut_at_gaps, parts_between, same_series_and_grid, series_of, without_copies
 from .file_search import ENDINGS, find_files, is_zarr_store, list_files
-from .file_times import UNDECODED, most_common_step, parsed_step
+from .file_times import most_common_step, parsed_step
 from .frames import LazyFrames
-from .gridded_file import GriddedFile, check_values, gridded_file
+from .gridded_file import IsForecast, check_values, gridded_file
 from .references import signed, verified
+from .stated_times import count_on, times_of
 from .tiles import tile_corners
 
 
@@ -63,8 +63,12 @@ class FolderConfig(EventConfig):
             together with the start; elsewhere it decides what a gap is. By default, the most common step.
         time_tolerance: by how much the time of a frame may be off an equal step, such as "45s"; by default two
             neighbours may be off by a tenth of the step.
-        start: of files without dates that can be decoded, such as "2020-01-01T12:00".
-        name_time: the start as it stands in the files' names, for `datetime.strptime`: "radar_%Y%m%d%H%M.tif".
+        start: of files without dates that can be decoded, such as "2020-01-01T12:00". Several of a series follow each
+            other from there on, in the order of their names.
+        name_time: the start as it stands in the files' names, for `datetime.strptime`: "radar_%Y%m%d%H%M.tif", or a
+            part of the name such as "%Y%m%d%H%M".
+        missing_value: what stands for missing values, such as -999, where the files do not say it.
+        forecasts: also read files of forecasts, whose times lie after a reference time; else they are left out.
         follow_links: also to files and folders outside the folder.
         allow_sparse: also read files that declare more than 1 GiB and a thousand times what they store.
         coarsen: average squares of so many pixels, of the observed ones if they are half of a square or more; dBZ in
@@ -87,6 +91,8 @@ class FolderConfig(EventConfig):
     time_tolerance: str | None = None
     start: str | None = None
     name_time: str | None = None
+    missing_value: float | None = None
+    forecasts: bool = True
     follow_links: bool = False
     allow_sparse: bool = False
     coarsen: int = 1
@@ -110,6 +116,8 @@ class FolderConfig(EventConfig):
             np.datetime64(str(self.start or "NaT"), "s")
         except ValueError:
             raise ValueError(f"`start` must be a time such as 2020-01-01T12:00, got {self.start!r}.") from None
+        if not isinstance(self.missing_value, int | float | None):
+            raise ValueError(f"`missing_value` must be a number, got {self.missing_value!r}.")
         patterns = [self.pattern] if isinstance(self.pattern, str) else self.pattern or []
         if not isinstance(patterns, Sequence) or not all(isinstance(each, str) for each in patterns):
             raise ValueError(f"`pattern` must be text, got {self.pattern!r}.")
@@ -128,6 +136,7 @@ class FolderConfig(EventConfig):
             "grib_keys": self.grib_keys or {},
             "allow_sparse": self.allow_sparse,
             "coarsen": self.coarsen,
+            "missing_value": self.missing_value,
         }
 
     def tiles(self, shape: Sequence[int]) -> list[tuple[int, int, int, int]]:
@@ -189,6 +198,8 @@ class Folder(EventBuilder):
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         if split == self.first:
+            if self.bad and not self.config.keep_bad:
+                raise ValueError(self.bad[0]["problem"])
             yield from self.bad
         first, end = self.intervals[split]
         for stretch in self.stretches:
@@ -214,7 +225,7 @@ class Folder(EventBuilder):
     def read(reference: dict[str, Any]) -> dict[str, Any]:
         parts = reference["parts"]
         length = sum(stop - first for _, first, stop in parts)
-        layout, tile = {name: reference[name] for name in FolderConfig().layout}, reference["tile"]
+        layout, tile = {name: reference.get(name) for name in FolderConfig().layout}, reference["tile"]
 
         def frames(numbers: range) -> np.ndarray:
             if numbers.step < 0:
@@ -273,10 +284,16 @@ class Folder(EventBuilder):
             logger.warning(reason)
         if not paths:
             raise ValueError(f"`data_dir`: {folder} holds no file {config.pattern or sorted(ENDINGS)}.")
-        found = list_files(paths, partial(_listed, config), self._listing_cache, f"list {folder}")
-        for file in found:
+        listed = list_files(paths, partial(_listed, config), self._listing_cache, f"list {folder}")
+        found = [file for file in listed if "forecast" not in file]
+        for file in listed:
             if "time" in file:
                 file["time"] = np.array(file["time"], "datetime64[s]")
+            if "forecast" in file and found:
+                logger.warning(f"{file['forecast']}; it is left out.")
+        if not found:
+            raise ValueError(f"{listed[0]['forecast']}; give observations.")
+        count_on(found, config)
         return sorted(found, key=lambda file: file["time"][0] if "time" in file else np.datetime64(0, "s"))
 
     @property
@@ -396,15 +413,18 @@ def _listed(config: FolderConfig, path: Path) -> dict[str, Any]:
     try:
         if not path.exists():
             raise ValueError(f"{path} is a link to nowhere.")
-        grid = gridded_file(os.getpid(), str(path), _changed(path), json.dumps(config.layout))
-        time = _times_of(grid, path, config)
+        layout = config.layout if config.forecasts else config.layout | {"forecasts": False}
+        grid = gridded_file(os.getpid(), str(path), _changed(path), json.dumps(layout))
+        time, counted = times_of(grid, path, config)
         check_values(grid, path)
         shape = [grid.shape[0] // config.coarsen, grid.shape[1] // config.coarsen, *grid.shape[2:]]
         config.tiles(shape[:2])
         known = {"shape": shape, "dtype": _coarse_dtype(grid.dtype, config.coarsen), "geo": grid.geo}
         name = path.relative_to(config.data_dir)
         known |= {"name": str(name), "series": list(series_of(name, config.series)), "variables": grid.names}
-        return {"path": str(path), "time": time.astype(str).tolist()} | known
+        return {"path": str(path), "time": time.astype(str).tolist(), "counted": counted} | known
+    except IsForecast as reason:
+        return {"path": str(path), "forecast": one_line(reason)}
     except Exception as reason:  # whatever a damaged file may cause
         text = one_line(reason)
         return {"path": str(path), "problem": text if str(path) in text else f"{path}: {text}"}
@@ -443,51 +463,6 @@ def _geo_of_tile(geo: dict[str, Any], tile: Sequence[int], config: FolderConfig)
                 places.reshape(-1, config.coarsen).mean(1).tolist() if config.coarsen > 1 else places.tolist()
             )
     return result | ({"row": top, "column": left} if config.tile or config.crop else {})
-
-
-def _times_of(grid: GriddedFile, path: Path, config: FolderConfig) -> np.ndarray:
-    """The time of every frame, (T,) datetime64[s].
-
-    Raises:
-        ValueError: names the file, and the frame.
-    """
-    what, dates = f"{path}, {grid.names[0]!r}", grid.dates()
-    undecoded = None if dates is None else dates.attrs.get(UNDECODED)
-    if config.name_time or dates is None or (undecoded and (config.start or config.time_step)):
-        return _stated_times(grid.length, path, config)
-    if undecoded:
-        raise ValueError(f"{what}: its times cannot be decoded ({undecoded}); state `start` and `time_step`.")
-    time = np.atleast_1d(dates.values).astype("datetime64[s]")
-    if np.isnat(time).any():
-        raise ValueError(f"{what}: the time of frame {np.flatnonzero(np.isnat(time))[0]} is missing.")
-    falling = np.flatnonzero(np.diff(time) <= np.timedelta64(0, "s"))
-    if len(falling):
-        frame = falling[0]
-        raise ValueError(f"{what}: time must rise, but frame {frame + 1} ({time[frame + 1]}) follows {time[frame]}.")
-    return time
-
-
-def _stated_times(length: int, path: Path, config: FolderConfig) -> np.ndarray:
-    """The times of a file without dates, by the options."""
-    step = parsed_step(config.time_step)
-    if length > 1 and step is None:
-        raise ValueError(f"`time_step`: {path} has no dates along its {length} frames; state it.")
-    if config.name_time:
-        try:
-            start = np.datetime64(datetime.datetime.strptime(path.name, config.name_time), "s")
-        except ValueError as reason:
-            raise ValueError(f"`name_time`: {path}: {reason}.") from None
-    elif config.start:
-        start = np.datetime64(str(config.start), "s")
-    else:
-        raise ValueError(f"`start`: {path} has no dates; state it, or `name_time`.")
-    if step is None:
-        return start.reshape(1)
-    unit = np.datetime_data(step)[0]
-    first = start.astype(f"datetime64[{unit if unit in 'MY' else 's'}]")
-    if first != start:
-        raise ValueError(f"`start`: of {path} must be the first of a month or year for steps of {step}, got {start}.")
-    return (first + step * np.arange(length)).astype("datetime64[s]")
 
 
 __all__ = ["Folder", "FolderConfig", "from_folder"]

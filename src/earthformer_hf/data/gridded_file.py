@@ -30,6 +30,11 @@ OTHER_NAMES = (
 )  # fmt: skip
 TIME_UNITS = {"second": 1, "sec": 1, "minute": 60, "min": 60, "hour": 3600, "hr": 3600, "h": 3600, "day": 86400}
 OTHER_STANDARD_NAMES = ("realization", "air_pressure", "height", "altitude", "depth", "atmosphere_hybrid_sigma")
+LEAD_NAMES = ("lead_time", "leadtime", "forecast_period")
+
+
+class IsForecast(ValueError):
+    """A file is a forecast where observations are wanted."""
 
 
 class GriddedFile:
@@ -37,16 +42,20 @@ class GriddedFile:
 
     Args:
         path: of the file.
-        layout: see `FolderConfig.layout`: `variable` (names), `dims`, `select`, `grib_keys`, `allow_sparse`.
+        layout: see `FolderConfig.layout`: `variable` (names), `dims`, `select`, `grib_keys`, `allow_sparse`,
+            `missing_value`; and `forecasts`, False to refuse them.
         dataset: an open `xarray.Dataset` to take instead; `path` then is what errors call it.
 
     Raises:
         ValueError: names the file, the option, what was expected and what came.
+        IsForecast: times lie after a reference time, and `forecasts` is False.
     """
 
     def __init__(self, path: str, layout: dict[str, Any], dataset: Any = None):
         group, variable = _group_and_names(layout["variable"])
         dataset = _open(path, group, layout) if dataset is None else decode_times(dataset)
+        if not layout.get("forecasts", True) and (why := _is_forecast(dataset)):
+            raise IsForecast(f"{path} is a forecast, no observation: {why}")
         names = variable or _only_variable(dataset, path)
         missing = sorted(set(names) - set(map(str, dataset.variables)))
         if missing:
@@ -64,7 +73,7 @@ class GriddedFile:
         if 0 in (self.length, *shape):
             raise ValueError(f"`variable`: {names} of {path} must not be empty, got {dict(self.arrays[0].sizes)}.")
         self.shape = [*shape, len(names)] if len(names) > 1 else shape
-        self.masks = [_valid_interval(array) for array in self.arrays]
+        self.masks = [_valid_interval(array, layout["missing_value"]) for array in self.arrays]
         self.dtype = str(np.result_type(*(_dtype(array, mask) for array, mask in zip(self.arrays, self.masks))))
         self.geo = _location(dataset, self.arrays[0], self.order) | _units_of(self.arrays)
         self.decibels = [str(array.attrs.get("units", "")).lower() in ("dbz", "db") for array in self.arrays]
@@ -94,6 +103,19 @@ class GriddedFile:
         if dates is None and self.length == 1:
             dates = _dates_along(self.dataset, array, ())
         return dates
+
+    def places(self) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+        """Of a curvilinear grid, latitudes and longitudes (H, W) and their attributes, by name; else empty."""
+        found = {}
+        for name, variable in self.dataset.variables.items():
+            if variable.ndim != 2 or set(variable.dims) != set(self.order[1:3]) or variable.dtype.kind not in "iuf":
+                continue
+            for standard, units in (("latitude", "degrees_north"), ("longitude", "degrees_east")):
+                said = variable.attrs.get("standard_name"), variable.attrs.get("units")
+                if standard in said or units in said or str(name).lower() in (standard, standard[:3]):
+                    values = variable.transpose(*self.order[1:3]).values
+                    found[str(name)] = (values, {"standard_name": standard, "units": units})
+        return found if len(found) == 2 else {}
 
 
 @lru_cache(32)
@@ -193,8 +215,8 @@ def _one_variable(dataset: Any, name: str, path: str, layout: dict[str, Any]) ->
     return array.squeeze([name for name in array.dims if name not in order]), order
 
 
-def _valid_interval(array: Any) -> tuple[float, float, list[tuple[float, float]]] | None:
-    """The lowest and highest value that exists, and values that are flags; None if the file says nothing of it.
+def _valid_interval(array: Any, missing: float | None) -> tuple[float, float, list[tuple[float, float]]] | None:
+    """The lowest and highest value that exists, and values that are flags; None if nothing says it.
 
     CF conventions, section 2.5.1: `valid_range` is in the units of the stored, packed numbers. One of real
     numbers, where whole numbers are stored, is in those of the unpacked values (NetCDF User's Guide,
@@ -203,7 +225,7 @@ def _valid_interval(array: Any) -> tuple[float, float, list[tuple[float, float]]
     attributes, packing = array.attrs, array.encoding
     lowest, highest = attributes.get("valid_range", (attributes.get("valid_min"), attributes.get("valid_max")))
     flags = attributes.get("flag_values") if "units" in attributes else None
-    if lowest is None and highest is None and flags is None:
+    if lowest is None and highest is None and flags is None and missing is None:
         return None
     scale, offset = float(packing.get("scale_factor", 1)), float(packing.get("add_offset", 0))
     whole_numbers = np.dtype(packing.get("dtype", array.dtype)).kind in "iu"
@@ -218,7 +240,8 @@ def _valid_interval(array: Any) -> tuple[float, float, list[tuple[float, float]]
         limits.append(np.inf if (lowest is None) == (scale < 0) else -np.inf)
     ends = sorted(limits or [-np.inf, np.inf])
     values = [unpacked(flag) for flag in ([] if flags is None else np.ravel(flags))]
-    return ends[0] - slack, ends[1] + slack, [(value - slack, value + slack) for value in values]
+    none = [(value - slack, value + slack) for value in values]
+    return ends[0] - slack, ends[1] + slack, none if missing is None else [*none, (missing, missing)]
 
 
 def _dtype(array: Any, mask: Any) -> np.dtype:
@@ -306,6 +329,26 @@ def _steps(along: dict[str, Any], dims: tuple) -> Any:
     return None
 
 
+def _is_forecast(dataset: Any) -> str | None:
+    """Why a dataset is a forecast: it has lead times, or times after a reference time; None if it is none.
+
+    The analyses and observations of a weather service, as GRIB, have a reference time and a lead time of 0.
+    """
+    references, times = [], []
+    for name, variable in dataset.variables.items():
+        standard = variable.attrs.get("standard_name")
+        if standard == "forecast_period" or str(name).lower() in LEAD_NAMES:
+            if variable.dtype.kind in "iufm" and (np.asarray(variable.values).astype("float64") > 0).any():
+                return f"it has lead times, {str(name)!r}"
+        elif variable.dtype.kind == "M" and "forecast_reference_time" in (standard, name):
+            references.append(variable.values.max())
+        elif variable.dtype.kind == "M" and name in ("time", "valid_time"):
+            times.append(variable.values.max())
+    if references and times and max(times) > max(references):
+        return f"its times end at {max(times)!s:.19}, its reference time is {max(references)!s:.19}"
+    return None
+
+
 def _is_time(coordinate: Any) -> bool:
     return coordinate.dtype.kind == "M" or "undecoded_time" in coordinate.attrs
 
@@ -350,4 +393,4 @@ def check_values(grid: GriddedFile, path: Path):
     raise ValueError(f"{path}, {grid.names}: all {grid.length} frames hold nothing but missing values.")
 
 
-__all__ = ["GriddedFile", "check_values", "gridded_file"]
+__all__ = ["GriddedFile", "IsForecast", "check_values", "gridded_file"]

@@ -32,9 +32,14 @@ UNITS = {
 _CANONICAL = {spelling: unit for unit, spellings in UNITS.items() for spelling in (*spellings, unit.lower())}
 
 
+AMOUNT = re.compile(r"mm/?\(?(\d*)(?:min|mins|minutes?)\)?(?:\^?-1)?")  # in so many minutes
+
+
 def canonical_units(text: str) -> str:
-    """One spelling of a unit: "mm hr-1" is "mm/h"; one that is not in `UNITS` stays as it is."""
-    return _CANONICAL.get("".join(text.lower().split()), text.strip())
+    """One spelling of a unit: "mm hr-1" is "mm/h", "mm (5 min)-1" is "mm/5min"; an unknown one stays as it is."""
+    spelling = "".join(text.lower().split())
+    amount = AMOUNT.fullmatch(spelling)
+    return f"mm/{amount[1] or 1}min" if amount else _CANONICAL.get(spelling, text.strip())
 
 
 @dataclass(frozen=True)

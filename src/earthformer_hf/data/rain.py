@@ -1,5 +1,6 @@
 """Rain rates in mm/h from stored values and back, for what knows nothing but rain."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,16 +60,22 @@ def _of_units(units: str, facts: DataFacts) -> RainCoding:
         return RainCoding(rain_of_decibels, decibels_of_rain)
     if units == "mm" and facts.minutes:
         factor = 60 / facts.minutes
-    elif units in RATES:
-        factor = RATES[units]
+    elif factor_of(units):
+        factor = factor_of(units)
     else:
         raise ValueError(
-            f"the data must be rain in one of {[*RATES, 'mm', 'dBZ']}, or codes with a table of these, got the units "
-            f"{units or 'unknown'!r}; `feature_extractor` of the protocol may state `units`"
+            f"the data must be rain in one of {[*RATES, 'mm/5min', 'mm', 'dBZ']}, or codes with a table of these, got "
+            f"the units {units or 'unknown'!r}; `feature_extractor` of the protocol may state `units`"
         )
     if factor == 1:
         return RainCoding(np.asarray, lambda rain, dry: rain)
     return RainCoding(lambda values: values * factor, lambda rain, dry: rain / factor)
+
+
+def factor_of(units: str) -> float:
+    """From a rate in canonical units, such as "mm/day" or "mm/5min", to mm/h; 0 of anything else."""
+    minutes = re.fullmatch(r"mm/(\d+)min", units)
+    return 60 / int(minutes[1]) if minutes and int(minutes[1]) else RATES.get(units, 0.0)
 
 
 def rain_of_decibels(decibels: np.ndarray) -> np.ndarray:
@@ -88,7 +95,7 @@ def lowest_value(extractor: EarthformerFeatureExtractor, facts: DataFacts) -> fl
         return float(extractor.valid_range[0])
     if units == "dBZ":
         return LOWEST_DBZ
-    return 0.0 if units in RATES or units in ("mm", "1") else -np.inf
+    return 0.0 if factor_of(units) or units in ("mm", "1") else -np.inf
 
 
 __all__ = [

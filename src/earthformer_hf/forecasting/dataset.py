@@ -251,6 +251,7 @@ def _coordinates(grid: Grid, observations: Observations, nowcaster: Any, length:
         elif units:
             attributes["standard_name"] = f"projection_{role}_coordinate"
         found[name] = (name, centres, attributes)
+    found |= {name: (grid.names, *place) for name, place in grid.places.items()}
     leads = np.arange(1, length + 1)
     text = nowcaster.extractor.time_step
     lead = {"standard_name": "forecast_period"}

@@ -166,7 +166,7 @@ def context_of(
 
     Raises:
         ValueError: another grid spacing or time step than the model's and no argument that converts it, too few
-            frames, or frames of which nothing was observed.
+            frames, or a last frame of which nothing was observed.
     """
     extractor = nowcaster.extractor
     if nowcaster.channels != 1 or getattr(nowcaster.config, "num_covariates", False):
@@ -188,8 +188,7 @@ def context_of(
         missing = ~np.isfinite(values[0])
         linear.append(area_means(values, factor)[0])
     encoded, observed = extractor.encode(numbers.raw_of(np.stack(linear)))
-    if not observed.any():
-        raise ValueError("`data`: nothing was observed in the frames that the forecast needs.")
+    _check_observed(observed.any((1, 2)), observations, first)
     values, observed = _at_places(encoded, observed, places - first)
     grid = observations.grid.coarser(factor)
     if not numbers.is_rain:
@@ -198,6 +197,20 @@ def context_of(
     frames, seen = (torch.from_numpy(array[-MOTION_FRAMES:])[None] for array in (values, observed))
     motion = estimate_motion(frames, seen)[0] if frames.shape[1] > 1 else None
     return Context(values, observed, missing, grid, factor, dry, motion)
+
+
+def _check_observed(seen: np.ndarray, observations: Observations, first: int) -> None:
+    """Refuse frames (n,), from the frame `first` on, of which nothing was observed in the last."""
+    if not seen.any():
+        raise ValueError("`data`: nothing was observed in the frames that the forecast needs.")
+    if not seen[-1]:
+        last = first + int(np.flatnonzero(seen)[-1])
+        if observations.is_dated:
+            end, time = observations.time[-1], observations.time[last]
+            hint = f"of {end}; the last that was observed is of {time}: `until={str(time)!r}` forecasts from it."
+        else:
+            hint = f"frame {len(observations.time) - 1}; end the data at frame {last}, the last that was observed."
+        raise ValueError(f"`data`: nothing was observed in the last frame, {hint}")
 
 
 def context_places(observations: Observations, nowcaster: Nowcaster, resample_time: str | None) -> np.ndarray:
@@ -225,8 +238,11 @@ def context_places(observations: Observations, nowcaster: Nowcaster, resample_ti
     places = total - 1 - ratio * np.arange(length - 1, -1, -1)
     if places[0] < -1e-6:
         needed = math.ceil(ratio * (length - 1) - 1e-6) + 1
-        since = f" since {observations.time[0]}" if observations.is_dated else ""
-        raise ValueError(f"`data`: {needed} frames without a hole are needed, there are {total}{since}.")
+        since = f" from {observations.time[0]} to {observations.time[-1]}" if observations.is_dated else ""
+        raise ValueError(
+            f"`data`: {needed} frames without a hole are needed, there are {total}{since}; give more frames, or "
+            "`until` a time with so many before it."
+        )
     whole = np.abs(places - np.rint(places)) < 1e-6
     return np.where(whole, np.rint(places), places)
 

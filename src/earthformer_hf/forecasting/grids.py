@@ -10,11 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from ..data.coarsening import area_means, coarse_length
 from ..data.measures import KILOMETERS_PER_DEGREE, UNKNOWN, parsed_spacing, spacing_of
+from ..errors import one_line
 
 
+logger = logging.get_logger(__name__)
 WHOLE = 0.1  # by what part a whole number of cells may differ from the spacing that was asked for
 UNEVEN = 0.01  # by what part steps between rows may differ from each other
 UNITS_OF_AXES = {"metre": ("m", "m"), "kilometre": ("km", "km"), "degree": ("degrees_north", "degrees_east")}
@@ -97,11 +100,13 @@ class Grid:
 
     def coarser(self, factor: float) -> "Grid":
         """The grid whose cells are `factor` times as wide; the last row and column may reach beyond this one's."""
+        if factor == 1:
+            return self
         sides = []
         for centres in (self.y, self.x):
             step = (centres[-1] - centres[0]) / (len(centres) - 1) if len(centres) > 1 else 1.0
-            places = (np.arange(coarse_length(len(centres), factor)) + 0.5) * factor - 0.5
-            sides.append(centres[0] + step * places)
+            middles = (np.arange(coarse_length(len(centres), factor)) + 0.5) * factor - 0.5
+            sides.append(centres[0] + step * middles)
         geo = dict(self.geo)
         if "grid_spacing" in geo:
             amount, unit = parsed_spacing(str(geo["grid_spacing"]))
@@ -124,7 +129,8 @@ def _unbroken(degrees: np.ndarray) -> np.ndarray:
 def grid_of(geo: Mapping[str, Any], shape: tuple[int, int], places: Places | None = None) -> Grid:
     """The grid of an event; numbers of rows and columns where it has no coordinates.
 
-    Coordinates without units have those of the coordinate reference system, if pyproj is there to tell them.
+    Coordinates without units have those of the coordinate reference system, if pyproj is there to tell them. One that
+    pyproj does not know is left out, with a warning.
 
     Raises:
         ValueError: coordinates that are not evenly spaced.
@@ -147,33 +153,49 @@ def grid_of(geo: Mapping[str, Any], shape: tuple[int, int], places: Places | Non
                 f"{steps.min():g} to {steps.max():g}."
             )
         sides.append(centres)
-    return with_units(Grid(sides[0], sides[1], rest, places or {}))
+    return with_units(Grid(sides[0], sides[1], _with_known_system(rest), places or {}))
 
 
 def with_units(grid: Grid) -> Grid:
-    """The grid, its coordinates in the units of its coordinate reference system if they state none."""
-    if not grid.is_placed or "y_units" in grid.geo:
-        return grid
+    """The grid, its coordinates in the units of its coordinate reference system if they state none.
+
+    Raises:
+        ValueError: see [`reference_system`].
+    """
     system = reference_system(grid.geo)
-    names = {axis.unit_name for axis in system.axis_info[:2]} if system is not None else set()
-    units = UNITS_OF_AXES.get(names.pop()) if len(names) == 1 else None
-    if units is None:
+    if system is None or not grid.is_placed or "y_units" in grid.geo:
         return grid
-    return replace(grid, geo={**grid.geo, "y_units": units[0], "x_units": units[1]})
+    names = {axis.unit_name for axis in system.axis_info[:2]}
+    units = UNITS_OF_AXES.get(names.pop()) if len(names) == 1 else None
+    return grid if units is None else replace(grid, geo={**grid.geo, "y_units": units[0], "x_units": units[1]})
 
 
 def reference_system(geo: Mapping[str, Any]) -> Any:
-    """The `pyproj.CRS` that a `geo` states; None if it states none that is known, or pyproj is not installed."""
+    """The `pyproj.CRS` that a `geo` states; None if it states none, or pyproj is not installed.
+
+    Raises:
+        ValueError: what it states is none.
+    """
+    text, attributes = geo.get("crs"), geo.get("grid_mapping")
     try:
         from pyproj import CRS
     except ModuleNotFoundError:
         return None
     try:
-        if geo.get("crs"):
-            return CRS.from_user_input(str(geo["crs"]))
-        return CRS.from_cf(dict(geo["grid_mapping"])) if geo.get("grid_mapping") else None
-    except Exception:  # whatever a text or attributes may cause
-        return None
+        return CRS.from_user_input(str(text)) if text else CRS.from_cf(dict(attributes)) if attributes else None
+    except Exception as reason:  # whatever a text or attributes may cause
+        stated = text or attributes.get("grid_mapping_name", attributes)  # type: ignore[union-attr]
+        raise ValueError(f"`crs`: {stated!r} is no coordinate reference system: {one_line(reason)}.") from None
+
+
+def _with_known_system(geo: dict[str, Any]) -> dict[str, Any]:
+    """What is known, without a coordinate reference system that is none."""
+    try:
+        reference_system(geo)
+    except ValueError as reason:
+        logger.warning(f"{reason} What the data state is left out; `crs` states another.")
+        return {name: value for name, value in geo.items() if name not in ("crs", "grid_mapping")}
+    return geo
 
 
 def coarsening(grid: Grid, target: str) -> float:
@@ -242,6 +264,7 @@ def check_spacing(grid: Grid, spacing: str) -> None:
 
 __all__ = [
     "Grid",
+    "Places",
     "check_spacing",
     "coarsening",
     "grid_of",

@@ -38,8 +38,8 @@ def numbers_of(facts: DataFacts, extractor: EarthformerFeatureExtractor) -> Numb
     """The conversions from a user's units to a model's.
 
     Args:
-        facts: of the data: rain in mm/h, mm, mm/day, mm/s, m/s or dBZ; "code" for the model's raw values; or the units
-            of a model that is of something else.
+        facts: of the data: rain in mm/h, mm/5min, mm, mm/day, mm/s, m/s or dBZ; "code" for the model's raw values; or
+            the units of a model that is of something else.
         extractor: of the model.
 
     Raises:
@@ -71,25 +71,31 @@ def numbers_of(facts: DataFacts, extractor: EarthformerFeatureExtractor) -> Numb
         stored = rain_coding(EarthformerFeatureExtractor(), facts)
     except ValueError:
         raise ValueError(
-            f"`data` must be rain in mm/h, mm, mm/day, mm/s, m/s or dBZ, or in the model's own codes ('code'), got "
-            f"{facts.units!r}; `units` states those of the data."
+            "`data` must be rain in mm/h, mm/5min, mm, mm/day, mm/s, m/s or dBZ, or in the model's own codes "
+            f"('code'), got {facts.units!r}; `units` states those of the data."
         ) from None
-    return Numbers("mm/h", lambda values: _checked(stored.to_rain(_floats(values))), raw_of, linear_of_raw)
+
+    def linear_of(values: np.ndarray) -> np.ndarray:
+        rain = stored.to_rain(_floats(values))
+        _check(rain, values)
+        return rain
+
+    return Numbers("mm/h", linear_of, raw_of, linear_of_raw)
 
 
 def _floats(values: np.ndarray) -> np.ndarray:
     return np.asarray(values, "float32")
 
 
-def _checked(rain: np.ndarray) -> np.ndarray:
+def _check(rain: np.ndarray, values: np.ndarray) -> None:
     wrong = np.isinf(rain) | (rain < 0)
     if wrong.any():
         first = tuple(int(n) for n in np.argwhere(wrong)[0])
+        value = f"{values[first]:g}"
         raise ValueError(
-            f"`data` holds {int(wrong.sum())} negative or infinite rain rates, the first is {rain[first]:g} at "
-            f"{first}; make them NaN if they stand for what was not observed."
+            f"`data` holds {int(wrong.sum())} negative or infinite rain rates, the first is {value} at {first}; if it "
+            f"stands for what was not observed, say so of files by `--option missing_value={value}`, of arrays by NaN."
         )
-    return rain
 
 
 __all__ = ["CODE", "Numbers", "numbers_of"]

@@ -16,8 +16,8 @@ from ..data.folder import FolderConfig, from_folder
 from ..data.gridded_file import GriddedFile
 from ..data.guards import open_npy
 from ..data.inputs import holds_ocean, ocean_input
-from ..data.measures import UNKNOWN, DataFacts, canonical_units, common_step, step_of
-from .grids import Grid, grid_of
+from ..data.measures import UNKNOWN, DataFacts, alike, canonical_units, common_step, step_of
+from .grids import Grid, Places, grid_of, with_units
 
 
 @dataclass(frozen=True)
@@ -162,17 +162,19 @@ def _with_statements(
         if facts.units not in (UNKNOWN, "") and canonical_units(facts.units) != canonical_units(units):
             raise ValueError(f"`units`: the data say {facts.units!r}, got {units!r}.")
         facts = replace(facts, units=units)
-    if grid_spacing is not None:
-        if found.grid.spacing != UNKNOWN:
-            raise ValueError(f"`grid_spacing`: the coordinates say {found.grid.spacing!r}, got {grid_spacing!r}.")
-        geo["grid_spacing"] = grid_spacing
     if crs is not None:
         if "crs" in geo or "grid_mapping" in geo:
             raise ValueError(f"`crs`: the data say {geo.get('crs', geo.get('grid_mapping'))!r}, got {crs!r}.")
         geo["crs"] = crs
-    grid = replace(found.grid, geo=geo)
+    grid = with_units(replace(found.grid, geo=geo))
+    if grid_spacing is not None:
+        stated = grid.spacing
+        if stated != UNKNOWN and not alike("grid_spacing", stated, grid_spacing):
+            raise ValueError(f"`grid_spacing`: the coordinates say {stated!r}, got {grid_spacing!r}.")
+        if stated == UNKNOWN:
+            grid = replace(grid, geo={**grid.geo, "grid_spacing": grid_spacing})
     facts = replace(facts, grid_spacing=grid.spacing)
-    if time_step is not None and facts.time_step not in (UNKNOWN, time_step):
+    if time_step is not None and alike("time_step", facts.time_step, time_step) is False:
         raise ValueError(f"`time_step`: the times are {facts.time_step} apart, got {time_step!r}.")
     return replace(found, facts=replace(facts, time_step=time_step or facts.time_step), grid=grid)
 
@@ -195,7 +197,7 @@ def _of_array(data: Any, variable: str | None, time_step: str | None, start: str
         raise ValueError(
             f"`data` must be an array (T, H, W), an xarray.DataArray or Dataset, or a path, got {type(data).__name__}."
         )
-    layout = FolderConfig().layout | {"variable": [variable] if variable else []}
+    layout = FolderConfig().layout | {"variable": [variable] if variable else [], "forecasts": False}
     gridded = GriddedFile("`data`", layout, data)
     if len(gridded.shape) != 2:
         raise ValueError(
@@ -205,9 +207,8 @@ def _of_array(data: Any, variable: str | None, time_step: str | None, start: str
     geo = gridded.geo
     facts = DataFacts(geo.get("units", UNKNOWN), step_of(time, geo) if len(time) > 1 else UNKNOWN)
     read = gridded.read
-    return Observations(
-        "an array", gridded.names[0], read, time, facts, grid_of(geo, (gridded.shape[0], gridded.shape[1]))
-    )
+    grid = grid_of(geo, (gridded.shape[0], gridded.shape[1]), {} if "y" in geo else gridded.places())
+    return Observations("an array", gridded.names[0], read, time, facts, grid)
 
 
 def _times(gridded: GriddedFile, time_step: str | None, start: str | None) -> np.ndarray:
@@ -238,7 +239,8 @@ def _check_steps(time: np.ndarray, facts: DataFacts) -> None:
         place = int(np.flatnonzero(off > 0.5)[-1])
         raise ValueError(
             f"`data`: there is a hole in time, {time[place]} is followed by {time[place + 1]} where frames are "
-            f"{facts.time_step} apart; give the frames after it."
+            f"{facts.time_step} apart; `until={str(time[place])!r}` forecasts from before it, frames after it alone "
+            "from after it."
         )
 
 
@@ -271,15 +273,36 @@ def stretches(
     else:
         events = _events(path, variable, given)
     times = [np.asarray(events[number]["time"], "datetime64[s]") for number in range(len(events))]
+    _check_stated(times, time_step)
     longest = max(times, key=len)  # tells the step to a stretch of one frame as well
 
     def stretch(number: int) -> Observations:
-        return _with_statements(_of_event(events[number], label, name, longest), units, time_step, grid_spacing, crs)
+        found = _of_event(events[number], label, name, longest, _places(path, events[number]["geo"], variable, given))
+        return _with_statements(found, units, time_step, grid_spacing, crs)
 
     return times, stretch
 
 
-def _of_event(event: dict, label: str, name: str | None, longest: np.ndarray) -> Observations:
+def _places(path: Path, geo: Mapping[str, Any], variable: str | None, options: dict[str, Any]) -> Places:
+    """Latitudes and longitudes of the cells, of files of a whole curvilinear grid; see [`Grid`]."""
+    if {"y", "lat"} & set(geo) or {"coarsen", "crop", "tile"} & set(options) or path.suffix.lower() == ".npy":
+        return {}
+    known = {name: value for name, value in options.items() if name in FolderConfig.__dataclass_fields__}
+    config = FolderConfig(data_dir=str(path), variable=variable, **known)
+    return GriddedFile(str(Path(str(config.data_dir)) / geo["file"]), config.layout).places()
+
+
+def _check_stated(times: list[np.ndarray], time_step: str | None) -> None:
+    """Refuse a step that is stated of times which are another one apart."""
+    together = np.unique(np.concatenate(times))
+    if time_step is None or len(together) < 2 or np.isnat(together).any():
+        return
+    own = step_of(together, {}, parsed_step(time_step))
+    if alike("time_step", own, time_step) is False:
+        raise ValueError(f"`time_step`: the times are {own} apart, got {time_step!r}.")
+
+
+def _of_event(event: dict, label: str, name: str | None, longest: np.ndarray, places: Places) -> Observations:
     values, time, geo = event["values"], np.asarray(event["time"], "datetime64[s]"), event["geo"]
     if len(values.shape) != 3:
         raise ValueError(f"`data`: {label} must hold maps of one variable (T, H, W), got {values.shape}.")
@@ -288,7 +311,8 @@ def _of_event(event: dict, label: str, name: str | None, longest: np.ndarray) ->
     facts = DataFacts(geo.get("units", UNKNOWN), step)
     if time.dtype.kind == "M" and name == "ssta":
         facts = replace(facts, units="degC")
-    grid, name = grid_of(geo, (values.shape[1], values.shape[2])), name or str(geo.get("variable", "values"))
+    grid = grid_of(geo, (values.shape[1], values.shape[2]), places)
+    name = name or str(geo.get("variable", "values"))
     return Observations(label, name, lambda frames: np.asarray(values[frames]), time, facts, grid)
 
 
@@ -311,7 +335,7 @@ def _folder_and_pattern(data: Any, options: dict[str, Any]) -> tuple[Path, dict[
 def _events(path: Path, variable: str | None, options: Mapping[str, Any]) -> Sequence[dict]:
     if not path.exists():
         raise ValueError(f"`data`: {path} does not exist.")
-    table = from_folder(path, variable, "train", **({"fractions": (1, 0, 0)} | dict(options)))
+    table = from_folder(path, variable, "train", **({"fractions": (1, 0, 0), "forecasts": False} | dict(options)))
     events = Events(usable(table, str(path)))
     if not events:
         raise ValueError(f"`data`: {path} holds no frames.")
