@@ -199,7 +199,7 @@ class Folder(EventBuilder):
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         if split == self.first:
             if self.bad and not self.config.keep_bad:
-                raise ValueError(self.bad[0]["problem"])
+                raise ValueError("{problem} (event {id!r})".format(**self.bad[0]))
             yield from self.bad
         first, end = self.intervals[split]
         for stretch in self.stretches:

@@ -122,7 +122,7 @@ def count_on(files: list[dict[str, Any]], config: "FolderConfig"):
         first = 0
         for file in sorted(group, key=lambda file: _natural(file["name"])):
             length = len(file["time"])
-            if first:
+            if first and step is not None:
                 file["time"] = _counted(np.datetime64(str(config.start), "s"), step, first, length, file["path"])
             first += length
 

@@ -188,7 +188,7 @@ def context_of(
         missing = ~np.isfinite(values[0])
         linear.append(area_means(values, factor)[0])
     encoded, observed = extractor.encode(numbers.raw_of(np.stack(linear)))
-    _check_observed(observed.any((1, 2)), observations, first)
+    _check_observed(np.any(observed, axis=(1, 2)), observations, first)
     values, observed = _at_places(encoded, observed, places - first)
     grid = observations.grid.coarser(factor)
     if not numbers.is_rain:
