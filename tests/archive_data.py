@@ -13,8 +13,8 @@ EXTRACTOR = EarthformerFeatureExtractor(
 
 
 def rain(frames=30, first="2020-06-01T00:00", shape=(20, 28), seed=0):
-    """Blobs that move, 3 km and 10 minutes apart."""
-    y, x = (3000.0 * np.arange(length) for length in shape)
+    """Blobs that move, 3 km and 10 minutes apart, from the northernmost row on."""
+    y, x = 3000.0 * np.arange(shape[0])[::-1], 3000.0 * np.arange(shape[1])
     rows, columns = np.indices(shape)
     phase = np.random.default_rng(seed).uniform(0, 6)
     values = [4 * np.clip(np.sin(rows / 3 + phase) * np.sin((columns - n) / 4), 0, 1) for n in range(frames)]

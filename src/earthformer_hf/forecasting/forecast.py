@@ -117,7 +117,8 @@ def forecast(
         `xarray.Dataset` by the CF conventions, 1.11: the forecast (realization, lead_time, y, x), its products, and
         `quality_flag`. Missing where the last frame was not observed. Where no rain was observed in a whole tile, none
         is forecast. Rows and columns are in the order of the data, whichever it is: a model of rain sees the north
-        above and the west on the left.
+        above and the west on the left, as in the radar data that such models are trained on. Training and evaluation
+        take the rows of files as they are: give them files whose first row is the northernmost.
 
     Raises:
         ValueError: an argument or data that cannot work; each names what would.
