@@ -199,7 +199,8 @@ class Folder(EventBuilder):
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         if split == self.first:
             if self.bad and not self.config.keep_bad:
-                raise ValueError("{problem} (event {id!r})".format(**self.bad[0]))
+                problem = self.bad[0]["problem"].removesuffix(".")
+                raise ValueError(f"{problem} (event {self.bad[0]['id']!r}).")
             yield from self.bad
         first, end = self.intervals[split]
         for stretch in self.stretches:
