@@ -196,7 +196,7 @@ def test_a_script_becomes_a_page(tmp_path):
     script = tmp_path / "rain.py"
     script.write_text("# %% [markdown]\n# # Rain\n#\n# Falls.\n\n# %%\nx = 1\n\n\n# %% [markdown]\n# ![x](y.png)\n")
     page = page_of_script(script).split("\n\n")
-    assert page[0] == "# Rain" and page[1] == "Falls."
+    assert page[0] == "# Rain" and "(rain.py)" in page[1] and page[2] == "Falls."
     assert page[-2:] == ["```python\nx = 1\n```", "![x](y.png)\n"]
 
 

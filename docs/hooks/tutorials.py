@@ -17,9 +17,9 @@ def page_of_script(path: Path) -> str:
             cells.append("\n".join(re.sub(r"^# ?", "", line) for line in body.split("\n")))
         elif body:
             cells.append(f"```python\n{body}\n```")
-    title, *rest = cells
-    where = f"*This page is the script [`docs/tutorials/{path.name}`]({path.name}); its tests run it.*"
-    return "\n\n".join([title, where, *rest]) + "\n"
+    title, _, text = "\n\n".join(cells).partition("\n")
+    where = f"*This page is the script [`docs/tutorials/{path.name}`]({path.name}), which the tests run.*"
+    return f"{title}\n\n{where}\n{text}\n"
 
 
 __all__ = ["page_of_script"]
