@@ -53,7 +53,7 @@ def fails_in_one_line(command: Callable) -> Callable:
 def _with_flags(text: str, command: Callable) -> str:
     """A message about arguments of Python, about the options of a command where they are such: `coarsen_to='3 km'` as
     `--coarsen-to '3 km'`."""
-    options = {}
+    options: dict[str, str] = {}
     for name, parameter in signature(command).parameters.items():
         about = getattr(parameter.annotation, "__metadata__", ())
         if any(isinstance(each, OptionInfo) for each in about):
