@@ -138,7 +138,7 @@ def test_wrong_commands(tmp_path):
         ("info", "sevir-lr", "--data-dir", tmp_path / "lr", "-o", "color=blue"): "got ['color']",
         ("info", "sevir-lr", "--data-dir", tmp_path / "lr", "-o", "color"): "NAME=VALUE",
         ("info", "sevir-lr", "--data-dir", tmp_path / "lr", "-o", "color=[1"): "--option color",
-        ("preview", "sevir-lr", tmp_path / "a.png", "--data-dir", tmp_path / "lr", "--split", "dev"): "`split`",
+        ("preview", "sevir-lr", tmp_path / "a.png", "--data-dir", tmp_path / "lr", "--split", "dev"): "`--split`",
         ("prepare", "nothing", tmp_path / "out"): "`name` must be one of",
         ("push", tmp_path, "someone/events"): "SHA256SUMS",
         ("downsample", tmp_path / "absent", tmp_path / "out"): "CATALOG.csv",

@@ -472,7 +472,7 @@ def test_the_command_writes_scores_and_figures(tmp_path, from_files):
         "cases.png", "rank_histogram.png", "reliability.png", "scores_by_lead.png", "spectrum.png",
     }  # fmt: skip
     refused = CliRunner().invoke(app, ["evaluate", "--protocol", "sevir"])
-    assert refused.exit_code == 1 and "`protocol` must be one of" in refused.output
+    assert refused.exit_code == 1 and "`--protocol` must be one of" in refused.output
 
 
 # -- processes --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import earthformer_hf
 from earthformer_hf import EarthformerFeatureExtractor, advection
 from earthformer_hf.cli import app
 from earthformer_hf.data.coarsening import area_means, coarse_length
-from earthformer_hf.forecasting import describe, observed_maps, save
+from earthformer_hf.forecasting import describe, observed_maps, open_forecast, save
 from earthformer_hf.forecasting.forecast import context_of as make_context
 from earthformer_hf.forecasting.forecast import roll_out
 from earthformer_hf.forecasting.grids import grid_of, interpolated
@@ -368,6 +368,51 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a.nc cannot be written: No space left on device"):
         save(found, tmp_path / "a.nc", overwrite=True)
     assert os.listdir(tmp_path) == ["a.nc"] and (tmp_path / "a.nc").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.nc", "a.zarr"])
+def test_of_two_that_write_one_name_the_second_is_refused(tmp_path, monkeypatch, name):
+    found = forecast(field(3, 20, 28), **STATED)
+    other = found.assign(rainfall_rate=found.rainfall_rate + 1)
+
+    def also_checked(path, overwrite=False):  # before the other one had written
+        return path
+
+    save(found, tmp_path / name)
+    monkeypatch.setattr("earthformer_hf.forecasting.files.check_target", also_checked)
+    with pytest.raises(ValueError, match=f"{name} came into being meanwhile|{name} cannot be written"):
+        save(other, tmp_path / name)
+    assert os.listdir(tmp_path) == [name]
+    with open_forecast(tmp_path / name) as read:
+        np.testing.assert_allclose(read.rainfall_rate, found.rainfall_rate)
+    save(other, tmp_path / name, overwrite=True)
+    with open_forecast(tmp_path / name) as read:
+        np.testing.assert_allclose(read.rainfall_rate, other.rainfall_rate)
+
+
+def test_a_forecast_tells_its_options():
+    options = {"num_inference_steps": 2, "ensemble_size": 2, "seed": 7, **STATED}
+    attributes = forecast(field(3, 12, 16), tiny_pipeline(), resample_time="5m", **options).attrs
+    told = {name: attributes[name] for name in ("seed", "num_inference_steps", "resample_time", "title")}
+    expected = {"seed": 7, "num_inference_steps": 2, "resample_time": "5m", "title": "Forecast of rainfall rate"}
+    assert told == expected and "guide" not in attributes and "coarsen_to" not in attributes
+
+
+def test_messages_of_a_command_name_its_options(tmp_path):
+    persistence().save_pretrained(tmp_path / "model")
+    extractor().save_pretrained(tmp_path / "model")
+    rain_dataset(field(4, 60, 60), spacing=1000.0).to_netcdf(tmp_path / "fine.nc")
+
+    def told(*words):
+        command = ["forecast", str(tmp_path / "fine.nc"), "--out", str(tmp_path / "out.nc"), "--model"]
+        result = CliRunner().invoke(app, [*command, *words])
+        assert result.exit_code == 1
+        return result.stderr.splitlines()[-1]
+
+    assert "`--coarsen-to '2 km'` takes means" in told(str(tmp_path / "model"))
+    assert "`--threshold` is of an ensemble" in told(str(tmp_path / "model"), "--threshold", "1")
+    assert f"no folder {tmp_path / 'modle'}; there are {tmp_path / 'model'}." in told(str(tmp_path / "modle"))
+    assert "`--device`: there cannot be used here" in told(str(tmp_path / "model"), "--device", "there")
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------

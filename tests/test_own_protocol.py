@@ -475,15 +475,15 @@ def test_a_model_of_other_numbers_is_refused_before_it_forecasts(tmp_path, rain,
 def test_nothing_is_forecast_without_windows_or_members(tmp_path, rain):
     write_files(tmp_path / "data", rain[:30])
     write_protocol(tmp_path / "mine.yaml")
-    assert "`max_windows` must be at least 1, got 0" in evaluate(tmp_path, "--max_windows", "0", rc=1)
+    assert "`--max-windows` must be at least 1, got 0" in evaluate(tmp_path, "--max_windows", "0", rc=1)
     write_protocol(tmp_path / "dressed.yaml", baselines=["dressed persistence"])
     line = evaluate(tmp_path, "--ensemble-size", "1", protocol="dressed.yaml", rc=1)
-    assert "`ensemble_size` must be at least 2 for the baseline 'dressed persistence', got 1" in line
+    assert "`--ensemble-size` must be at least 2 for the baseline 'dressed persistence', got 1" in line
     pipeline = tiny_pipeline()
     pipeline.register_modules(feature_extractor=EarthformerFeatureExtractor(**FITS))
     pipeline.save_pretrained(tmp_path / "pipeline")
     line = evaluate(tmp_path, "--ensemble-size", "1", "--model", tmp_path / "pipeline", rc=1)
-    assert "`ensemble_size` must be at least 2 for the pipeline" in line
+    assert "`--ensemble-size` must be at least 2 for the pipeline" in line
 
 
 # -- score files side by side -----------------------------------------------------------------------------------------

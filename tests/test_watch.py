@@ -140,6 +140,8 @@ def test_the_command_once(tmp_path, watched):
         done = CliRunner().invoke(app, arguments(tmp_path, "--once", "--lead", "1h"))
         assert done.exit_code == 0 and word in done.stdout, done.output
     assert xr.load_dataset(tmp_path / "out" / made(tmp_path)[0]).sizes["lead_time"] == 6
+    done = CliRunner().invoke(app, arguments(tmp_path, "--once", "--units", "K"))
+    assert done.exit_code == 1 and "waiting: " in done.stdout  # cron is told
     with FileLock(tmp_path / "out" / ".watch" / "lock"):
         done = CliRunner().invoke(app, arguments(tmp_path, "--once"))
     assert done.exit_code == 1 and "error: `--out`: another process writes" in done.stderr

@@ -1,0 +1,65 @@
+"""Calibration: intensities as frequent as the observed ones."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import frames, tiny_config, tiny_model
+
+from earthformer_hf import EarthformerConfig, EarthformerForPrediction
+from earthformer_hf.modeling_earthformer import calibrated
+from earthformer_hf.training.calibration import quantile_calibration
+
+
+TABLE = [[0.0, 0.2, 0.6], [0.0, 0.2, 0.6], [0.0, 0.3, 0.5], [-0.1, 0.1, 0.7], [0.0, 0.1, 0.2]]  # 4 lead times
+
+
+def test_values_between_knots_are_interpolated_and_shifted_beyond():
+    predictions = torch.linspace(-1, 2, 61).repeat(2, 4, 1).view(2, 4, 61, 1, 1)
+    found = calibrated(predictions, TABLE).numpy()
+    for lead, said in enumerate(TABLE[1:]):
+        x = predictions[0, lead, :, 0, 0].numpy()
+        expected = np.interp(x, said, TABLE[0])
+        expected = np.where(x < said[0], x - said[0] + TABLE[0][0], expected)
+        expected = np.where(x > said[-1], x - said[-1] + TABLE[0][-1], expected)
+        np.testing.assert_allclose(found[1, lead, :, 0, 0], expected, atol=1e-6)
+
+
+def test_a_model_applies_its_calibration_and_keeps_it(tmp_path):
+    model = tiny_model()
+    inputs = {"past_values": frames(model.config)}
+    plain = model(**inputs).predictions
+    model.config.calibration = TABLE
+    found = model(**inputs).predictions
+    torch.testing.assert_close(found, calibrated(plain, TABLE))
+    assert (found - plain).abs().max() > 0.01
+    model.save_pretrained(tmp_path)
+    again = EarthformerForPrediction.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(**inputs).predictions, found)
+
+
+@pytest.mark.parametrize("table", [TABLE[:-1], [row[:1] for row in TABLE], [*TABLE[:-1], [0.0, 0.0, 1.0]]])
+def test_a_table_that_cannot_be_is_refused(table):
+    with pytest.raises(ValueError, match="`calibration` must be 5 rising rows of one length"):
+        EarthformerConfig(**tiny_config().to_diff_dict() | {"calibration": table})
+
+
+def test_calibrated_values_are_as_frequent_as_the_observed_ones():
+    random = torch.Generator().manual_seed(0)
+    future = torch.rand(40, 2, 16, 16, 1, generator=random) ** 2
+    predictions = future.clone()
+    predictions[:, 1] = 0.6 * future[:, 1].sqrt() ** 3 + 0.05  # too weak, and never dry
+    predictions += 0.02 * torch.randn(future.shape, generator=random)
+    observed = torch.rand(future.shape, generator=random) > 0.1
+    values = [0.0, 0.1, 0.3, 0.8]
+    table = quantile_calibration([(predictions[:20], future[:20], observed[:20])] * 2, values)
+    assert table[0] == values and all(row[0] == 0 for row in table)
+    found = calibrated(predictions, table)
+    for lead in (0, 1):
+        seen = observed[:20, lead]
+        for value in values[1:]:
+            expected = (future[:20, lead][seen] >= value).float().mean()
+            share = (found[:20, lead][seen] >= value).float().mean()
+            assert share.item() == pytest.approx(expected.item(), abs=0.01)
+    assert (predictions[:, 1] >= 0.8).float().mean() < 0.01 < (future[:, 1] >= 0.8).float().mean()
+    with pytest.raises(ValueError, match="nothing to calibrate from"):
+        quantile_calibration([], values)
