@@ -107,4 +107,4 @@ def test_the_command(tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--base", "1981"])
     assert result.exit_code == 1 and "--base must be two years such as 1981-2010" in result.output
     result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 1 and "`base`: " in result.output and "Traceback" not in result.output
+    assert result.exit_code == 1 and "`--base`: " in result.output and "Traceback" not in result.output
