@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from earthformer_hf.cli import app
 from earthformer_hf.evaluation import run_protocol
-from earthformer_hf.forecasting import forecast, forecast_archive, observe
+from earthformer_hf.forecasting import forecast, forecast_archive, forecast_on, observe
 
 
 distributed = pytest.importorskip("distributed")
@@ -309,6 +309,20 @@ def test_the_command(tmp_path, archive, model, scheduler):
     assert json.loads(done.stdout)["made"] == 3
     done = CliRunner().invoke(app, [*arguments, "--lead", "1h"])
     assert done.exit_code == 1 and done.stderr.startswith("error: `--out`")
+
+
+def test_a_worker_makes_a_forecast_as_this_process_does(tmp_path, archive, model, scheduler):
+    options = {"lead": "1h"}
+    found = forecast_on(scheduler, model, str(archive), **options)
+    expected = forecast(model, str(archive), **options)
+    xr.testing.assert_allclose(found, expected)
+    assert found.attrs["weights_sha256"] == expected.attrs["weights_sha256"]
+    with pytest.raises(ValueError, match="`lead` must be a multiple"):
+        forecast_on(scheduler, model, str(archive), **options | {"lead": "7s"})
+    command = ["forecast", str(archive), "--model", str(model), "--out", str(tmp_path / "a.nc"), "--dask", scheduler]
+    done = CliRunner().invoke(app, [*command, "--lead", "1h"])
+    assert done.exit_code == 0, done.output
+    np.testing.assert_allclose(xr.load_dataset(tmp_path / "a.nc").rainfall_rate, expected.rainfall_rate, rtol=1e-5)
 
 
 PROTOCOL = """

@@ -69,6 +69,7 @@ def forecast_command(
     animate: Annotated[Path | None, typer.Option(help="as a moving picture: .gif, or .mp4 where ffmpeg is")] = None,
     colors: Colors = "rain",
     device: Device = "auto",
+    dask: Annotated[str | None, typer.Option(help="let a worker of this Dask scheduler make it")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
     json_: Annotated[bool, typer.Option("--json", help="say what was done as JSON")] = False,
 ):
@@ -78,7 +79,7 @@ def forecast_command(
 
     earthformer-hf forecast radar_*.nc --model model_cards/prediff-radar-tiny --out nowcast.nc --threshold 10
     """
-    from ..forecasting import forecast, observe, observed_maps, save
+    from ..forecasting import forecast, forecast_on, observe, observed_maps, save
     from ..forecasting.files import check_target
 
     check_target(out, overwrite)
@@ -90,10 +91,13 @@ def forecast_command(
     options |= {"guide": guide, "coarsen_to": coarsen_to, "resample_time": resample_time, "grid": grid}
     options |= {"members": members, "mean": mean, "percentiles": percentile or (), "thresholds": threshold or ()}
     options |= {"neighbourhood": neighbourhood, "overlap": overlap, "max_memory": max_memory, "device": device}
-    observations = observe(data, **about)
-    dataset = forecast(model, observations, **options)
+    observations = observe(data, **about) if dask is None or plot or animate else None
+    if dask is None:
+        dataset = forecast(model, observations, **options)
+    else:
+        dataset = forecast_on(dask, model, data, **about, **options)
     save(dataset, out, overwrite)
-    if plot is not None or animate is not None:
+    if observations is not None and (plot or animate):
         draw(dataset, observed_maps(dataset, observations), plot, animate, colors)
     pictures = [path for path in (plot, animate) if path is not None]
     typer.echo(_as_json(dataset, out, pictures) if json_ else _in_words(dataset, out, pictures))

@@ -1,6 +1,6 @@
 """Forecasts of a user's own grid: arrays and files in, georeferenced datasets out."""
 
-from .archive import forecast_archive
+from .archive import forecast_archive, forecast_on
 from .files import open_forecast, save
 from .forecast import forecast
 from .nowcasters import describe
@@ -13,6 +13,7 @@ __all__ = [
     "describe",
     "forecast",
     "forecast_archive",
+    "forecast_on",
     "observe",
     "observed_maps",
     "open_forecast",

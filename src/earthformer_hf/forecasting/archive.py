@@ -11,7 +11,7 @@ Whatever is killed, client, worker or scheduler, the same call goes on with the 
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -185,12 +185,56 @@ def _plan(job: dict, nowcaster: Nowcaster, times: np.ndarray) -> tuple[list[str]
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _run(job: dict, todo: list[int], scheduler: str | None, workers: int) -> dict[int, str]:
-    """Forecast from each start; numbers of those that cannot be -> why."""
+def forecast_on(scheduler: str, model: str | Path, data: Any, **options: Any) -> Any:
+    """What [`~earthformer_hf.forecasting.forecast`] returns, made by a worker of a Dask cluster, such as one with a
+    GPU, which keeps the model for the next call.
+
+    Args:
+        scheduler: address of a Dask scheduler.
+        model, data: paths, or the model a hub id; the worker opens them.
+        options: of `forecast`.
+
+    Raises:
+        ValueError: what `forecast` raises; a scheduler that cannot be reached.
+    """
+    device = options.pop("device", None) or "auto"
+    job = _job(model, data, "forecast.zarr", device, options)
+
+    def task(job: dict) -> Any:  # sent as code, so that the scheduler imports nothing of it
+        from earthformer_hf.forecasting import forecast
+        from earthformer_hf.forecasting.archive_store import loaded
+
+        return forecast(loaded(job["model"], job["device"]), job["data"], **job["options"])
+
+    with _clients()(scheduler) as client:
+        return client.submit(task, job, pure=False).result()
+
+
+def _clients() -> Callable[[str], Any]:
+    """What makes a client of a scheduler.
+
+    Raises:
+        ValueError: distributed is not installed; then, of a scheduler that cannot be reached.
+    """
     try:
-        from distributed import CancelledError, Client, LocalCluster, as_completed
+        from distributed import Client
     except ModuleNotFoundError:
         raise ValueError("distributed is missing; install it with: pip install 'earthformer-hf[cluster]'.") from None
+
+    def client_of(scheduler: str) -> Any:
+        try:
+            return Client(scheduler)
+        except (OSError, ValueError) as problem:
+            raise ValueError(f"`scheduler`: {scheduler} cannot be reached: {problem}.") from None
+
+    return client_of
+
+
+def _run(job: dict, todo: list[int], scheduler: str | None, workers: int) -> dict[int, str]:
+    """Forecast from each start; numbers of those that cannot be -> why."""
+    client_of = _clients()
+    from distributed import CancelledError, Client, LocalCluster, as_completed
+
     failed: dict[int, str] = {}
     with ExitStack() as stack:
         if scheduler is None:
@@ -202,10 +246,7 @@ def _run(job: dict, todo: list[int], scheduler: str | None, workers: int) -> dic
             client = stack.enter_context(Client(stack.enter_context(LocalCluster(**options))))
             client.run(logging.disable_progress_bar)
         else:
-            try:
-                client = stack.enter_context(Client(scheduler))
-            except (OSError, ValueError) as problem:
-                raise ValueError(f"`scheduler`: {scheduler} cannot be reached: {problem}.") from None
+            client = stack.enter_context(client_of(scheduler))
 
         def task(job: dict, number: int) -> str | None:  # sent as code, so that the scheduler imports nothing of it
             from earthformer_hf.forecasting.archive_store import hindcast
@@ -227,4 +268,4 @@ def _run(job: dict, todo: list[int], scheduler: str | None, workers: int) -> dic
     return failed
 
 
-__all__ = ["forecast_archive"]
+__all__ = ["forecast_archive", "forecast_on"]
