@@ -4,7 +4,7 @@ import datetime
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from .file_times import UNDECODED, parsed_step
 
 
 if TYPE_CHECKING:
-    from .folder import FolderConfig
     from .gridded_file import GriddedFile
 
 DIRECTIVES = {"Y": r"\d{4}", "j": r"\d{3}", "f": r"\d{1,6}"} | dict.fromkeys("ymdHMSI", r"\d\d")
@@ -20,7 +19,15 @@ DIRECTIVES |= dict.fromkeys("aAbBp", "[A-Za-z]+")
 FORMATS = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # of so many digits
 
 
-def times_of(grid: "GriddedFile", path: Path, config: "FolderConfig") -> tuple[np.ndarray, bool]:
+class Statements(Protocol):
+    """What options of a folder say of times, see [`~earthformer_hf.data.folder.FolderConfig`]."""
+
+    name_time: str | None
+    start: str | None
+    time_step: str | None
+
+
+def times_of(grid: "GriddedFile", path: Path, config: Statements) -> tuple[np.ndarray, bool]:
     """The time of every frame, (T,) datetime64[s]; and whether they are counted from `start`.
 
     Raises:
@@ -42,7 +49,7 @@ def times_of(grid: "GriddedFile", path: Path, config: "FolderConfig") -> tuple[n
     return time, False
 
 
-def _stated_times(length: int, path: Path, config: "FolderConfig") -> np.ndarray:
+def _stated_times(length: int, path: Path, config: Statements) -> np.ndarray:
     """The times of a file without dates, by the options."""
     step = parsed_step(config.time_step)
     if length > 1 and step is None:
@@ -100,7 +107,7 @@ def _format_of(path: Path) -> str:
     return "rain_%Y%m%d%H%M"
 
 
-def count_on(files: list[dict[str, Any]], config: "FolderConfig"):
+def count_on(files: list[dict[str, Any]], config: Statements):
     """Let files of a series that are counted from `start` follow each other, in the order of their names.
 
     Numbers in names count as such: "r_9" is before "r_10".
