@@ -1,9 +1,10 @@
-"""Forecast the rain of the next 24 minutes, score it against persistence, and draw it.
+"""Forecast the rain of the next hour, score it against persistence, and draw it.
 
     python examples/forecast_radar.py                        # real radar if there is any, else simulated rain
     python examples/forecast_radar.py --input mine.npy       # your own: mm/h, (T, 128, 128), 2 minutes, 3 km
 
-The figure goes to outputs/forecast.png. With 25 frames or more the forecast is also scored.
+Your own, every 2 minutes, is forecast for 24 minutes by another model. The figure goes to outputs/forecast.png. Where
+the future is known the forecast, a hindcast then, is also scored.
 """
 
 import argparse
@@ -22,6 +23,9 @@ from earthformer_hf.evaluation import PROTOCOLS, baseline_forecaster, evaluate, 
 from earthformer_hf.evaluation.baselines import persistence
 from earthformer_hf.evaluation.reports import score_file, score_text
 from earthformer_hf.plotting import plot_sequence, sequence_row
+
+
+HOUR, MINUTES = "model_cards/earthformer-radar-small", "model_cards/earthformer-radar-tiny"
 
 
 def score(model, extractor, events, label: str) -> str:
@@ -63,9 +67,10 @@ def draw(model, extractor, event: dict, codes: np.ndarray, minutes: np.ndarray, 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, help="rain rates in mm/h (.npy, .npz), or open radar data (.h5)")
-    parser.add_argument("--model", default="model_cards/earthformer-radar-tiny", help="a model folder, or a hub id")
+    parser.add_argument("--model", help=f"a model folder, or a hub id; {HOUR}, of INPUT {MINUTES}, if omitted")
     parser.add_argument("--output", type=Path, default=Path("outputs/forecast.png"), help="the figure")
     arguments = parser.parse_args()
+    arguments.model = arguments.model or (HOUR if arguments.input is None else MINUTES)
     try:
         model = AutoModelForTimeSeriesPrediction.from_pretrained(arguments.model).eval()
         extractor = AutoFeatureExtractor.from_pretrained(arguments.model)

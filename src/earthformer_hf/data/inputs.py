@@ -25,6 +25,7 @@ from .sst_anomalies import NAMES
 
 logger = logging.get_logger(__name__)
 JITTER = 0.1  # by what part a time step may be off whole minutes
+OPEN_RADAR = {2: OpenRadarConfig.file, 10: "radar_open_10min_3km.h5"}  # minutes -> file
 RAIN_UNITS = ("mm/h", "mm/s", "mm/day", "mm", "dBZ")  # m/s are those of wind as well
 
 
@@ -35,7 +36,7 @@ def rain_input(path: str | Path | None, extractor: EarthformerFeatureExtractor) 
         path: a `.npy` or `.npz` file of one array (T, H, W), rain rates in mm/h every 2 minutes, NaN where missing; a
             file in the layout of the open radar data (`.h5`), whose test split is taken; or any file that
             [`~earthformer_hf.data.from_folder`] reads, of rain rates, amounts or dBZ in stated units. If omitted, the
-            open radar data where they are at hand, else simulated rain.
+            open radar data where they are at hand, else simulated rain; of a model of 10 minutes those of 10 minutes.
         extractor: of the model, with a table of rain rates.
 
     Returns:
@@ -44,9 +45,11 @@ def rain_input(path: str | Path | None, extractor: EarthformerFeatureExtractor) 
     Raises:
         ValueError: a file of another kind, or one that holds anything else, at another time step or grid spacing.
     """
-    open_data = find_data_dir() / OpenRadarConfig.file
+    minutes = 10 if extractor.time_step == "10m" else 2
+    open_data = find_data_dir() / OPEN_RADAR[minutes]
     if path is None and not open_data.exists():
-        return "simulated rain (not real)", [_encoded_rain(event, extractor) for event in rain_events(8)]
+        simulated = rain_events(8, minutes=minutes)
+        return "simulated rain (not real)", [_encoded_rain(event, extractor) for event in simulated]
     path = Path(path or open_data)
     if is_open_radar(path):
         events = Events(load_dataset("open-radar", path.parent, "test", file=path.name))

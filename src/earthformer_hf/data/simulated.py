@@ -12,8 +12,8 @@ import numpy as np
 from .events import EventBuilder, EventConfig, Facts
 
 
-def rain_events(count: int, length: int = 25, size: int = 128, seed: int = 0) -> list[dict]:
-    """Rain that drifts, grows and decays: `values` (length, size, size) in mm/h, float32, every 2 minutes.
+def rain_events(count: int, length: int = 25, size: int = 128, seed: int = 0, minutes: int = 2) -> list[dict]:
+    """Rain that drifts, grows and decays: `values` (length, size, size) in mm/h, float32, so many minutes apart.
 
     A Gaussian random field with a power spectrum falling as k^-3 drifts at a constant velocity of up to 1.5 pixels a
     frame, while a slow second field blends in; rain falls where the field exceeds a threshold, and all intensities
@@ -31,8 +31,10 @@ def rain_events(count: int, length: int = 25, size: int = 128, seed: int = 0) ->
             turn = 0.5 * np.pi * t / max(length, 25)
             field = np.fft.ifft2(np.fft.fft2(np.cos(turn) * first + np.sin(turn) * second) * phase).real
             values[t] = np.where(field > 0.8, 0.3 * np.exp(1.6 * (field - 0.8) + growth * t / length), 0)
-        time = np.datetime64("2000-01-01T00:00", "m") + 2 * np.arange(length)
-        events.append({"id": f"simulated-rain:{seed}:{i}", "time": time, "values": values, "geo": {"minutes": 2}})
+        time = np.datetime64("2000-01-01T00:00", "m") + minutes * np.arange(length)
+        events.append(
+            {"id": f"simulated-rain:{seed}:{i}", "time": time, "values": values, "geo": {"minutes": minutes}}
+        )
     return events
 
 
