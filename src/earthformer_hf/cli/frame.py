@@ -81,4 +81,4 @@ Private = Annotated[bool | None, typer.Option(help="whether a repository that is
 RepoId = Annotated[str, typer.Argument(help="name or namespace/name")]
 
 
-__all__ = ["Private", "RepoId", "Token", "app", "data_app", "fail", "fails_in_one_line", "hub_app"]
+__all__ = ["RENAMED", "Private", "RepoId", "Token", "app", "data_app", "fail", "fails_in_one_line", "hub_app"]

@@ -34,15 +34,10 @@ from .forecasts import (
     Units,
     Variable,
 )
-from .frame import app, fails_in_one_line
+from .frame import RENAMED, app, fails_in_one_line
 
 
-NAMES = {
-    "ensemble": "ensemble_size",
-    "steps": "num_inference_steps",
-    "threshold": "thresholds",
-    "percentile": "percentiles",
-}
+NAMES = RENAMED | {"threshold": "thresholds", "percentile": "percentiles"}  # option -> argument of Python
 OF_FORECASTS = (  # options of both archive and watch
     "lead ensemble steps seed guide coarsen_to resample_time grid threshold neighbourhood percentile mean members "
     "variable units time_step grid_spacing crs overlap max_memory"

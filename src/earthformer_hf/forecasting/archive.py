@@ -11,7 +11,7 @@ Whatever is killed, client, worker or scheduler, the same call goes on with the 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -206,35 +206,38 @@ def forecast_on(scheduler: str, model: str | Path, data: Any, **options: Any) ->
 
         return forecast(loaded(job["model"], job["device"]), job["data"], **job["options"])
 
-    with _clients()(scheduler) as client:
+    with _client(scheduler) as client:
         return client.submit(task, job, pure=False).result()
 
 
-def _clients() -> Callable[[str], Any]:
-    """What makes a client of a scheduler.
+def _distributed() -> Any:
+    """The library of the cluster.
 
     Raises:
-        ValueError: distributed is not installed; then, of a scheduler that cannot be reached.
+        ValueError: it is not installed.
     """
     try:
-        from distributed import Client
+        import distributed
     except ModuleNotFoundError:
         raise ValueError("distributed is missing; install it with: pip install 'earthformer-hf[cluster]'.") from None
+    return distributed
 
-    def client_of(scheduler: str) -> Any:
-        try:
-            return Client(scheduler)
-        except (OSError, ValueError) as problem:
-            raise ValueError(f"`scheduler`: {scheduler} cannot be reached: {problem}.") from None
 
-    return client_of
+def _client(scheduler: str) -> Any:
+    """
+    Raises:
+        ValueError: a scheduler that cannot be reached.
+    """
+    distributed = _distributed()
+    try:
+        return distributed.Client(scheduler)
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"`scheduler`: {scheduler} cannot be reached: {problem}.") from None
 
 
 def _run(job: dict, todo: list[int], scheduler: str | None, workers: int) -> dict[int, str]:
     """Forecast from each start; numbers of those that cannot be -> why."""
-    client_of = _clients()
-    from distributed import CancelledError, Client, LocalCluster, as_completed
-
+    distributed = _distributed()
     failed: dict[int, str] = {}
     with ExitStack() as stack:
         if scheduler is None:
@@ -243,10 +246,10 @@ def _run(job: dict, todo: list[int], scheduler: str | None, workers: int) -> dic
                 "threads_per_worker": 1,
                 "dashboard_address": "localhost:0",
             }
-            client = stack.enter_context(Client(stack.enter_context(LocalCluster(**options))))
+            client = stack.enter_context(distributed.Client(stack.enter_context(distributed.LocalCluster(**options))))
             client.run(logging.disable_progress_bar)
         else:
-            client = stack.enter_context(client_of(scheduler))
+            client = stack.enter_context(_client(scheduler))
 
         def task(job: dict, number: int) -> str | None:  # sent as code, so that the scheduler imports nothing of it
             from earthformer_hf.forecasting.archive_store import hindcast
@@ -258,8 +261,8 @@ def _run(job: dict, todo: list[int], scheduler: str | None, workers: int) -> dic
         numbers = {f"{name}-{number}": number for number in todo}
         futures = client.map(task, [shared] * len(todo), todo, key=list(numbers), pure=False)
         bar = stack.enter_context(logging.tqdm(total=len(todo), desc=f"starts ({client.dashboard_link})"))
-        for future, reason in as_completed(futures, with_results=True):
-            if isinstance(reason, CancelledError):  # which it gives back, and does not raise
+        for future, reason in distributed.as_completed(futures, with_results=True):
+            if isinstance(reason, distributed.CancelledError):  # which it gives back, and does not raise
                 raise ValueError("`scheduler`: it was lost; the same call goes on where this one ended.")
             bar.update()
             if reason is not None:

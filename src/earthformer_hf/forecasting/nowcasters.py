@@ -64,9 +64,7 @@ class Nowcaster:
             observed: bool, of the shape of `past`.
             noise: (N, T_out, h, w, c), of ensembles. With one context, N members of it; else one of each.
         """
-        inputs = {"past_values": past}
-        if self.config.first_guess is not None:
-            inputs["past_observed_mask"] = observed
+        inputs = {"past_values": past, "past_observed_mask": observed}
         return self.model(**{name: tensor.to(self.model.device) for name, tensor in inputs.items()}).predictions
 
 
