@@ -65,6 +65,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "my_files").mkdir()
     for path in ("radar.nc", "my_files/rain.nc"):
         data.to_netcdf(tmp_path / path)
+    monkeypatch.setenv("EARTHFORMER_HF_DATA", str(DATA.resolve()))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
