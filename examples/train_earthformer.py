@@ -58,9 +58,11 @@ def main():
     else:
         model = EarthformerForPrediction(config)
 
-    thresholds = extractor.encode(np.array(extractor.thresholds or ()))[0].tolist()
-    if arguments.csi_weight and not thresholds:
-        raise ValueError("`csi_weight` needs `thresholds` in `feature_extractor`, got none.")
+    thresholds = []
+    if arguments.csi_weight:
+        if not extractor.thresholds:
+            raise ValueError("`csi_weight` needs `thresholds` in `feature_extractor`, got none.")
+        thresholds = extractor.encode(np.array(extractor.thresholds))[0].tolist()
 
     def loss_of(model, batch):
         predictions = model(**{name: batch[name] for name in MODEL_INPUTS if name in batch}).predictions

@@ -42,6 +42,7 @@ class Window:
         future: (T_out, H, W[, C]), the truth; no forecaster looks at it.
         past_observed, observed: bool, shapes of `past` and of `future`.
         covariates: (T_in + T_out, H, W, K) or None.
+        time: (T_in + T_out,) datetime64.
     """
 
     index: int
@@ -53,6 +54,7 @@ class Window:
     past_observed: np.ndarray
     observed: np.ndarray
     covariates: np.ndarray | None
+    time: np.ndarray
 
 
 Forecaster = Callable[[Window], np.ndarray]
@@ -118,7 +120,8 @@ def window_at(windows: Windows, index: int, extractor: EarthformerFeatureExtract
         observed = np.zeros_like(observed)
     covariates = windows.cutter.frames(event, start, "covariates") if "covariates" in event else None
     masks = observed[:past], observed[past:]
-    return Window(index, start, event, frames[:past], filled[:past], frames[past:], *masks, covariates)
+    time = windows.cutter.frames(event, start, "time")
+    return Window(index, start, event, frames[:past], filled[:past], frames[past:], *masks, covariates, time)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,9 +134,10 @@ def model_forecaster(model, extractor: EarthformerFeatureExtractor) -> Forecaste
 
     @torch.inference_mode()
     def forecast(window: Window) -> np.ndarray:
-        inputs = dict(extractor(window.past[None] if window.past.ndim == 4 else window.past))
+        time = None if extractor.covariates is None else window.time
+        inputs = dict(extractor(window.past[None] if window.past.ndim == 4 else window.past, time=time))
         inputs["past_observed_mask"] = torch.from_numpy(window.past_observed).reshape(inputs["past_values"].shape)
-        if window.covariates is not None and model.config.num_covariates:
+        if window.covariates is not None and extractor.covariates is None and model.config.num_covariates:
             covariates = torch.from_numpy(window.covariates[None])
             inputs["past_covariates"] = covariates[:, : len(window.past)]
             inputs["future_covariates"] = covariates[:, len(window.past) :]

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
@@ -57,14 +58,26 @@ class Nowcaster:
         return None
 
     @torch.inference_mode()
-    def predict(self, past: torch.Tensor, observed: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def predict(
+        self,
+        past: torch.Tensor,
+        observed: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        time: np.ndarray | None = None,
+    ) -> torch.Tensor:
         """Forecasts (N, T_out, H, W, C) of contexts (M, T_in, H, W, C) in the model's range.
 
         Args:
             observed: bool, of the shape of `past`.
             noise: (N, T_out, h, w, c), of ensembles. With one context, N members of it; else one of each.
+            time: (T_in + T_out,) datetime64, of a model whose covariates follow from it.
         """
         inputs = {"past_values": past, "past_observed_mask": observed}
+        if time is not None:
+            covariates = torch.from_numpy(self.extractor.covariates_at(time, past.shape[2:4]))
+            covariates = covariates.expand(len(past), *covariates.shape)
+            inputs["past_covariates"] = covariates[:, : self.context_length]
+            inputs["future_covariates"] = covariates[:, self.context_length :]
         return self.model(**{name: tensor.to(self.model.device) for name, tensor in inputs.items()}).predictions
 
 
@@ -122,7 +135,13 @@ class EnsembleNowcaster(Nowcaster):
             draws.append(torch.randn(size, generator=generator))
         return torch.stack(draws)
 
-    def predict(self, past: torch.Tensor, observed: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def predict(
+        self,
+        past: torch.Tensor,
+        observed: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        time: np.ndarray | None = None,
+    ) -> torch.Tensor:
         if noise is None:
             raise ValueError("`noise` of ensembles is needed.")
         grid = (len(past), len(noise) // len(past))
