@@ -3,17 +3,20 @@
     python examples/export_onnx.py --model model_cards/earthformer-radar-tiny
     python examples/export_onnx.py --model model_cards/prediff-radar-tiny     # unet(sample, timestep, context)
 
-The file runs in onnxruntime without torch and without this package. Needs `pip install -e '.[export]'`.
+The file runs in onnxruntime without torch and without this package. What its numbers are is told by the entry
+"feature_extractor" of its metadata, as in preprocessor_config.json: values are (raw - offset) x scale, and units, time
+step, spacing, missing value and tables are those of the raw ones. Needs `pip install -e '.[export]'`.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from earthformer_hf import EarthformerForPrediction, EarthformerUNetModel, sharing
+from earthformer_hf import EarthformerFeatureExtractor, EarthformerForPrediction, EarthformerUNetModel, sharing
 from earthformer_hf.errors import ends_in_one_line
 
 
@@ -51,8 +54,8 @@ def random_inputs(network: Network, batch: int) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def export(network: Network, path: Path):
-    """Write `network` as ONNX: inputs as it names them, one output, the batch free."""
+def export(network: Network, path: Path, extractor: EarthformerFeatureExtractor | None = None):
+    """Write `network` as ONNX: inputs as it names them, one output, the batch free, the scaling as metadata."""
     inputs = random_inputs(network, batch=2)  # a traced batch of 1 would stay 1
     output = "prediction" if isinstance(network, EarthformerUNetModel) else "predictions"
     # Fused kernels lay their results out in another order, which ONNX has no name for.
@@ -61,6 +64,8 @@ def export(network: Network, path: Path):
             network.eval(), kwargs=inputs, dynamic_shapes={name: {0: "batch"} for name in inputs},
             output_names=[output], dynamo=True, verbose=False,
         )  # fmt: skip
+    if extractor is not None:
+        program.model.metadata_props["feature_extractor"] = json.dumps(extractor.to_dict())
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(path)
 
@@ -80,9 +85,9 @@ def main():
     parser.add_argument("--model", default="model_cards/earthformer-radar-tiny", help="a model folder, or a hub id")
     parser.add_argument("--output", type=Path, default=Path("outputs/model.onnx"), help="file to write")
     arguments = parser.parse_args()
-    _, model, _ = sharing.load(arguments.model)
+    _, model, extractor = sharing.load(arguments.model)
     network = getattr(model, "unet", model).float()
-    export(network, arguments.output)
+    export(network, arguments.output, extractor or getattr(model, "feature_extractor", None))
     for batch in (1, 3):
         found = difference(network, arguments.output, batch)
         print(f"batch of {batch}: onnxruntime and torch differ by at most {found:.1e}")

@@ -468,9 +468,10 @@ def without_trust_nothing_runs():
 
 GROUPS = {
     "with_package": [
-        model, the_card_goes_first, pipeline, half_precision, feature_extractor, dataset, pull_request, variants,
-        interrupted_upload, refusals, pictures_of_a_card, command_line,
+        model, the_card_goes_first, pipeline, feature_extractor, interrupted_upload, refusals, pictures_of_a_card,
+        command_line,
     ],
+    "more": [half_precision, dataset, pull_request, variants],
     "without_package": [
         the_package_is_absent, without_trust_nothing_runs, model_by_its_own_code, extractor_by_its_own_code,
         pipeline_by_its_own_code, pushed_by_its_own_code,

@@ -347,6 +347,7 @@ baselines: [persistence]
 """
 
 
+@pytest.mark.slow
 def test_a_store_is_scored_as_its_model_is(tmp_path, archive, model, scheduler):
     out, protocol = tmp_path / "out.zarr", tmp_path / "mine.yaml"
     protocol.write_text(PROTOCOL)

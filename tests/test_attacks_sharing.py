@@ -508,6 +508,7 @@ def test_there_is_no_moment_without_the_folder(model):
 # -- errors and score files -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_named(tmp_path):
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "earthformer_hf.cli", "hub", "export", "someone/x", str(tmp_path / "out")]

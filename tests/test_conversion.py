@@ -195,6 +195,7 @@ def test_the_command_with_the_keys_of_official_files(tmp_path):
     assert relative(model(groups["input"]["x"]).predictions, groups["output"]["out"]) < 5e-5
 
 
+@pytest.mark.slow
 def test_the_command_refuses_and_names_the_option(tmp_path):
     options, groups = recorded(FIXTURES, "ef_enso")
     result = run(tmp_path, options | {"gated_ffn": True}, groups["state_dict"])

@@ -34,6 +34,8 @@ from earthformer_hf.evaluation import (
 )
 from earthformer_hf.evaluation.benchmark_metrics import earthnet_parts
 from earthformer_hf.evaluation.protocols import PROTOCOLS, Protocol
+from earthformer_hf.evaluation.reports import update_card
+from earthformer_hf.sharing.cards import with_scores
 from earthformer_hf.sharing.tables import text_table
 
 
@@ -471,8 +473,35 @@ def test_the_command_writes_scores_and_figures(tmp_path, from_files):
     assert {path.name for path in (tmp_path / "scores").glob("*.png")} == {
         "cases.png", "rank_histogram.png", "reliability.png", "scores_by_lead.png", "spectrum.png",
     }  # fmt: skip
+    assert "measured by others, published: PreDiff: CRPS 0.0246" in result.output
+    refused = CliRunner().invoke(app, [*paths, "--card"])
+    assert refused.exit_code == 1 and "`--card` needs a `--model` that is a folder with a card" in refused.output
+    (tmp_path / "model/README.md").write_text("# mine\n")
+    refused = CliRunner().invoke(app, [*paths, "--card"])
+    assert refused.exit_code == 1 and "leave out `--max_windows`" in refused.output.replace("-w", "_w")
     refused = CliRunner().invoke(app, ["evaluate", "--protocol", "sevir"])
     assert refused.exit_code == 1 and "`--protocol` must be one of" in refused.output
+
+
+def test_a_card_tells_the_last_scores_and_keeps_what_was_written_by_hand(tmp_path):
+    def document(mse: float) -> dict:
+        scores = {"model": {"summary": {"mse": mse}}}
+        protocol = {"name": "p", "published": "another model: MSE 3"}
+        return {"protocol": protocol, "windows": 7, "command": "earthformer-hf evaluate", "scores": scores}
+
+    head, rest = "---\nlicense: mit\n---\n# mine\n\n## Scores\n\n", "By eye: good.\n\n## Limits\n\nMany.\n"
+    (tmp_path / "README.md").write_text(head + rest)
+    for mse in (0.25, 0.125):
+        update_card(tmp_path, document(mse))
+        assert json.loads((tmp_path / "scores.json").read_text())["scores"]["model"]["summary"]["mse"] == mse
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith(f"{head}<!-- scores") and card.endswith(f"\n\n{rest}")
+    assert "0.125" in card and "0.25" not in card
+    assert "Measured by others, published: another model: MSE 3." in card
+    for text in ("# bare\n", "# bare\n\n## Scores\n\nNo evaluation yet.\n"):
+        found = with_scores(text, document(0.5))
+        assert found.startswith("# bare\n\n## Scores\n\n<!-- scores") and "No evaluation" not in found
+        assert with_scores(found, document(0.5)) == found
 
 
 # -- processes --------------------------------------------------------------------------------------------------------

@@ -55,15 +55,34 @@ def client(local_hub: LocalHub, work: Path, group: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    work = tmp_path_factory.mktemp("hub")
+def hub(tmp_path_factory):
     with LocalHub() as local_hub:
-        return client(local_hub, work, "with_package") | client(local_hub, work, "without_package")
+        yield local_hub, tmp_path_factory.mktemp("hub")
 
 
-@pytest.mark.parametrize("check", [function.__name__ for group in GROUPS.values() for function in group])
+@pytest.fixture(scope="module")
+def results(hub):
+    return client(*hub, "with_package") | client(*hub, "without_package")
+
+
+@pytest.fixture(scope="module")
+def more_results(hub):
+    return client(*hub, "more")
+
+
+def checks(*groups: str):
+    return pytest.mark.parametrize("check", [function.__name__ for group in groups for function in GROUPS[group]])
+
+
+@checks("with_package", "without_package")
 def test_round_trip(results, check):
     assert results[check] == "passed", results[check]
+
+
+@pytest.mark.slow
+@checks("more")
+def test_round_trip_of_variants(more_results, check):
+    assert more_results[check] == "passed", more_results[check]
 
 
 # -- writing folders --------------------------------------------------------------------------------------------------

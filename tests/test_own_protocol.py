@@ -250,6 +250,7 @@ def test_rain_by_a_table_of_codes():
 # -- own files --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pysteps
 def test_every_baseline_and_figure_of_own_files(tmp_path, rain):
     write_files(tmp_path / "data", rain)

@@ -300,6 +300,7 @@ def test_files_that_cannot_be_read_stop_a_run_unless_it_goes_on_without_them(tmp
     assert any("left out b.nc" in record.message for record in caplog.records)
 
 
+@pytest.mark.slow
 def test_the_recipe_for_a_folder_trains_on_one_file_per_frame(tmp_path, monkeypatch):
     recipe = yaml.safe_load((ROOT / "examples/configs/earthformer_folder.yaml").read_text())
     rain, folder = rain_of(0, 100, 70, 64).astype("float32"), tmp_path / "files"

@@ -23,6 +23,9 @@ def evaluate_command(
     num_inference_steps: Annotated[int, typer.Option(help="of a pipeline")] = 10,
     max_windows: Annotated[int | None, typer.Option(help="a quick look at so many windows")] = None,
     output: Annotated[Path | None, typer.Option(help="folder for scores.json and figures")] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="tell the scores in the card of the model's folder too")
+    ] = False,
     new_protocol: Annotated[
         Path | None,
         typer.Option(help="write a protocol for your own data, to fill in"),
@@ -39,7 +42,7 @@ def evaluate_command(
         return
     command = shown_command(["earthformer-hf", *sys.argv[1:]])
     settings = (ensemble_size, num_inference_steps, max_windows)
-    run_protocol(model, protocol, data_dir, *settings, output, command, show=typer.echo)
+    run_protocol(model, protocol, data_dir, *settings, output, command, show=typer.echo, card=card)
 
 
 @app.command("compare")

@@ -48,7 +48,7 @@ from .forecasters import (
 )
 from .own_protocol import find_protocol
 from .protocols import Protocol
-from .reports import score_file, score_text, write_report
+from .reports import score_file, score_text, update_card, write_report
 from .stored import StoredForecasts
 from .tally import Tally, differences, interval
 
@@ -167,6 +167,7 @@ def run_protocol(
     output: str | Path | None = None,
     command: str = "",
     show: Callable[[str], object] | None = None,
+    card: bool = False,
 ) -> str | None:
     """Score a model beside the protocol's baselines, on as many processes as there are.
 
@@ -181,6 +182,7 @@ def run_protocol(
         output: a folder for `scores.json` and the figures.
         command: what was typed, for the score file.
         show: takes the scores as text before anything is written, so that a full disk does not lose them.
+        card: whether `scores.json` is written into the model's folder too, and its summary into the card there.
 
     Returns:
         The scores as text; None on all processes but the main one.
@@ -204,6 +206,8 @@ def run_protocol(
     forecasters |= baselines
     if not forecasters:
         raise ValueError(f"`protocol`: {chosen.name!r} has nothing to score; name `baselines`, or give a model.")
+    if card:
+        _check_card(model, chosen)
     if output is not None:
         check_writable(output)
     document = score_file(evaluate(forecasters, windows, chosen), chosen, **made_by)
@@ -214,9 +218,24 @@ def run_protocol(
     text = "\n".join([score_text(document, chosen), *notes])
     if show is not None:
         show(text)
+    if card:
+        update_card(Path(str(model)), document)
     if output is not None:
         write_report(Path(output), document, forecasters, windows, chosen)
     return text
+
+
+def _check_card(model: str | Path | None, protocol: Protocol) -> None:
+    """
+    Raises:
+        ValueError: the model is no folder with a card that can be written, or only some windows are to be scored.
+    """
+    folder = Path(str(model))
+    if model is None or not (folder / "README.md").is_file():
+        raise ValueError(f"`card` needs a `model` that is a folder with a card, README.md, got {str(model)!r}.")
+    if protocol.max_windows is not None:
+        raise ValueError("`card` tells scores of all windows: leave out `max_windows`.")
+    check_writable(folder)
 
 
 def _scored(

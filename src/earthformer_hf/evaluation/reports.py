@@ -21,6 +21,8 @@ from .. import plotting
 from ..data.measures import UNKNOWN, DataFacts, canonical_units
 from ..data.rain import rain_coding
 from ..data.windows import Windows
+from ..sharing.card_text import read_card
+from ..sharing.cards import with_scores
 from ..sharing.files import write_file
 from ..sharing.tables import format_number, text_table
 from ..sharing.words import without_local_paths
@@ -94,6 +96,8 @@ def score_text(document: dict[str, Any], protocol: Protocol) -> str:
     for system, scores in systems.items():
         rows[system] |= {"pixels": sum(scores["errors"]["pixels"])} if "errors" in scores else {}
     lines += ["", text_table(rows), *_remarks(document, protocol)]
+    if protocol.published:
+        lines += ["", f"measured by others, published: {protocol.published}"]
     for title, name in (("95 % intervals", "interval"), ("regions that share no pixel", "regions")):
         rows = {}
         for system, scores in systems.items():
@@ -269,6 +273,13 @@ def write_report(
         write_figure(figure, folder / f"{name}.png")
 
 
+def update_card(folder: Path, document: dict[str, Any]) -> None:
+    """Write `scores.json` into the folder of a model, and its summary into the card there."""
+    card = with_scores(read_card(folder / "README.md"), document)
+    write_score_file(document, folder / "scores.json")
+    write_file(folder / "README.md", card)
+
+
 def write_figure(figure: "Figure", path: Path) -> None:
     """Write a figure as a picture; if that fails, the file is as it was before."""
     drawn = io.BytesIO()
@@ -335,6 +346,7 @@ __all__ = [
     "score_file",
     "score_text",
     "threshold_names",
+    "update_card",
     "write_figure",
     "write_report",
     "write_score_file",

@@ -5,8 +5,11 @@ of it that it covers, of what was observed, if that is half of the coarse cell o
 between the centres of coarse cells.
 """
 
+import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -177,15 +180,31 @@ def reference_system(geo: Mapping[str, Any]) -> Any:
         ValueError: what it states is none.
     """
     text, attributes = geo.get("crs"), geo.get("grid_mapping")
-    try:
-        from pyproj import CRS
-    except ModuleNotFoundError:
+    if not (text or attributes) or find_spec("pyproj") is None:
         return None
     try:
-        return CRS.from_user_input(str(text)) if text else CRS.from_cf(dict(attributes)) if attributes else None
+        if text:
+            return _system_of(str(text))
+        return _system_of_mapping(json.dumps(dict(attributes or {}), default=lambda value: value.tolist()))
     except Exception as reason:  # whatever a text or attributes may cause
         stated = text or attributes.get("grid_mapping_name", attributes)  # type: ignore[union-attr]
         raise ValueError(f"`crs`: {stated!r} is no coordinate reference system: {one_line(reason)}.") from None
+
+
+@functools.lru_cache(64)
+def _system_of(text: str) -> Any:
+    """The `pyproj.CRS` of a text; remembered, for PROJ takes a third of a second."""
+    from pyproj import CRS
+
+    return CRS.from_user_input(text)
+
+
+@functools.lru_cache(64)
+def _system_of_mapping(attributes: str) -> Any:
+    """The `pyproj.CRS` of a grid mapping's attributes, as JSON."""
+    from pyproj import CRS
+
+    return CRS.from_cf(json.loads(attributes))
 
 
 def _with_known_system(geo: dict[str, Any]) -> dict[str, Any]:

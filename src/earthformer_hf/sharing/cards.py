@@ -37,6 +37,10 @@ from .words import fenced, inline_code, plain, shown_command, without_local_path
 Shareable = EarthformerModel | EarthformerForPrediction | PreDiffPipeline | EarthformerFeatureExtractor
 
 
+SCORES_START, SCORES_END = "<!-- scores, by earthformer-hf evaluate -->", "<!-- end of scores -->"
+NO_SCORES = "No evaluation yet."
+
+
 # -- whole cards ------------------------------------------------------------------------------------------------------
 
 
@@ -127,9 +131,9 @@ def write_card(
     """
     folder = Path(folder)
     model_class = PreDiffPipeline if (folder / "model_index.json").is_file() else EarthformerForPrediction
-    scores = "No evaluation yet."
+    scores = NO_SCORES
     if (folder / "scores.json").is_file():
-        scores = score_section(json.loads((folder / "scores.json").read_text(encoding="utf-8")))
+        scores = score_block(json.loads((folder / "scores.json").read_text(encoding="utf-8")))
     command = shown_command(["python", *sys.argv])
     stored_recipe = yaml.safe_dump(without_local_paths(recipe), sort_keys=False, default_flow_style=None, width=110)
     sections = {
@@ -268,14 +272,30 @@ def usage(model_or_pipeline: Shareable, source: str) -> str:
     )
 
 
-def score_section(stored: dict[str, Any]) -> str:
-    """The summary of `scores.json`, one row per system, with the command that measured it."""
+def score_block(stored: dict[str, Any]) -> str:
+    """The summary of a score file, one row per system, with the command that measured it, between two markers."""
     table = text_table({plain(system): entries["summary"] for system, entries in stored["scores"].items()})
     command = stored.get("command") or "earthformer-hf evaluate --model FOLDER --output FOLDER"
-    return (
+    text = (
         f"Protocol {inline_code(stored['protocol']['name'])}, {stored['windows']} windows, measured with\n\n"
         f"{fenced(without_local_paths(one_line(command)))}\n\n{table}"
     )
+    if published := stored["protocol"].get("published"):
+        text += f"\n\nMeasured by others, published: {plain(published)}."
+    return f"{SCORES_START}\n{text}\n{SCORES_END}"
+
+
+def with_scores(text: str, stored: dict[str, Any]) -> str:
+    """A card with the summary of a score file: in the place of the last such summary, else first in the section
+    "Scores", which is added if need be. What was written by hand stays."""
+    block = score_block(stored)
+    if text.count(SCORES_START) == text.count(SCORES_END) == 1 and text.index(SCORES_START) < text.index(SCORES_END):
+        return text[: text.index(SCORES_START)] + block + text[text.index(SCORES_END) + len(SCORES_END) :]
+    before, heading, after = text.partition("\n## Scores\n")
+    if not heading:
+        return f"{text.rstrip()}\n\n## Scores\n\n{block}\n"
+    after = after.strip("\n").removeprefix(NO_SCORES).strip("\n")
+    return f"{before}{heading}\n{block}\n" + (f"\n{after}\n" if after else "")
 
 
 def code_version() -> str:
@@ -293,6 +313,7 @@ __all__ = [
     "converted_card",
     "copy_card",
     "plain_card",
+    "with_scores",
     "with_tags",
     "write_card",
 ]
