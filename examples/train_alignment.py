@@ -57,7 +57,13 @@ def main():
     config = pipeline.unet.config
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)  # the noise of training, whatever samples
     lengths = config.context_length, config.prediction_length
-    train_set, eval_set = load_latents(data, arguments, pipeline.feature_extractor, pipeline.vae, lengths)
+    parts = (
+        pipeline.feature_extractor,
+        pipeline.vae,
+        lengths,
+        pipeline.forecaster,
+    )  # latents that the denoiser learnt of
+    train_set, eval_set = load_latents(data, arguments, *parts)
     shape = {name: config[name] for name in ("sample_size", "prediction_length", "in_channels")}
     statistics = intensity_statistics(train_set)
     model = build(recipe, "alignment_network", EarthformerAlignmentModel, **shape, statistics=statistics)

@@ -236,10 +236,12 @@ def figures(
         wavelength = 2 * len(first["wavenumber"]) / np.arange(1, len(first["wavenumber"]))
         drawn["spectrum"] = plotting.plot_spectrum(wavelength, panels, title, colors)
 
-    chances = {name: scores["probabilities"] for name, scores in systems.items() if "probabilities" in scores}
+    suffix = "_physical" if protocol.physical_thresholds else ""
+    family = f"probabilities{suffix}"
+    chances = {name: scores[family] for name, scores in systems.items() if family in scores}
     if chances:
         panels = {}
-        for row, threshold in enumerate(threshold_names(document, protocol)["contingency"]):
+        for row, threshold in enumerate(threshold_names(document, protocol)[f"contingency{suffix}"]):
             panels[f"{threshold} or more"] = {
                 name: (np.array(s["reliability"], float)[row], np.array(s["forecasts"])[row].sum(0))
                 for name, s in chances.items()

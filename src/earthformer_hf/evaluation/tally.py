@@ -69,9 +69,12 @@ def metrics_of(protocol: Protocol, image_size: tuple[int, int] | None, members: 
     if "contingency" in metrics:
         for pool in protocol.pools:
             metrics[f"contingency_pool{pool}"] = ContingencyScores(thresholds, length, pool)
-        if protocol.physical_thresholds:
-            stored = data_extractor(protocol).from_physical(np.array(protocol.physical_thresholds))
-            metrics["contingency_physical"] = ContingencyScores(stored.tolist(), length)
+    if protocol.physical_thresholds:
+        stored = data_extractor(protocol).from_physical(np.array(protocol.physical_thresholds)).tolist()
+        if "contingency" in metrics:
+            metrics["contingency_physical"] = ContingencyScores(stored, length)
+        if "probabilities" in metrics:
+            metrics["probabilities_physical"] = ProbabilityScores(stored, count, length, wet)
     return metrics
 
 
