@@ -156,6 +156,23 @@ def test_an_ensemble_is_scored_by_its_mean_or_by_each_member():
     assert scores["summary"]["crps"] == pytest.approx(np.mean(plain) / 255)
 
 
+def test_chances_of_physical_thresholds_are_those_of_their_codes():
+    base = replace(PROTOCOLS["radar-open-ensemble"], scores=("probabilities",), baselines=())
+    codes_of = data_extractor(base).from_physical(np.array(base.physical_thresholds)).tolist()
+
+    def forecast(window):
+        random = np.random.default_rng(window.index)
+        return window.filled_past[-1] + random.normal(0, 20, (3, *window.future.shape))
+
+    windows = cut(codes(1, length=25), base)
+    found = evaluate({"model": forecast}, windows, base)["scores"]["model"]["probabilities_physical"]
+    plain = replace(base, thresholds=tuple(codes_of), physical_thresholds=())
+    expected = evaluate({"model": forecast}, windows, plain)["scores"]["model"]["probabilities"]
+    assert found["forecasts"].sum() == expected["forecasts"].sum() > 0
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
 def test_every_system_is_scored_again_where_a_masked_one_reaches():
     protocol, events = replace(PROTOCOLS["radar-open"], scores=("errors",)), codes(1, length=25)
 

@@ -52,7 +52,7 @@ def plot_ocean(
         colours: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -highest, "vmax": highest}
         mesh = axis.pcolormesh(geo["lon"], geo["lat"], values, shading="nearest", **colours)
         axis.set_facecolor("0.85")
-        axis.set(title=label, xlabel="longitude")
+        axis.set(title=label, xlabel="longitude", **_extent(list(maps.values()), geo))
         axis.add_patch(nino34_box())
         axes.append(axis)
     axes[0].set_ylabel("latitude")
@@ -60,6 +60,13 @@ def plot_ocean(
         figure.colorbar(mesh, ax=axes, label="degC", shrink=0.9, pad=0.01)
     add_title(figure, title)
     return figure
+
+
+def _extent(maps: list[np.ndarray], geo: dict) -> dict[str, tuple[float, float]]:
+    """Limits of the axes around what any of the maps holds, and a little more."""
+    known = np.any(np.isfinite(maps), axis=0)
+    lat, lon = (np.asarray(geo[name])[known.any(axis)] for name, axis in (("lat", 1), ("lon", 0)))
+    return {"ylim": (lat.min() - 7.5, lat.max() + 7.5), "xlim": (lon.min() - 7.5, lon.max() + 7.5)}
 
 
 def draw_plume(axis: Any, observed: tuple, forecast: tuple, members: np.ndarray | None = None):
