@@ -1,6 +1,7 @@
 # make forecast   set everything up, then forecast rain and El Nino with the shipped models (INPUT=file for your own)
 # make test       set everything up, then run the tests
 # make docs       set everything up, then build the documentation into site/
+# make demo-space set everything up, with the extra `demo`, then show the demo of examples/space at localhost:7860
 # JOBS=8 runs the tests in as many processes; two if omitted.
 # make demo-train two minutes of training that survive a kill, scored, with a card
 # TORCH_INDEX_URL=https://... chooses another index for torch, such as one with CPU builds; PYTHON=... another Python.
@@ -11,9 +12,10 @@ comma := ,
 OPTICAL_FLOW := $(if $(shell command -v cc 2>/dev/null),$(comma)optical-flow)
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.installed-docs
+DEMO_STAMP := .venv/.installed-demo
 JOBS ?= 2
 
-.PHONY: forecast demo-train test test-slow quality style bench docs
+.PHONY: forecast demo-train demo-space test test-slow quality style bench docs
 
 # INPUT reaches the script through the environment, so that a path may hold spaces and parentheses.
 forecast: export INPUT := $(INPUT)
@@ -22,6 +24,9 @@ forecast: $(STAMP)
 
 demo-train: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo_train.py
+
+demo-space: $(DEMO_STAMP)
+	$(BIN)/python examples/space/app.py
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -66,3 +71,7 @@ $(STAMP): pyproject.toml constraints.txt
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $(DOCS_STAMP)
+
+$(DEMO_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	touch $(DEMO_STAMP)
