@@ -22,10 +22,12 @@ import gradio as gr
 import numpy as np
 from xarray import DataArray, Dataset
 
+from earthformer_hf import EarthformerFeatureExtractor
 from earthformer_hf.data.file_times import parsed_step
 from earthformer_hf.data.guards import check_files
 from earthformer_hf.data.inputs import rain_input
 from earthformer_hf.data.measures import parsed_spacing
+from earthformer_hf.data.open_radar import OpenRadar
 from earthformer_hf.errors import ends_in_one_line, one_line
 from earthformer_hf.evaluation.metrics import ContingencyScores, EnsembleScores, ErrorScores
 from earthformer_hf.forecasting import describe, forecast, observe, observed_maps, save
@@ -48,10 +50,10 @@ Choose a storm or upload radar rain, and see how it may go on: as one future, or
 and were trained on little data: this is no operational nowcast."""
 ABOUT_FILES = f"""NetCDF, or a GeoTIFF for each time: rain in mm/h, mm, mm/day or dBZ, up to {MAX_UPLOAD >> 20} MB.
 Finer grids are averaged to the model's spacing; frames of other times are moved along the motion between two."""
-GUIDANCE = "The mean rain changes by n standard deviations more than usual. 0 asks for nothing; else it takes longer."
+GUIDANCE = "Asks for mean rain that changes by n standard deviations more than usual: slower. 0 asks for nothing."
 CSS = """@media (max-width: 640px) {
     .picture .image-frame { overflow-x: auto; display: block; padding-top: 2.5rem }
-    .picture img { max-width: none; width: 200%; height: auto }
+    .picture img { max-width: none; width: auto; height: auto; zoom: 0.55 }
 }"""
 LAUNCH: dict[str, Any] = {"css": CSS, "max_file_size": MAX_UPLOAD, "ssr_mode": False, "footer_links": ["gradio"]}
 LAUNCH |= {"state_session_capacity": 100}
@@ -98,32 +100,33 @@ def can_be_guided(model: Nowcaster) -> bool:
 
 
 @functools.lru_cache
-def storms(model: Nowcaster) -> tuple[str, dict[str, DataArray]]:
-    """What they are, in words, and some from wet to dry, at a time step that suits the model: of the open radar data
+def storms(time_step: str) -> tuple[str, dict[str, DataArray]]:
+    """What they are, in words, and some from wet to dry, of a time step that suits a model's: of the open radar data
     where they are at hand, else simulated."""
-    label, events = rain_input(None, model.extractor)
+    coding = EarthformerFeatureExtractor(**OpenRadar.FACTS.feature_extractor, time_step=time_step)
+    label, events = rain_input(None, coding)
     if np.isnat(events[0]["time"][0]):
         label += ", dates unknown: counted from 2000"
-    ranked = sorted(events, key=lambda event: -float(model.extractor.encode(np.asarray(event["values"]))[0].mean()))
+    ranked = sorted(events, key=lambda event: -float(coding.encode(np.asarray(event["values"]))[0].mean()))
     chosen = ranked[:: -(-len(ranked) // STORMS)]
-    return label, {f"storm {number}": rain_of(event, model) for number, event in enumerate(chosen, start=1)}
+    return label, {f"storm {number}": rain_of(event, coding) for number, event in enumerate(chosen, start=1)}
 
 
-def rain_of(event: dict, model: Nowcaster) -> DataArray:
-    """Rain in mm/h (time, y, x), with coordinates, of an event in the model's raw values, the north above."""
+def rain_of(event: dict, coding: EarthformerFeatureExtractor) -> DataArray:
+    """Rain in mm/h (time, y, x), the north above, of an event in codes."""
     codes, time = np.asarray(event["values"]), np.asarray(event["time"], "datetime64[ns]")
     if np.isnat(time).any():
         time = np.datetime64("2000-01-01", "ns") + np.timedelta64(event["geo"]["minutes"], "m") * np.arange(len(codes))
     axes: dict[str, Any] = {"time": time}
-    spacing = 1000 * parsed_spacing(model.extractor.grid_spacing)[0]
+    spacing = 1000 * parsed_spacing(coding.grid_spacing)[0]
     for name, size, sign in (("y", codes.shape[1], -1), ("x", codes.shape[2], 1)):
         attributes = {"units": "m", "standard_name": f"projection_{name}_coordinate"}
         axes[name] = (name, spacing * np.arange(size)[::sign], attributes)
-    rain = np.where(model.extractor.observed(codes), model.extractor.to_physical(codes), np.nan)
+    rain = np.where(coding.observed(codes), coding.to_physical(codes), np.nan)
     return DataArray(rain.astype("float32"), axes, ("time", "y", "x"), "rain", {"units": "mm/h"})
 
 
-# -- forecasts --------------------------------------------------------------------------------------------------------
+# -- forecasts, their scores and pictures -----------------------------------------------------------------------------
 
 
 def forecast_files(
@@ -211,13 +214,10 @@ def scores(result: Result, threshold: float) -> str:
     return "\n".join([*lines, "", "One storm says little; the models' cards have scores of many."])
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
-
-
 def animation(result: Result, threshold: float) -> str:
     path, dataset = result.path("forecast.gif"), result.dataset
-    shown = dataset.sel(threshold=[threshold]) if "threshold" in dataset.dims else dataset
-    animate_forecast(shown, path, result.observed)
+    chosen = {"threshold": [threshold]} if "threshold" in dataset.dims else {}
+    animate_forecast(dataset.sel(chosen), path, result.observed)
     return path
 
 
@@ -254,7 +254,7 @@ def says_why(function: Callable) -> Callable:
 
 def suited(model: Nowcaster) -> list[dict[str, Any]]:
     """Properties of the components that depend on the model: itself, storm, members, steps, sigma."""
-    facts, (label, known) = describe(model), storms(model)
+    facts, (label, known) = describe(model), storms(model.extractor.time_step)
     storm = {"choices": list(known), "value": next(iter(known))}
     storm["info"] = f"{label}. From wet to dry; what followed is known, and compared."
     of_ensembles = {"visible": model.makes_ensembles}
@@ -289,19 +289,17 @@ def build(models: dict[str, Nowcaster]) -> gr.Blocks:
 
     def run(name: str, storm: str, *rest: Any) -> tuple:
         options, (source, files, hold_back) = dict(zip(("members", "steps", "sigma"), rest)), rest[3:6]
-        about, threshold = dict(zip(ABOUT, rest[6:])), rest[-1]
+        model, about, threshold = models[name], dict(zip(ABOUT, rest[6:])), rest[-1]
         if source == STORM:
-            result = forecast_rain(storms(models[name])[1][storm], models[name], True, options, {})
+            result = forecast_rain(storms(model.extractor.time_step)[1][storm], model, True, options, {})
         else:
-            result = forecast_files(files, models[name], hold_back, options, about)
+            result = forecast_files(files, model, hold_back, options, about)
         save(result.dataset, result.path("forecast.nc"))
         minutes = [int(lead / np.timedelta64(1, "m")) for lead in result.dataset["lead_time"].values]
         choices = [(f"+{each} min", f"{each}m") for each in minutes]
-        is_ensemble = "realization" in result.dataset.dims
-        lead = gr.update(choices=choices, value=choices[-1][1], visible=is_ensemble)
-        tabs = gr.update(visible=is_ensemble), gr.update(label="Members" if is_ensemble else "Maps")
+        lead = gr.update(choices=choices, value=choices[-1][1], visible=model.makes_ensembles)
         download = gr.update(value=result.path("forecast.nc"), interactive=True)
-        return result, animation(result, threshold), *tabs, lead, download
+        return result, animation(result, threshold), lead, download
 
     with gr.Blocks(title="Rain forecasts", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         gr.Markdown(INTRODUCTION)
@@ -316,9 +314,10 @@ def build(models: dict[str, Nowcaster]) -> gr.Blocks:
                 threshold = gr.Radio([(f"{each:g}", each) for each in THRESHOLDS], value=1.0, label=label)
                 with gr.Tab("Animation"):
                     moving = gr.Image(alt_text="the forecast as a moving picture", **picture)
-                with gr.Tab("Chance") as chance_tab:
+                with gr.Tab("Chance"):
+                    gr.Markdown("How many members of an ensemble reach the threshold.")
                     chance = gr.Image(alt_text="maps of the chance of the threshold", **picture)
-                with gr.Tab("Members") as maps_tab:
+                with gr.Tab("Members"):
                     lead = gr.Dropdown([], label="Ahead", visible=False)
                     stamps = gr.Image(alt_text="maps of the forecast", **picture)
                 with gr.Tab("Scores"):
@@ -330,7 +329,7 @@ def build(models: dict[str, Nowcaster]) -> gr.Blocks:
         mapped = (says_why(maps), [result, lead], stamps)
         adapt = says_why(lambda name: [gr.update(**each) for each in suited(models[name])])
         chosen[0].change(adapt, chosen[0], chosen, **private)
-        made = [result, moving, chance_tab, maps_tab, lead, download]
+        made = [result, moving, lead, download]
         click = button.click(
             says_why(run), [*chosen, *source, *about, threshold], made, scroll_to_output=True, **private
         )
