@@ -301,20 +301,31 @@ def test_choose_slide_click_and_look(browser, address, tmp_path, width):
     assert problems == []
 
 
+@pytest.fixture
+def with_files(browser, address):
+    """Open a page, choose a model that makes one forecast, and a file."""
+
+    def opened_with(path, problems):
+        page = opened(browser, address, 390, problems)
+        page.get_by_role("combobox", name="Model").click()
+        page.get_by_role("option", name="earthformer-radar-small").click()
+        page.get_by_label("number input for Members").wait_for(state="hidden")
+        page.get_by_label("files of mine").check()
+        page.locator("input[type=file]").set_input_files(path)
+        return page
+
+    return opened_with
+
+
 @pytest.mark.slow
-def test_another_model_and_wrong_files(browser, address, tmp_path):
+def test_a_file_by_a_model_that_makes_one_forecast(with_files, upload):
     problems = []
-    page = opened(browser, address, 390, problems)
-    page.get_by_role("combobox", name="Model").click()
-    page.get_by_role("option", name="earthformer-radar-small").click()
-    page.get_by_label("number input for Members").wait_for(state="hidden")
-    page.get_by_label("files of mine").check()
-    (tmp_path / "wrong.nc").write_bytes(b"not a file")
-    page.locator("input[type=file]").set_input_files(tmp_path / "wrong.nc")
-    page.get_by_text("wrong.nc").wait_for()
+    page = with_files(upload, problems)
+    page.get_by_text("radar.nc").wait_for()
+    page.get_by_label("Hold back").check()
     page.get_by_role("button", name="Forecast", exact=True).click()
-    page.locator(".toast-body", has_text="wrong.nc is not hdf5 or netcdf3").wait_for()
-    page.get_by_label("a storm").check()
+    page.locator(".toast-body", has_text="7 frames without a hole are needed, there are 4").wait_for()
+    page.get_by_label("Hold back").uncheck()
     page.get_by_role("button", name="Forecast", exact=True).click()
     assert picture(page).endswith("forecast.gif")
     page.get_by_role("tab", name="Members").click()
@@ -322,11 +333,22 @@ def test_another_model_and_wrong_files(browser, address, tmp_path):
     page.get_by_role("tab", name="Chance").click()
     page.get_by_text("members of an ensemble").wait_for()
     assert not page.locator(".picture img:visible").count()
+    page.get_by_role("tab", name="Scores").click()
+    page.get_by_text("What followed is not known").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert problems == []
+
+
+@pytest.mark.slow
+def test_wrong_files_are_said_on_the_page(with_files, tmp_path):
+    problems = []
+    (tmp_path / "wrong.nc").write_bytes(b"not a file")
+    page = with_files(tmp_path / "wrong.nc", problems)
+    page.get_by_text("wrong.nc").wait_for()
+    page.get_by_role("button", name="Forecast", exact=True).click()
+    page.locator(".toast-body", has_text="wrong.nc is not hdf5 or netcdf3").wait_for()
+    assert problems == []
     # gradio itself leaves an error in the console: it asks how far an upload is that it has refused
-    page = opened(browser, address, 390, [])
-    page.get_by_label("files of mine").check()
     (tmp_path / "large.nc").write_bytes(bytes(10**6 + 1))
-    page.locator("input[type=file]").set_input_files(tmp_path / "large.nc")
+    page = with_files(tmp_path / "large.nc", [])
     page.locator(".toast-body", has_text="exceed the maximum allowed size").wait_for()
