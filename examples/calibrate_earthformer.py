@@ -3,7 +3,7 @@
     python examples/calibrate_earthformer.py --recipe examples/configs/earthformer_radar_small.yaml --output_dir runs/x
 
 A squared error makes heavy rain rarer with each lead time. The calibration is fitted on the validation split of the
-recipe, at the thresholds of its feature extractor, as far as the error stays below that of the first guess, and
+recipe, at the thresholds of its feature extractor, as far as the error stays well below that of the first guess, and
 written into OUTPUT_DIR/config.json: the model applies it.
 """
 
@@ -19,12 +19,14 @@ from earthformer_hf.training.calibration import quantile_calibration
 
 
 STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of a lead's calibration
+SPENT = 0.75  # of what the network gains over the first guess in squared error, this much may go to a calibration
 
 
 def bounded(
     calibration: list[list[float]], predictions: torch.Tensor, future: torch.Tensor, guess: torch.Tensor
 ) -> list[list[float]]:
-    """The same calibration, at each lead time as strong as its squared error stays below that of the first guess.
+    """The same calibration, at each lead time as strong as the squared error keeps a part of the network's gain over
+    the first guess.
 
     Args:
         predictions, future, guess: (N, T, H, W, C), NaN in `future` where it was not observed.
@@ -33,7 +35,8 @@ def bounded(
     chosen = []
     for lead, row in enumerate(said):
         part = predictions[:, lead : lead + 1], future[:, lead : lead + 1], guess[:, lead : lead + 1]
-        limit = (part[2] - part[1]).square().nanmean()
+        own, guessed = ((part[index] - part[1]).square().nanmean() for index in (0, 2))
+        limit = own + SPENT * (guessed - own).clamp(min=0)
         for strength in STRENGTHS:
             knots = issued + strength * (row - issued)
             error = (calibrated(part[0], [issued.tolist(), knots.tolist()]) - part[1]).square().nanmean()

@@ -1,13 +1,19 @@
 """Calibration: intensities as frequent as the observed ones."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
-from tiny import frames, tiny_config, tiny_model
+from tiny import ROOT, frames, tiny_config, tiny_model
 
 from earthformer_hf import EarthformerConfig, EarthformerForPrediction
 from earthformer_hf.modeling_earthformer import calibrated
 from earthformer_hf.training.calibration import quantile_calibration
+
+
+sys.path.insert(0, str(ROOT / "examples"))
+from calibrate_earthformer import bounded  # noqa: E402
 
 
 TABLE = [[0.0, 0.2, 0.6], [0.0, 0.2, 0.6], [0.0, 0.3, 0.5], [-0.1, 0.1, 0.7], [0.0, 0.1, 0.2]]  # 4 lead times
@@ -63,3 +69,14 @@ def test_calibrated_values_are_as_frequent_as_the_observed_ones():
     assert (predictions[:, 1] >= 0.8).float().mean() < 0.01 < (future[:, 1] >= 0.8).float().mean()
     with pytest.raises(ValueError, match="nothing to calibrate from"):
         quantile_calibration([], values)
+
+
+@pytest.mark.parametrize("shift, strength", [(0.1, 1.0), (0.4, 0.25), (1.0, 0.0)])
+def test_a_calibration_keeps_a_part_of_the_gain_in_squared_error(shift, strength):
+    """Of a network with the error 0.01 and a guess with 0.04, three quarters may go: 0.0325 = 0.01 + shift^2."""
+    random = torch.Generator().manual_seed(0)
+    future = torch.rand(20, 1, 32, 32, 1, generator=random)
+    sign = torch.randint(0, 2, future.shape, generator=random) * 2.0 - 1
+    values, said = [-9.0, 9.0], [-9.0 - shift, 9.0 - shift]  # every value is raised by the shift
+    table = bounded([values, said], future + 0.1 * sign, future, future + 0.2 * sign)
+    np.testing.assert_allclose(table, [values, [value - strength * shift for value in values]], atol=1e-5)
