@@ -335,18 +335,12 @@ def seasonal_ridge(
     train_features, test_features, targets = features(train), features(test), train.targets()
     forecast = np.empty((len(test.last), test.leads))
     for month in range(12):
-        weights = _seasonal_weights(train_features, targets, train.start_month, month, penalty)
+        distance = np.minimum((train.start_month - month) % 12, (month - train.start_month) % 12)
+        weighted = train_features.T * np.exp(-0.5 * (distance / 1.5) ** 2)
+        penalties = penalty * np.eye(len(weighted))
+        weights = np.linalg.solve(weighted @ train_features + penalties, weighted @ targets)
         forecast[test.start_month == month] = test_features[test.start_month == month] @ weights
     return forecast
-
-
-def _seasonal_weights(
-    features: np.ndarray, targets: np.ndarray, start_month: np.ndarray, month: int, penalty: float
-) -> np.ndarray:
-    """Ridge regression in which windows count by how near to a month they start, (features, targets)."""
-    distance = np.minimum((start_month - month) % 12, (month - start_month) % 12)
-    weighted = features.T * np.exp(-0.5 * (distance / 1.5) ** 2)
-    return np.linalg.solve(weighted @ features + penalty * np.eye(len(weighted)), weighted @ targets)
 
 
 LINEAR_INVERSE_GRID = {"num_components": (5, 10, 15, 20, 25, 30), "lag": (1, 2, 3, 4, 6)}
@@ -371,8 +365,8 @@ def best_setting(
     return settings[int(np.argmin(errors))]
 
 
-def linear_maps(record: OceanRecord, lat: np.ndarray, num_components: int = 16, penalty: float = 30.0) -> np.ndarray:
-    """The [`seasonal_ridge`] of every future month's leading components on those of the last four months, as maps.
+def linear_maps(record: OceanRecord, lat: np.ndarray, num_components: int = 12, penalty: float = 3000.0) -> np.ndarray:
+    """Ridge regression of the leading components of every future month on those of the last year, as maps.
 
     Fitted on the record's own windows, the maps are the part of each future that a linear model can explain. They are
     a target without noise, from which a network learns faster than from the futures themselves: `teacher_weight` of a
@@ -383,15 +377,12 @@ def linear_maps(record: OceanRecord, lat: np.ndarray, num_components: int = 16, 
     """
     components, months = LeadingComponents(record, lat, num_components), np.arange(record.leads + 2)
     states = components(record)
-    past = np.concatenate([*(states[record.last - lag] for lag in range(4)), np.ones((len(record.last), 1))], axis=1)
+    past = np.concatenate([states[record.last - lag] for lag in (0, 1, 2, 3, 5, 7, 9, 11)], axis=1)
     future = states[record.last[:, None] + 1 + months].reshape(len(past), -1)
-    forecast = np.empty_like(future)
-    for month in range(12):
-        weights = _seasonal_weights(past, future, record.start_month, month, penalty)
-        forecast[record.start_month == month] = past[record.start_month == month] @ weights
+    weights = np.linalg.solve(past.T @ past + penalty * np.eye(past.shape[1]), past.T @ future)
     maps = np.full((len(past), len(months), *record.values.shape[1:]), np.nan, "float32")
-    parts = forecast.reshape(len(past), len(months), num_components) @ components.patterns
-    maps[:, :, components.nodes] = parts / components.weight + components.mean
+    forecast = (past @ weights).reshape(len(past), len(months), num_components)
+    maps[:, :, components.nodes] = forecast @ components.patterns / components.weight + components.mean
     return maps
 
 
