@@ -24,6 +24,7 @@ from earthformer_hf import (
     EarthformerUNetModel,
     PreDiffPipeline,
 )
+from earthformer_hf.data.latents import own_entries
 from earthformer_hf.pipeline_checks import check_networks
 from earthformer_hf.training import (
     DataArguments,
@@ -47,6 +48,7 @@ from earthformer_hf.training.losses import denoising_loss, draw_noisy_latents
 class DenoiserArguments(LatentArguments, PublishedArguments):
     vae: str = field(default="runs/vae", metadata={"help": "folder of the trained autoencoder"})
     forecaster: str | None = field(default=None, metadata={"help": "folder of a trained Earthformer"})
+    pretrained: str | None = field(default=None, metadata={"help": "folder of a trained denoiser to start from"})
 
 
 class Denoiser(nn.Module):
@@ -79,6 +81,17 @@ def forecaster_from(folder: str | None) -> EarthformerForPrediction | None:
     return EarthformerForPrediction.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
 
 
+def denoiser_from(folder: str, expected: dict) -> EarthformerUNetModel:
+    """A trained denoiser of the configuration that the recipe has, in single precision."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"--pretrained must be the folder of a trained denoiser, got {folder!r}.")
+    unet = EarthformerUNetModel.from_pretrained(folder, torch_dtype=torch.float32)
+    found = own_entries(unet.config)
+    if differing := sorted(name for name in expected if found.get(name) != expected[name]):
+        raise ValueError(f"--pretrained {folder}: it differs from the recipe's `unet` in {', '.join(differing)}.")
+    return unet
+
+
 @ends_in_one_line
 def main():
     recipe, data, arguments = parse_recipe(__doc__, data=DataArguments, denoiser=DenoiserArguments)
@@ -91,6 +104,8 @@ def main():
         raise ValueError(f"--vae must be the folder of a trained autoencoder, got {arguments.vae!r}.")
     vae = AutoencoderKL.from_pretrained(arguments.vae).eval().requires_grad_(False)
     unet = build(recipe, "unet", EarthformerUNetModel, in_channels=vae.config.latent_channels)
+    if arguments.pretrained is not None:
+        unet = denoiser_from(arguments.pretrained, own_entries(unet.config))
     lengths = unet.config.context_length, unet.config.prediction_length
     forecaster = forecaster_from(arguments.forecaster)
     check_networks(vae, unet, forecaster)
