@@ -1,10 +1,11 @@
-"""Make the intensities of a trained Earthformer as frequent as the observed ones, at each lead time.
+"""Find how far a trained Earthformer is right, and make its intensities as frequent as the observed ones.
 
     python examples/calibrate_earthformer.py --recipe examples/configs/earthformer_radar_small.yaml --output_dir runs/x
 
-A squared error makes heavy rain rarer with each lead time. The calibration is fitted on the validation split of the
-recipe, at the thresholds of its feature extractor, as far as the error stays well below that of the first guess, and
-written into OUTPUT_DIR/config.json: the model applies it.
+Both for each lead time, on the validation split of the recipe, and written into OUTPUT_DIR/config.json, so that the
+model applies them. What a network adds to its first guess is weighed so that the squared error is least: trained on
+few storms it is surer than it is right. A squared error also makes heavy rain rarer with each lead time; quantiles are
+matched at the thresholds of the feature extractor, as far as the error stays well below that of the first guess.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ from train_earthformer import ForecastArguments
 from earthformer_hf import EarthformerFeatureExtractor, EarthformerForPrediction
 from earthformer_hf.modeling_earthformer import calibrated
 from earthformer_hf.training import MODEL_INPUTS, DataArguments, build, ends_in_one_line, load_windows, parse_recipe
-from earthformer_hf.training.calibration import quantile_calibration
+from earthformer_hf.training.calibration import correction_weights, quantile_calibration
 
 
 STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of a lead's calibration
@@ -52,7 +53,7 @@ def main():
     extractor = build(recipe, "feature_extractor", EarthformerFeatureExtractor)
     model = EarthformerForPrediction.from_pretrained(arguments.output_dir).eval()
     config = model.config
-    config.calibration = None
+    config.correction_weights = config.calibration = None
     lengths = config.context_length, config.prediction_length
     _, windows = load_windows(data, extractor, lengths, arguments.seed, config.image_size)
     found = []
@@ -65,6 +66,11 @@ def main():
         future = torch.where(batch["future_observed_mask"], batch["future_values"], torch.nan)
         found.append((predictions, future, guess))
     predictions, future, guess = (torch.cat(parts) for parts in zip(*found))
+    if config.first_guess is not None:
+        config.correction_weights = correction_weights(predictions, future, guess)
+        weights = torch.tensor(config.correction_weights)[:, None, None, None]
+        predictions = guess + weights * (predictions - guess)
+        print("weights of the correction: " + ", ".join(f"{weight:.2f}" for weight in config.correction_weights))
     values = extractor.encode(np.array([0, *extractor.thresholds]))[0].tolist()
     calibration = quantile_calibration([(predictions, future, future.isfinite())], values)
     if config.first_guess is not None:

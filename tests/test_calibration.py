@@ -9,7 +9,7 @@ from tiny import ROOT, frames, tiny_config, tiny_model
 
 from earthformer_hf import EarthformerConfig, EarthformerForPrediction
 from earthformer_hf.modeling_earthformer import calibrated
-from earthformer_hf.training.calibration import quantile_calibration
+from earthformer_hf.training.calibration import correction_weights, quantile_calibration
 
 
 sys.path.insert(0, str(ROOT / "examples"))
@@ -80,3 +80,31 @@ def test_a_calibration_keeps_a_part_of_the_gain_in_squared_error(shift, strength
     values, said = [-9.0, 9.0], [-9.0 - shift, 9.0 - shift]  # every value is raised by the shift
     table = bounded([values, said], future + 0.1 * sign, future, future + 0.2 * sign)
     np.testing.assert_allclose(table, [values, [value - strength * shift for value in values]], atol=1e-5)
+
+
+def test_weights_of_the_correction_have_the_least_squared_error():
+    random = torch.Generator().manual_seed(0)
+    guess, signal, noise = torch.randn(3, 30, 4, 20, 28, 1, generator=random)
+    future = guess + signal
+    future[:5, :, :4] = torch.nan
+    sure = torch.tensor([0.0, 0.5, 1.0, 2.0])[:, None, None, None]  # noise beside the signal
+    weights = correction_weights(guess + signal + sure * noise, future, guess)
+    np.testing.assert_allclose(weights, [1, 0.8, 0.5, 0.2], atol=0.02)  # 1 / (1 + sure^2)
+    assert correction_weights(guess - signal, future, guess) == [0, 0, 0, 0]
+    assert correction_weights(guess, future, guess) == [1, 1, 1, 1]  # of a network that adds nothing
+
+
+def test_a_model_weighs_its_correction():
+    torch.manual_seed(0)
+    model = tiny_model(first_guess="persistence")
+    torch.nn.init.normal_(model.head.out_proj.weight)
+    inputs = {"past_values": frames(model.config)}
+    with torch.no_grad():
+        plain, guess = model(**inputs).predictions, model.model(**inputs).first_guess
+        model.config.correction_weights = [0.0, 0.25, 0.5, 1.0]
+        found = model(**inputs).predictions
+    assert torch.equal(found[:, 0], guess[:, 0]) and torch.equal(found[:, 3], plain[:, 3])
+    torch.testing.assert_close(found[:, 2], (guess[:, 2] + plain[:, 2]) / 2)
+    for options in ({"first_guess": "persistence", "correction_weights": [1.0]}, {"correction_weights": [1.0] * 4}):
+        with pytest.raises(ValueError, match="`correction_weights` must be 4 finite numbers, of a model with a first"):
+            tiny_config(**options)

@@ -1,6 +1,7 @@
 """Configuration of Earthformer. The defaults are the released SEVIR setting, with masked padding."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import cast
@@ -53,10 +54,13 @@ class EarthformerConfig(PreTrainedConfig):
             decoder starts from: "persistence", or "advection", the last frame carried along the motion of the last
             three, see `advection.py`. It is one of the first `num_output_channels` channels; untrained, the model
             forecasts just this. None for none, as published.
+        correction_weights (`list[float]`, *optional*): how much of what the network adds to the first guess counts
+            at each lead time: trained on few storms it is surer than it is right. Fitted, as the next, by
+            `examples/calibrate_earthformer.py`; None for all of it.
         calibration (`list[list[float]]`, *optional*): what is forecast instead of the network's own values, so that
             intensities are as frequent as the observed ones: a rising row of values, and for each lead time a rising
             row of what the network says where they are meant; linear in between. A squared error makes heavy rain
-            rarer with each lead time. Fitted by `examples/calibrate_earthformer.py`; None for none, as published.
+            rarer with each lead time. None for none, as published.
         hidden_sizes (`list[int]`): channels of each level.
         encoder_depths, decoder_depths (`list[int]`): blocks of each level.
         num_attention_heads (`int`): heads of every attention.
@@ -96,6 +100,7 @@ class EarthformerConfig(PreTrainedConfig):
     num_output_channels: int | None = None
     num_covariates: int = 0
     first_guess: str | None = None
+    correction_weights: list[float] | None = None
     calibration: list[list[float]] | None = None
     hidden_sizes: list[int] | tuple[int, ...] = (128, 256)
     encoder_depths: list[int] | tuple[int, ...] = (1, 1)
@@ -319,6 +324,11 @@ def _check_first_guess(config: EarthformerConfig):
         config._require(config.context_length >= frames, "context_length", f"at least {frames} {words}")
         known = cast(int, config.num_output_channels) <= config.num_channels
         config._require(known, "num_output_channels", f"at most num_channels={config.num_channels} {words}")
+    weights = config.correction_weights
+    if weights is not None:
+        frames = config.prediction_length
+        fits = kind is not None and len(weights) == frames and all(map(math.isfinite, weights))
+        config._require(fits, "correction_weights", f"{frames} finite numbers, of a model with a first guess")
 
 
 def _check_cuboids(config: EarthformerConfig):

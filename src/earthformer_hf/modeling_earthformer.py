@@ -557,7 +557,11 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
             predictions = self.head(outputs.last_hidden_state)
         else:
             guess = torch.cat([outputs.first_guess, outputs.reach], dim=-1)
-            predictions = outputs.first_guess + self.head(outputs.last_hidden_state, guess)
+            correction = self.head(outputs.last_hidden_state, guess)
+            if self.config.correction_weights is not None:
+                weights = correction.new_tensor(self.config.correction_weights)
+                correction = correction * weights[:, None, None, None]
+            predictions = outputs.first_guess + correction
         if self.config.calibration is not None:
             predictions = calibrated(predictions, self.config.calibration)
         loss = None

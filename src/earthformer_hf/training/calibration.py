@@ -1,4 +1,4 @@
-"""The calibration of a trained model: intensities as frequent as those observed, at each lead time."""
+"""The calibration of a trained model at each lead time: how far it is trusted, and how frequent its intensities are."""
 
 from collections.abc import Iterable
 
@@ -7,6 +7,21 @@ import torch
 
 BINS = 4096
 LEAST = 1e-3  # between neighbouring values, of their range
+
+
+def correction_weights(predictions: torch.Tensor, future: torch.Tensor, guess: torch.Tensor) -> list[float]:
+    """Weights as of [`EarthformerConfig`] with the least squared error: of each lead time, 0..1.
+
+    Args:
+        predictions, future, guess: (N, T, H, W, C), NaN in `future` where it was not observed.
+    """
+    weights = []
+    for lead in range(predictions.shape[1]):
+        said, seen = (part[:, lead] - guess[:, lead] for part in (predictions, future))
+        said = torch.where(seen.isfinite(), said, 0.0).double()
+        power = said.square().sum()
+        weights.append(float((said * seen.nan_to_num()).sum() / power) if power > 0 else 1.0)
+    return [min(max(weight, 0.0), 1.0) for weight in weights]
 
 
 def quantile_calibration(
@@ -52,4 +67,4 @@ def quantile_calibration(
     return [list(values), *rows]
 
 
-__all__ = ["quantile_calibration"]
+__all__ = ["correction_weights", "quantile_calibration"]
