@@ -94,6 +94,14 @@ def test_the_forecast_says_where_when_and_by_what(tmp_path):
     np.testing.assert_allclose(again.rainfall_rate[0], found.rainfall_rate[0], rtol=1e-5)
 
 
+def test_weights_of_half_precision_forecast_from_their_folder(tmp_path):
+    persistence().half().save_pretrained(tmp_path)
+    extractor().save_pretrained(tmp_path)
+    values = field(3, 20, 28)
+    found = earthformer_hf.forecast(tmp_path, rain_dataset(values))
+    np.testing.assert_allclose(found.rainfall_rate, np.broadcast_to(values[-1], (4, 20, 28)), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "units, of_rain",
     [

@@ -201,7 +201,7 @@ def load_forecaster(model: str | Path, ensemble_size: int = 8, num_inference_ste
         settings = {"num_inference_steps": num_inference_steps, "scheduler": type(loaded.scheduler).__name__}
         forecaster = pipeline_forecaster(loaded, ensemble_size, num_inference_steps)
         return LoadedModel(forecaster, extractor, folder, settings)
-    return LoadedModel(model_forecaster(loaded.eval().to(device), extractor), extractor, folder, {})
+    return LoadedModel(model_forecaster(loaded.eval().to(device, torch.float32), extractor), extractor, folder, {})
 
 
 def check_ensemble_size(ensemble_size: int, what: str) -> None:

@@ -219,6 +219,8 @@ def load_nowcaster(
     if given := sorted(name for name, value in options.items() if value is not None):
         raise ValueError(f"`{given[0]}` is for ensembles: {type(loaded).__name__} makes one forecast.")
     network = loaded.eval()
+    if isinstance(model, str | Path):  # frames are in single precision, whatever the weights were saved in
+        network = network.float()
     return Nowcaster(network if where is None else network.to(where), extractor, identity)
 
 

@@ -1,4 +1,4 @@
-"""The calibration of a trained model at each lead time: how far it is trusted, and how frequent its intensities are."""
+"""The calibration of a trained model at each lead time: how far it is right, and how frequent its intensities are."""
 
 from collections.abc import Iterable
 
