@@ -47,7 +47,7 @@ def controls(pipeline, items: list[dict], arguments) -> None:
     sigma = usual["change_deviation"]
     print(f"usual change {usual['change_mean']:+.5f}, deviation {sigma:.5f}; {len(items)} windows")
     print("    got less asked, deviations: mean (root mean square); windows that rise with n")
-    for name, quantity, scale in (("network", None, arguments.network_scale), ("frames", frame_mean, 1000.0)):
+    for name, quantity, scale in (("network", None, arguments.network_scale), ("frames", frame_mean, arguments.scale)):
         got = np.full((len(items), len(DEVIATIONS)), np.nan)
         asked = np.full_like(got, np.nan)
         for row, item in enumerate(items):
@@ -105,7 +105,7 @@ def main():
     parser.add_argument("--ensemble_size", type=int, default=4)
     parser.add_argument("--num_inference_steps", type=int, default=10)
     parser.add_argument("--network_scale", type=float, default=200.0, help="of guidance by the alignment network")
-    parser.add_argument("--scale", type=float, default=1000.0, help="of guidance towards the regressed target")
+    parser.add_argument("--scale", type=float, default=1000.0, help="of guidance by the decoded frames")
     parser.add_argument("--split", default="test")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
