@@ -31,12 +31,9 @@ MAP_LEAD = 6  # months ahead, of the map that is drawn
 
 def coming_months(model, extractor, event: dict) -> tuple[np.ndarray, np.ndarray]:
     """Months (T_out,) and maps (T_out, H, W) in degrees Celsius after an event's last ones, NaN beyond coverage."""
-    length = model.config.context_length
-    past = np.asarray(event["values"][-length:])
-    frames = np.arange(1 - length, 1 + model.config.prediction_length)
-    months = event["time"][-1].astype("datetime64[M]") + frames
-    inputs = extractor(past, time=months if extractor.covariates else None)
-    maps, months = extractor.decode(model(**inputs).predictions[0, ..., 0]), months[length:]
+    past = np.asarray(event["values"][-model.config.context_length :])
+    maps = extractor.decode(model(**extractor(past)).predictions[0, ..., 0])
+    months = event["time"][-1].astype("datetime64[M]") + 1 + np.arange(len(maps))
     return months, np.where(extractor.observed(past).all(0), maps, np.nan)
 
 

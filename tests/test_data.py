@@ -114,23 +114,6 @@ def test_mixing_adds_two_windows_on_a_circle():
     assert len(angles) > 20 and set(np.sign(np.cos(angles))) == set(np.sign(np.sin(angles))) == {-1, 1}
 
 
-def test_windows_of_one_season_are_mixed():
-    """A mixture's month, which one pixel holds, is its covariate times the sum of its weights, which another holds."""
-    month = np.arange(30.0) % 12
-    values = np.stack([month, np.ones(30)], axis=1)[:, None]  # (T, 1, 2)
-    covariates = month.astype("float32")[:, None, None, None] * np.ones((1, 1, 2, 1), "float32")
-    event = {"id": "a", "values": values, "covariates": covariates}
-    windows, weights = Windows([event], lambda raw: (raw, raw >= 0), 3, 2), []
-    stream = TrainingWindows(windows, seed=3, mix=True)
-    for position in range(60):
-        item = stream[position]
-        for part in ("past", "future"):
-            months, weight = item[f"{part}_values"][..., 0].unbind(-1)
-            torch.testing.assert_close(months, item[f"{part}_covariates"][..., 0, 0] * weight)
-        weights.append(weight[0].item())
-    assert len(set(weights)) > 30
-
-
 def test_heavy_windows_are_drawn_more_often():
     heavy = numbered(5, size=8)
     heavy["values"] = np.where(np.arange(5)[:, None, None] >= 3, 140.0, 0.0) * np.ones((1, 8, 8))

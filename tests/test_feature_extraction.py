@@ -209,31 +209,3 @@ def test_windows_honour_a_mask():
     raw = np.ma.masked_greater(raw, 57)
     windows = Windows([{"id": "a", "values": raw}], EarthformerFeatureExtractor(fill_value=7).encode, 2, 3)
     assert windows[0]["future_observed_mask"].sum() == 36 - 2
-
-
-def test_the_season_is_the_month_on_a_circle():
-    extractor = EarthformerFeatureExtractor(covariates="season")
-    months = np.datetime64("1999-10", "M") + np.arange(5)
-    inputs = extractor(np.zeros((2, 3, 4, 6)), time=months)
-    assert inputs["past_covariates"].shape == (2, 3, 4, 6, 2) and inputs["future_covariates"].shape == (2, 2, 4, 6, 2)
-    found = torch.cat([inputs["past_covariates"], inputs["future_covariates"]], dim=1)[1, :, 3, 5]
-    half = 3**0.5 / 2
-    expected = [[-1, 0], [-half, 0.5], [-0.5, half], [0, 1], [0.5, half]]  # October, November ... February
-    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
-    again = extractor.covariates_at(months + 12 * 150, (1, 1))
-    assert (again[:, 0, 0] == found.numpy()).all()  # the same numbers each year, to the last bit
-
-
-def test_times_are_given_where_covariates_follow_from_them():
-    raw, months = np.zeros((3, 4, 6)), np.datetime64("1999-10", "M") + np.arange(5)
-    seasonal = EarthformerFeatureExtractor(covariates="season")
-    with pytest.raises(ValueError, match="`time` must be given, of context and forecast"):
-        seasonal(raw)
-    with pytest.raises(ValueError, match="`time` must be omitted"):
-        EarthformerFeatureExtractor()(raw, time=months)
-    with pytest.raises(ValueError, match="go on after the 3 frames of `raw`, got 3 times"):
-        seasonal(raw, time=months[:3])
-    with pytest.raises(ValueError, match="`time` must be dates"):
-        seasonal(raw, time=np.arange(5))
-    with pytest.raises(ValueError, match="`covariates` must be one of \\['season'\\], got 'seasons'"):
-        EarthformerFeatureExtractor(covariates="seasons")

@@ -120,28 +120,6 @@ def test_units_become_millimetres_an_hour(units, of_rain):
     np.testing.assert_allclose(found.rainfall_rate[-1], rain[-1], rtol=1e-4)
 
 
-def test_a_model_that_knows_the_season_is_told_the_months():
-    model = tiny_model(num_covariates=2)
-    scaling = EarthformerFeatureExtractor(variable="sst", units="degC", time_step="1M", covariates="season")
-    months = np.datetime64("2019-12", "M") + np.arange(3)
-    coordinates = {"time": months.astype("datetime64[ns]")}
-    values = field(3, 20, 28)
-    data = xr.DataArray(values, coordinates, ("time", "lat", "lon"), "sst", {"units": "degC"})
-    found = forecast(data, model, scaling, lead="7M")
-    past, expected = values, []
-    for hop in range(2):
-        times = months[0] + 4 * hop + np.arange(7)
-        with torch.inference_mode():
-            expected.append(model(**scaling(past, time=times)).predictions[0, ..., 0].numpy())
-        past = np.concatenate([past, expected[-1]])[-3:]
-    np.testing.assert_allclose(found.sst, np.concatenate(expected)[:7], rtol=1e-4, atol=1e-5)
-    assert str(found.time.values[-1])[:7] == "2020-09"
-    with pytest.raises(ValueError, match="the model needs the dates of its frames; state the first by `start`"):
-        forecast(values, model, scaling, units="degC", time_step="1M")
-    with pytest.raises(ValueError, match="without covariates, or with such as follow from the time"):
-        forecast(data, model, EarthformerFeatureExtractor(variable="sst", units="degC", time_step="1M"))
-
-
 def test_codes_of_the_model_become_rain_by_its_table():
     table = extractor(units="1", physical_units="mm/h", physical_table=[[0, 100, 200], [0, 10, 100]])
     codes = np.full((3, 20, 28), 150.0, "float32")

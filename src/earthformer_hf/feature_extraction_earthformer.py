@@ -24,8 +24,6 @@ TRANSFORMS = {
         lambda decibel: (10 ** (decibel / 10) / 200) ** (1 / 1.6),
     ),
 }
-# name -> from times (T,) datetime64 to covariates (T, K)
-COVARIATES = {"season": lambda time: _on_circle(time.astype("datetime64[M]").astype(int) % 12 / 12)}
 DRY, DRY_BELOW = 10**-0.5, 10**-0.25  # parts of `floor`: what stands for "no rain", and where that begins
 
 
@@ -56,8 +54,6 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         physical_table (`list[list[float]]`, *optional*): two rising rows, raw values and the physical values they
             stand for; between them, `to_physical` and `from_physical` interpolate linearly.
         physical_thresholds (`list[float]`): physical values at which forecasts are scored.
-        covariates (`str`, *optional*): what the model's covariates are, of a model whose covariates follow from the
-            time alone: "season", the sine and cosine of the calendar month as an angle, 0 in January.
 
     Raw and physical values are given as numpy arrays, torch tensors, xarray arrays, or lists of them. What the mask of
     a numpy masked array hides, as netCDF4 reads missing values, was not observed.
@@ -92,7 +88,6 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         transform: str | None = None,
         floor: float | None = None,
         coverage: list[str] | None = None,
-        covariates: str | None = None,
         **kwargs,
     ):
         self._refuse_unknown(kwargs)
@@ -118,9 +113,6 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(
                 f"`valid_range` must hold 0 with a `transform`, which makes it of the dry, got {valid_range}."
             )
-        if covariates is not None and covariates not in COVARIATES:
-            raise ValueError(f"`covariates` must be one of {sorted(COVARIATES)}, got {covariates!r}.")
-        self.covariates = covariates
         self.offset, self.scale, self.transform, self.floor = offset, scale, transform, floor
         self.coverage = _checked_coverage(coverage)
         self.variable, self.units = variable, units
@@ -260,35 +252,15 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             raise ValueError("`physical_table` is not set: this extractor knows no physical units.")
         return self.physical_table
 
-    def covariates_at(self, time: Any, size: Sequence[int]) -> np.ndarray:
-        """The covariates of `covariates` at times (T,), the same at every pixel of a `size` of (H, W).
-
-        Returns:
-            (T, H, W, K) float32.
-
-        Raises:
-            ValueError: this extractor knows no covariates, or these are no times.
-        """
-        if self.covariates is None:
-            raise ValueError("`covariates` is not set: this extractor knows no covariates.")
-        found = np.asarray(time)
-        if found.dtype.kind != "M" or found.ndim != 1 or np.isnat(found).any():
-            raise ValueError(f"`time` must be dates (T,), datetime64, got {found.dtype} of shape {found.shape}.")
-        values = COVARIATES[self.covariates](found).astype("float32")  # (T, K)
-        return np.ascontiguousarray(np.broadcast_to(values[:, None, None], (len(values), *size, values.shape[-1])))
-
-    def __call__(self, raw: Any, return_tensors: str | None = "pt", time: Any = None) -> BatchFeature:
+    def __call__(self, raw: Any, return_tensors: str | None = "pt") -> BatchFeature:
         """Raw frames -> `past_values` (B, T, H, W, C) float32, ready for the model.
 
         Args:
             raw: context frames (T, H, W), (B, T, H, W) or (B, T, H, W, C), or a list of B items (T, H, W[, C]).
             return_tensors: "pt" for torch tensors, "np" for numpy arrays.
-            time: of an extractor with `covariates`, the times of the context and the forecast, (T_in + T_out,)
-                datetime64. Gives `past_covariates` (B, T_in, H, W, K) and `future_covariates` (B, T_out, H, W, K).
 
         Raises:
-            ValueError: another rank or an empty batch; missing values that are not to be filled; times that are
-                missing, or given without need.
+            ValueError: another rank or an empty batch; missing values that are not to be filled.
         """
         raw = _as_array(raw)
         shape = raw.shape
@@ -301,27 +273,8 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
                 f"`raw` must have shape (time, height, width), (batch, time, height, width) or "
                 f"(batch, time, height, width, channels) and not be empty, got {shape}."
             )
-        features = {"past_values": self.encode(raw)[0]}
-        length = raw.shape[1]
-        if time is None and self.covariates is not None:
-            raise ValueError(
-                f"`time` must be given, of context and forecast: covariates of {self.covariates!r} need it."
-            )
-        if time is not None and self.covariates is None:
-            raise ValueError("`time` must be omitted: this extractor knows no covariates.")
-        if time is not None:
-            covariates = self.covariates_at(time, raw.shape[2:4])
-            if len(covariates) <= length:
-                raise ValueError(f"`time` must go on after the {length} frames of `raw`, got {len(covariates)} times.")
-            covariates = np.repeat(covariates[None], len(raw), axis=0)
-            features |= {"past_covariates": covariates[:, :length], "future_covariates": covariates[:, length:]}
-        return BatchFeature(features, tensor_type=return_tensors)
-
-
-def _on_circle(turns: np.ndarray) -> np.ndarray:
-    """Parts of a full turn (T,) as sine and cosine, (T, 2)."""
-    angle = 2 * np.pi * turns
-    return np.stack([np.sin(angle), np.cos(angle)], axis=-1)
+        values, _ = self.encode(raw)
+        return BatchFeature({"past_values": values}, tensor_type=return_tensors)
 
 
 def _is_number(value: Any) -> bool:

@@ -293,7 +293,7 @@ class TrainingWindows(Dataset):
         turn: draw flips and quarter turns, one for all frames of a window (PreDiff, appendix); frames must be square.
         gain: multiply the values by a factor drawn from 1 / gain .. gain (log-uniform), at most to `highest`.
         mix: draw cos(a) * window + sin(a) * another window, with an angle `a` from the full circle: for anomalies,
-            whose sums and opposites are about as likely. Both have the same covariates, if any.
+            whose sums and opposites are about as likely.
         highest: the largest value of the model's range.
         teacher_weight: share of the target taken from the event's `teacher`, an array (windows, T_out, H, W) in stored
             units with what a simpler model forecasts from each start; NaN where it forecasts nothing.
@@ -349,14 +349,6 @@ class TrainingWindows(Dataset):
             item["future_values"] = torch.where(torch.from_numpy(known)[..., None], mixed, item["future_values"])
         return item
 
-    def _alike(self, item: dict[str, torch.Tensor], random: np.random.Generator, position: int) -> dict:
-        """Another window, with the covariates of this one: only such windows may be mixed."""
-        for _ in range(REDRAWS):
-            other = self._item(int(random.integers(len(self.windows))), position)
-            if "past_covariates" not in item or torch.equal(item["past_covariates"], other["past_covariates"]):
-                return other
-        raise ValueError(f"TrainingWindows: `mix`: none of {REDRAWS} windows drawn has the covariates of another.")
-
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         size = len(self.windows)
         epoch, place = divmod(position, size)
@@ -369,7 +361,7 @@ class TrainingWindows(Dataset):
         turns, flip = int(random.integers(4)), random.integers(2)
         factor = self.gain ** random.uniform(-1, 1)
         if self.mix:
-            angle, other = random.uniform(0, 2 * np.pi), self._alike(item, random, position)
+            angle, other = random.uniform(0, 2 * np.pi), self._item(int(random.integers(size)), position)
             for part in ("past", "future"):
                 values, mask = f"{part}_values", f"{part}_observed_mask"
                 item[values] = np.cos(angle) * item[values] + np.sin(angle) * other[values]

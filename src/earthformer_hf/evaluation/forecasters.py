@@ -42,7 +42,6 @@ class Window:
         future: (T_out, H, W[, C]), the truth; no forecaster looks at it.
         past_observed, observed: bool, shapes of `past` and of `future`.
         covariates: (T_in + T_out, H, W, K) or None.
-        time: (T_in + T_out,) datetime64.
     """
 
     index: int
@@ -54,7 +53,6 @@ class Window:
     past_observed: np.ndarray
     observed: np.ndarray
     covariates: np.ndarray | None
-    time: np.ndarray
 
 
 Forecaster = Callable[[Window], np.ndarray]
@@ -120,8 +118,7 @@ def window_at(windows: Windows, index: int, extractor: EarthformerFeatureExtract
         observed = np.zeros_like(observed)
     covariates = windows.cutter.frames(event, start, "covariates") if "covariates" in event else None
     masks = observed[:past], observed[past:]
-    time = windows.cutter.frames(event, start, "time")
-    return Window(index, start, event, frames[:past], filled[:past], frames[past:], *masks, covariates, time)
+    return Window(index, start, event, frames[:past], filled[:past], frames[past:], *masks, covariates)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -134,10 +131,9 @@ def model_forecaster(model, extractor: EarthformerFeatureExtractor) -> Forecaste
 
     @torch.inference_mode()
     def forecast(window: Window) -> np.ndarray:
-        time = None if extractor.covariates is None else window.time
-        inputs = dict(extractor(window.past[None] if window.past.ndim == 4 else window.past, time=time))
+        inputs = dict(extractor(window.past[None] if window.past.ndim == 4 else window.past))
         inputs["past_observed_mask"] = torch.from_numpy(window.past_observed).reshape(inputs["past_values"].shape)
-        if window.covariates is not None and extractor.covariates is None and model.config.num_covariates:
+        if window.covariates is not None and model.config.num_covariates:
             covariates = torch.from_numpy(window.covariates[None])
             inputs["past_covariates"] = covariates[:, : len(window.past)]
             inputs["future_covariates"] = covariates[:, len(window.past) :]
@@ -194,14 +190,13 @@ def load_forecaster(model: str | Path, ensemble_size: int = 8, num_inference_ste
     extractor = extractor or getattr(loaded, "feature_extractor", None)
     if extractor is None:
         raise ValueError(f"`model`: {model} has no feature extractor.")
-    device = PartialState().device
+    to_single_precision(loaded, PartialState().device)
     if isinstance(loaded, PreDiffPipeline):
         check_ensemble_size(ensemble_size, f"the pipeline {model}")
-        to_single_precision(loaded, device)
         settings = {"num_inference_steps": num_inference_steps, "scheduler": type(loaded.scheduler).__name__}
         forecaster = pipeline_forecaster(loaded, ensemble_size, num_inference_steps)
         return LoadedModel(forecaster, extractor, folder, settings)
-    return LoadedModel(model_forecaster(loaded.eval().to(device, torch.float32), extractor), extractor, folder, {})
+    return LoadedModel(model_forecaster(loaded.eval(), extractor), extractor, folder, {})
 
 
 def check_ensemble_size(ensemble_size: int, what: str) -> None:

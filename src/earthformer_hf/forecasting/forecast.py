@@ -47,7 +47,6 @@ class Context:
         factor: cells of the data's grid to one of the model's.
         dry: what no rain is in `values`; None of what is no rain.
         motion: (h, w, 2) of the last frames of rain, in pixels per frame, see [`~earthformer_hf.advection`]; or None.
-        time: of the last frame, for a model whose covariates follow from it; or None.
     """
 
     values: np.ndarray
@@ -57,7 +56,6 @@ class Context:
     factor: float
     dry: float | None = None
     motion: torch.Tensor | None = None
-    time: np.datetime64 | None = None
 
 
 def forecast(
@@ -172,11 +170,8 @@ def context_of(
             frames, or a last frame of which nothing was observed.
     """
     extractor = nowcaster.extractor
-    if nowcaster.channels != 1:
-        raise ValueError(f"`model` must be of one variable, got {nowcaster.channels} channels.")
-    time = None
-    if getattr(nowcaster.config, "num_covariates", False):
-        time = _time_of_covariates(observations, extractor)
+    if nowcaster.channels != 1 or getattr(nowcaster.config, "num_covariates", False):
+        raise ValueError(f"`model` must be of one variable without covariates, got {nowcaster.channels} channels.")
     factor = 1.0
     if coarsen_to is not None:
         factor = coarsening(observations.grid, coarsen_to)
@@ -198,31 +193,11 @@ def context_of(
     values, observed = _at_places(encoded, observed, places - first)
     grid = observations.grid.coarser(factor)
     if not numbers.is_rain:
-        return Context(values, observed, missing, grid, factor, time=time)
+        return Context(values, observed, missing, grid, factor)
     dry = float(extractor.encode(numbers.raw_of(np.zeros(1)))[0][0])
     frames, seen = (torch.from_numpy(array[-MOTION_FRAMES:])[None] for array in (values, observed))
     motion = estimate_motion(frames, seen)[0] if frames.shape[1] > 1 else None
-    return Context(values, observed, missing, grid, factor, dry, motion, time)
-
-
-def _time_of_covariates(observations: Observations, extractor: EarthformerFeatureExtractor) -> np.datetime64:
-    """The time of the last frame, from which the covariates follow."""
-    if extractor.covariates is None:
-        raise ValueError("`model` must be without covariates, or with such as follow from the time.")
-    if not observations.is_dated or extractor.time_step == UNKNOWN:
-        raise ValueError("`data`: the model needs the dates of its frames; state the first by `start`.")
-    return observations.time[-1]
-
-
-def _times(context: Context, nowcaster: Nowcaster, hop: int) -> np.ndarray | None:
-    """(T_in + T_out,) datetime64 of the frames that the model sees and forecasts in a hop, from 0; None without."""
-    if context.time is None:
-        return None
-    step = parsed_step(nowcaster.extractor.time_step)
-    first = hop * nowcaster.prediction_length - nowcaster.context_length + 1
-    frames = first + np.arange(nowcaster.context_length + nowcaster.prediction_length)
-    unit = np.datetime_data(step)[0]
-    return (context.time.astype(f"datetime64[{unit}]") if unit in "MY" else context.time) + step * frames
+    return Context(values, observed, missing, grid, factor, dry, motion)
 
 
 def _check_observed(seen: np.ndarray, observations: Observations, first: int) -> None:
@@ -344,15 +319,14 @@ def roll_out(
     for hop in range(hops):
         noise = nowcaster.noise(members, hop, seed, tiles.padded)
         inputs = padded_to(past, tiles, fill), padded_to(seen, tiles, 0)
-        time = _times(context, nowcaster, hop)
 
-        def predict(place: tuple[slice, slice], inputs=inputs, noise=noise, time=time) -> torch.Tensor:
+        def predict(place: tuple[slice, slice], inputs=inputs, noise=noise) -> torch.Tensor:
             bar.update()
             part, observed = (tensor[:, :, *place] for tensor in inputs)
             if context.dry is not None and not (observed & (part != context.dry)).any():
                 return torch.full((len(members), nowcaster.prediction_length, *part.shape[2:]), context.dry)
             latents = (slice(side.start // pixels, side.stop // pixels) for side in place)
-            return nowcaster.predict(part, observed, None if noise is None else noise[:, :, *latents], time)
+            return nowcaster.predict(part, observed, None if noise is None else noise[:, :, *latents])
 
         def reach(place: tuple[slice, slice], motion=motion) -> torch.Tensor:
             return _reach(motion[place], torch.ones(tiles.tile, dtype=torch.bool), nowcaster.prediction_length)

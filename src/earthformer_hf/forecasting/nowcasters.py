@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 
@@ -58,26 +57,14 @@ class Nowcaster:
         return None
 
     @torch.inference_mode()
-    def predict(
-        self,
-        past: torch.Tensor,
-        observed: torch.Tensor,
-        noise: torch.Tensor | None = None,
-        time: np.ndarray | None = None,
-    ) -> torch.Tensor:
+    def predict(self, past: torch.Tensor, observed: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Forecasts (N, T_out, H, W, C) of contexts (M, T_in, H, W, C) in the model's range.
 
         Args:
             observed: bool, of the shape of `past`.
             noise: (N, T_out, h, w, c), of ensembles. With one context, N members of it; else one of each.
-            time: (T_in + T_out,) datetime64, of a model whose covariates follow from it.
         """
         inputs = {"past_values": past, "past_observed_mask": observed}
-        if time is not None:
-            covariates = torch.from_numpy(self.extractor.covariates_at(time, past.shape[2:4]))
-            covariates = covariates.expand(len(past), *covariates.shape)
-            inputs["past_covariates"] = covariates[:, : self.context_length]
-            inputs["future_covariates"] = covariates[:, self.context_length :]
         return self.model(**{name: tensor.to(self.model.device) for name, tensor in inputs.items()}).predictions
 
 
@@ -135,13 +122,7 @@ class EnsembleNowcaster(Nowcaster):
             draws.append(torch.randn(size, generator=generator))
         return torch.stack(draws)
 
-    def predict(
-        self,
-        past: torch.Tensor,
-        observed: torch.Tensor,
-        noise: torch.Tensor | None = None,
-        time: np.ndarray | None = None,
-    ) -> torch.Tensor:
+    def predict(self, past: torch.Tensor, observed: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         if noise is None:
             raise ValueError("`noise` of ensembles is needed.")
         grid = (len(past), len(noise) // len(past))
@@ -210,18 +191,15 @@ def load_nowcaster(
             "`feature_extractor`: the model has none, so that its units, time step and spacing are unknown; give one."
         )
     where = PartialState().device if device == "auto" else _known_device(device)  # None: where the model is
+    if isinstance(model, str | Path):
+        to_single_precision(loaded, where or PartialState().device)
+    elif where is not None:  # in the precision that its owner chose
+        loaded.to(where)  # type: ignore[arg-type]
     if isinstance(loaded, PreDiffPipeline):
-        if isinstance(model, str | Path):
-            to_single_precision(loaded, where or PartialState().device)
-        elif where is not None:  # in the precision that its owner chose
-            loaded.to(where)
         return EnsembleNowcaster(loaded, extractor, identity, **options)
     if given := sorted(name for name, value in options.items() if value is not None):
         raise ValueError(f"`{given[0]}` is for ensembles: {type(loaded).__name__} makes one forecast.")
-    network = loaded.eval()
-    if isinstance(model, str | Path):  # frames are in single precision, whatever the weights were saved in
-        network = network.float()
-    return Nowcaster(network if where is None else network.to(where), extractor, identity)
+    return Nowcaster(loaded.eval(), extractor, identity)
 
 
 def _known_device(device: str | torch.device | None) -> str | torch.device | None:

@@ -125,13 +125,13 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return torch.float32
 
 
-def to_single_precision(pipeline: PreDiffPipeline, device: str | torch.device) -> PreDiffPipeline:
-    """The pipeline with its networks in float32 on a device, without diffusers' warning of modules that are none."""
-    for name in NETWORKS:
-        network = getattr(pipeline, name)
+def to_single_precision(model: torch.nn.Module | PreDiffPipeline, device: str | torch.device) -> None:
+    """A model, or the networks of a pipeline, become float32 on a device: frames are, whatever the weights were saved
+    in. Without diffusers' warning of modules that are none."""
+    parts = [getattr(model, name) for name in NETWORKS] if isinstance(model, PreDiffPipeline) else [model]
+    for network in parts:
         if network is not None:
             torch.nn.Module.to(network, device, torch.float32)
-    return pipeline
 
 
 @contextmanager
