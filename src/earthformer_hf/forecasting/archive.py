@@ -68,10 +68,13 @@ def forecast_archive(
             other data or options; another call that writes this store; a scheduler that is lost.
         OSError: the store cannot be written.
     """
-    job = _job(model, data, out, device, options)
+    store = Path(out).absolute()
+    if store.suffix != ".zarr":
+        raise ValueError(f"`out` must end in .zarr, got {store.name!r}.")
+    job = _job(model, data, device, options) | {"out": str(store)}
     if not isinstance(workers, int) or workers < 1:
         raise ValueError(f"`workers` must be a whole number of at least 1, got {workers!r}.")
-    times, store = _times(start, end, every), Path(job["out"])
+    times = _times(start, end, every)
     check_writable(store.parent)
     with _only_writer(store):
         nowcaster = loaded(job["model"], "cpu")
@@ -97,16 +100,13 @@ def forecast_archive(
     return {"made": len(todo) - len(failed), "kept": len(starts) - len(todo), "left_out": left_out}
 
 
-def _job(model: Any, data: Any, out: Any, device: str, options: dict[str, Any]) -> dict[str, Any]:
+def _job(model: Any, data: Any, device: str, options: dict[str, Any]) -> dict[str, Any]:
     """What a worker has to know, as JSON holds it; paths are absolute."""
-    out = Path(out).absolute()
-    if out.suffix != ".zarr":
-        raise ValueError(f"`out` must end in .zarr, got {out.name!r}.")
     if not isinstance(model, str | Path) or not are_paths(data):
         raise ValueError("`model` and `data` must be paths, or the model a hub id: each worker opens them itself.")
     paths = [str(Path(each).absolute()) for each in (data if isinstance(data, list | tuple) else [data])]
     place = str(Path(model).absolute()) if Path(model).exists() else str(model)
-    job = {"model": place, "data": paths if len(paths) > 1 else paths[0], "out": str(out), "device": device}
+    job = {"model": place, "data": paths if len(paths) > 1 else paths[0], "device": device}
     try:
         return json.loads(json.dumps(job | {"options": options}))
     except TypeError as problem:
@@ -198,7 +198,7 @@ def forecast_on(scheduler: str, model: str | Path, data: Any, **options: Any) ->
         ValueError: what `forecast` raises; a scheduler that cannot be reached.
     """
     device = options.pop("device", None) or "auto"
-    job = _job(model, data, "forecast.zarr", device, options)
+    job = _job(model, data, device, options)
 
     def task(job: dict) -> Any:  # sent as code, so that the scheduler imports nothing of it
         from earthformer_hf.forecasting import forecast
