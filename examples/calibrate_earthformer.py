@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from train_earthformer import ForecastArguments
 
 from earthformer_hf import EarthformerFeatureExtractor, EarthformerForPrediction
-from earthformer_hf.modeling_earthformer import calibrated
+from earthformer_hf.calibration import calibrated
 from earthformer_hf.training import MODEL_INPUTS, DataArguments, build, ends_in_one_line, load_windows, parse_recipe
 from earthformer_hf.training.calibration import correction_weights, quantile_calibration
 

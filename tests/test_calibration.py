@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny import ROOT, frames, tiny_config, tiny_model
+from tiny import ROOT, frames, tiny_config, tiny_model, tiny_pipeline
 
-from earthformer_hf import EarthformerConfig, EarthformerForPrediction
-from earthformer_hf.modeling_earthformer import calibrated
+from earthformer_hf import EarthformerConfig, EarthformerForPrediction, PreDiffPipeline
+from earthformer_hf.calibration import calibrated
+from earthformer_hf.pipeline_prediff import decode_latents
 from earthformer_hf.training.calibration import correction_weights, quantile_calibration
 
 
@@ -108,3 +109,50 @@ def test_a_model_weighs_its_correction():
     for options in ({"first_guess": "persistence", "correction_weights": [1.0]}, {"correction_weights": [1.0] * 4}):
         with pytest.raises(ValueError, match="`correction_weights` must be 4 finite numbers, of a model with a first"):
             tiny_config(**options)
+
+
+# -- ensembles --------------------------------------------------------------------------------------------------------
+
+
+ENSEMBLE_TABLE = [[0.0, 0.2, 0.6], [0.0, 0.3, 0.5], [-0.1, 0.1, 0.7]]  # 2 lead times
+
+
+def test_a_pipeline_applies_its_calibration_to_every_member_alone_and_keeps_it(tmp_path):
+    pipeline = tiny_pipeline()
+    past = torch.rand(1, 3, 12, 16, 1)
+    latents = torch.randn(1, 3, 2, 6, 8, 4)
+    plain = pipeline(past, 3, 2, latents=latents, output_type="pt").predictions
+    pipeline.register_to_config(noise_scale=1.5, calibration=ENSEMBLE_TABLE)
+    found = pipeline(past, 3, 2, latents=latents / 1.5, output_type="pt").predictions
+    torch.testing.assert_close(found[0], calibrated(plain[0], ENSEMBLE_TABLE))
+    assert (found - plain).abs().max() > 0.01
+    pipeline.save_pretrained(tmp_path)
+    again = PreDiffPipeline.from_pretrained(tmp_path)
+    assert again.config.noise_scale == 1.5
+    alone = again(past, 1, 2, latents=latents[:, 1:2] / 1.5, output_type="pt").predictions
+    torch.testing.assert_close(alone[:, 0], found[:, 1])
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"noise_scale": 0.0}, "`noise_scale` must be a positive number, got 0.0"),
+        ({"noise_scale": float("nan")}, "`noise_scale` must be a positive number, got nan"),
+        ({"noise_scale": "1"}, "`noise_scale` must be a positive number, got '1'"),
+        ({"calibration": ENSEMBLE_TABLE[:2]}, "`calibration` must be 3 rising rows of one length"),
+        ({"calibration": 3}, "`calibration` must be 3 rising rows of one length, got 3"),
+    ],
+)
+def test_a_pipeline_refuses_what_was_not_fitted_for_it(given, message):
+    components = tiny_pipeline().components
+    with pytest.raises(ValueError, match=message):
+        PreDiffPipeline(**components | given)
+
+
+def test_guidance_with_decoded_frames_sees_what_is_returned():
+    """A quantity that is read from frames is that of the calibrated ones."""
+    pipeline = tiny_pipeline()
+    pipeline.register_to_config(calibration=ENSEMBLE_TABLE)
+    latents = torch.randn(4, 2, 6, 8, 4)
+    found = pipeline.decode(latents)
+    torch.testing.assert_close(found, calibrated(decode_latents(pipeline.vae, latents), ENSEMBLE_TABLE))

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from .advection import FIRST_GUESSES
+from .calibration import is_calibration
 from .cuboid import (
     CROSS_ATTENTION_PATTERNS,
     MAX_LAYERS,
@@ -257,9 +258,7 @@ class EarthformerConfig(PreTrainedConfig):
         self._require(divided, "hidden_sizes", f"multiples of num_attention_heads={heads}")
         _check_first_guess(self)
         if self.calibration is not None:
-            rows = [len(row) for row in self.calibration]
-            fits = len(rows) == self.prediction_length + 1 and len(set(rows)) == 1 and 2 <= rows[0] <= MAX_LAYERS
-            fits = fits and all(a < b for row in self.calibration for a, b in zip(row, row[1:]))
+            fits = is_calibration(self.calibration, self.prediction_length)
             self._require(fits, "calibration", f"{self.prediction_length + 1} rising rows of one length")
         self._check_stem()
         for name in ("dropout", "attention_dropout"):

@@ -48,6 +48,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .advection import first_guess
+from .calibration import calibrated
 from .configuration_earthformer import EarthformerConfig, nearest_name
 from .cuboid import (
     LEAKY_SLOPE,
@@ -476,20 +477,6 @@ class EarthformerModel(EarthformerPreTrainedModel):
                     f"`{name}` must be floating point of shape (batch, time, height, width, covariates) = {expected}, "
                     f"got {covariates.dtype} of shape {tuple(covariates.shape)}."
                 )
-
-
-def calibrated(predictions: torch.Tensor, calibration: list[list[float]]) -> torch.Tensor:
-    """Predictions (B, T, H, W, C) by `EarthformerConfig.calibration`; beyond its ends moved as at these."""
-    issued, *said = (predictions.new_tensor(row) for row in calibration)
-    knots = torch.stack(said)[:, None, None, None]  # (T, 1, 1, 1, K)
-    slopes = issued.diff() / knots.diff(dim=-1)
-    one = torch.ones_like(slopes[..., :1])
-    bends = torch.cat([one, slopes, one], dim=-1).diff(dim=-1)  # of the slope, at each knot
-    first = knots[..., 0]
-    result = predictions - first + issued[0]
-    for k in range(len(issued)):  # one by one: maps are large
-        result = result + bends[..., k] * torch.relu(predictions - knots[..., k])
-    return result
 
 
 class EarthformerForPrediction(EarthformerPreTrainedModel):

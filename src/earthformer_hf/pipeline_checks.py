@@ -1,5 +1,6 @@
 """What a PreDiff pipeline refuses before any computation, each with the argument, what was expected and what came."""
 
+import math
 from collections.abc import Callable
 from numbers import Integral, Real
 
@@ -9,6 +10,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.models.modeling_utils import ModelMixin
 from transformers import PreTrainedModel
 
+from .calibration import is_calibration
 from .schedules import check_steps, check_stepwise
 
 
@@ -54,6 +56,20 @@ def check_networks(vae: AutoencoderKL, unet: ModelMixin, forecaster: PreTrainedM
         got = getattr(forecaster.config, name)
         if (list(got) if name == "image_size" else got) != value:
             raise ValueError(f"`forecaster` must have {name}={value} to fit `unet` and `vae`, got {got}.")
+
+
+def check_fitted(noise_scale: float, calibration: list[list[float]] | None, prediction_length: int):
+    """Refuse what was not fitted for a pipeline.
+
+    Raises:
+        ValueError: no positive number, or no rising rows of one length for so many lead times.
+    """
+    if not isinstance(noise_scale, Real) or not 0 < noise_scale < math.inf:
+        raise ValueError(f"`noise_scale` must be a positive number, got {noise_scale!r}.")
+    if calibration is not None and not is_calibration(calibration, prediction_length):
+        raise ValueError(
+            f"`calibration` must be {prediction_length + 1} rising rows of one length, got {calibration!r}."
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,6 +200,7 @@ def answered(answer, name: str, tensors: dict[str, torch.Tensor]) -> torch.Tenso
 __all__ = [
     "answered",
     "callback_tensors",
+    "check_fitted",
     "check_inputs",
     "check_networks",
     "frame_size",

@@ -33,7 +33,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from transformers import FeatureExtractionMixin, PreTrainedModel
 
-from .pipeline_checks import answered, callback_tensors, check_inputs, scale_factor, stacked
+from .calibration import calibrated
+from .pipeline_checks import answered, callback_tensors, check_fitted, check_inputs, scale_factor, stacked
 from .pipeline_hub import PreDiffHubMixin
 from .schedules import denoised, noise_levels, use_float64_tables
 
@@ -92,6 +93,15 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
             takes and returns the model's range.
         forecaster ([`EarthformerForPrediction`], *optional*): of the same frames; `unet` is told what it forecasts, as
             the latents of `vae`, and has as many `condition_channels`. Without one it is the published pipeline.
+        noise_scale (`float`): deviation of the noise that denoising begins with. Members that a small network draws
+            differ too little from each other; above 1 they differ more. Fitted, as the next, on validation by
+            `examples/calibrate_prediff.py`; 1 as published.
+        calibration (`list[list[float]]`, *optional*): what is decoded instead of the networks' own values, so that
+            intensities are as frequent as the observed ones, in the form of [`EarthformerConfig`]'s; None for none,
+            as published.
+
+    Raises:
+        ValueError: `noise_scale` or `calibration` is none.
 
     Example:
 
@@ -99,7 +109,7 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
     >>> import torch
     >>> from earthformer_hf import PreDiffPipeline
 
-    >>> pipeline = PreDiffPipeline.from_pretrained("model_cards/prediff-radar-tiny")
+    >>> pipeline = PreDiffPipeline.from_pretrained("model_cards/prediff-radar-small")
     >>> ensemble = pipeline(past_values, ensemble_size=10, generator=torch.Generator().manual_seed(0)).predictions
     >>> chance = (ensemble[..., 0] > 0.6).mean(axis=1)  # of exceeding a threshold, (B, T_out, H, W)
     ```
@@ -119,12 +129,16 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         alignment: ModelMixin | None = None,
         feature_extractor: FeatureExtractionMixin | None = None,
         forecaster: PreTrainedModel | None = None,
+        noise_scale: float = 1.0,
+        calibration: list[list[float]] | None = None,
     ):
         super().__init__()
+        check_fitted(noise_scale, calibration, unet.config.prediction_length)
         self.register_modules(
             vae=vae, unet=unet, scheduler=scheduler, alignment=alignment, feature_extractor=feature_extractor,
             forecaster=forecaster,
         )  # fmt: skip
+        self.register_to_config(noise_scale=float(noise_scale), calibration=calibration)
         self._interrupt, self._num_timesteps = False, 0
         self._max_batch_size: int | None = None
         self._shifted_by: set[PipelineCallback] = set()  # the guidance that has changed latents
@@ -233,12 +247,12 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
 
         Args:
             generators: of every member, B * E on the CPU, so that noise is the same on every device.
-            latents: noise of unit variance to take instead, (B, E, T_out, h, w, c).
+            latents: noise of unit variance to take instead, (B, E, T_out, h, w, c); it is scaled as well.
         """
         if latents is None:
             latents = torch.stack([torch.randn(self._latent_shape, generator=member) for member in generators])
         latents = latents.reshape(-1, *self._latent_shape).to(self._execution_device, torch.float32)
-        return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        return latents * (self.config.noise_scale * getattr(self.scheduler, "init_noise_sigma", 1.0))
 
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (B, T, H, W, C) -> the mode of their latents (B, T, h, w, c), in the precision of `unet`."""
@@ -252,8 +266,9 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         return forecast_latents(self.forecaster, self.vae, past_values, bound).to(self.unet.dtype)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (N, T, h, w, c) -> frames (N, T, H, W, C) in the model's range; differentiable."""
-        return decode_latents(self.vae, latents, self._max_batch_size)
+        """Latents (N, T, h, w, c) -> calibrated frames (N, T, H, W, C) in the model's range; differentiable."""
+        frames = decode_latents(self.vae, latents, self._max_batch_size)
+        return frames if self.config.calibration is None else calibrated(frames, self.config.calibration)
 
     @property
     def _latent_shape(self) -> tuple[int, ...]:
