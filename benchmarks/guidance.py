@@ -47,13 +47,13 @@ def controls(pipeline, items: list[dict], arguments) -> None:
     sigma = usual["change_deviation"]
     print(f"usual change {usual['change_mean']:+.5f}, deviation {sigma:.5f}; {len(items)} windows")
     print("    got less asked, deviations: mean (root mean square); windows that rise with n")
-    for name, quantity, scale in (("network", None, arguments.network_scale), ("frames", frame_mean, arguments.scale)):
+    for name, quantity in (("network", None), ("frames", frame_mean)):
         got = np.full((len(items), len(DEVIATIONS)), np.nan)
         asked = np.full_like(got, np.nan)
         for row, item in enumerate(items):
             for column, n in enumerate(DEVIATIONS):
                 target = intensity_change(usual["change_mean"], sigma, n)
-                guide = KnowledgeAlignmentCallback(target, quantity, scale)
+                guide = KnowledgeAlignmentCallback(target, quantity)
                 asked[row, column] = target(item["past_values"][None]).item()
                 got[row, column] = members(pipeline, item, arguments, row, guide).mean().item()
         missed = np.where(asked > 0, (got - asked) / sigma, np.nan)
@@ -88,7 +88,7 @@ def without_an_oracle(pipeline, items: list[dict], target: Callable, arguments) 
     scores = {name: EnsembleScores(lengths) for name in ("not guided", "guided")}
     for row, item in enumerate(items):
         for name, metric in scores.items():
-            guide = KnowledgeAlignmentCallback(target, frame_mean, arguments.scale) if name == "guided" else None
+            guide = KnowledgeAlignmentCallback(target, frame_mean) if name == "guided" else None
             ensemble = members(pipeline, item, arguments, row, guide)[..., 0].numpy()
             truth, mask = (item[f"future_{part}"][..., 0].numpy() for part in ("values", "observed_mask"))
             metric.update(ensemble, truth, mask)
@@ -104,8 +104,6 @@ def main():
     parser.add_argument("--training_windows", type=int, default=200, help="that the regression is fitted on")
     parser.add_argument("--ensemble_size", type=int, default=4)
     parser.add_argument("--num_inference_steps", type=int, default=10)
-    parser.add_argument("--network_scale", type=float, default=200.0, help="of guidance by the alignment network")
-    parser.add_argument("--scale", type=float, default=1000.0, help="of guidance by the decoded frames")
     parser.add_argument("--split", default="test")
     arguments = parser.parse_args()
     logging.disable_progress_bar()

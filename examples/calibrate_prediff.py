@@ -57,6 +57,8 @@ def main():
     pipeline = PreDiffPipeline.from_pretrained(arguments.pipeline)
     pipeline.set_progress_bar_config(disable=True)
     extractor, config = pipeline.feature_extractor, pipeline.unet.config
+    if extractor is None or not extractor.thresholds:
+        raise ValueError(f"--pipeline {arguments.pipeline}: its feature extractor must state thresholds.")
     _, windows = load_windows(data, extractor, (config.context_length, config.prediction_length), arguments.seed)
     spaced = np.linspace(0, len(windows) - 1, min(arguments.windows, len(windows))).round().astype(int)
     chosen = Subset(windows, spaced.tolist())

@@ -1,17 +1,21 @@
 """Train the autoencoder of PreDiff on single radar frames. The same command resumes an interrupted run.
 
-    python examples/train_autoencoder.py --recipe examples/configs/prediff_radar_tiny.yaml --output_dir runs/vae
+    python examples/train_autoencoder.py --recipe examples/configs/autoencoder_radar.yaml --output_dir runs/vae
 
 With all options it is the training of PreDiff, and of latent diffusion (Rombach et al., CVPR 2022): reconstruction,
 divergence of the latents from a unit Gaussian, and from `discriminator_start` on a discriminator that tells frames
 from reconstructions, and against which the autoencoder is trained.
 
-The latents of the best model have unit variance: its `scaling_factor` is measured on the validation split.
+The latents of the best model have unit variance: its `scaling_factor` is measured on the validation split. With
+`pretrained` only the decoder learns, on the frames of other storms say: the latents stay what they are, and a denoiser
+that was trained in them goes on being of use.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from torch import nn
@@ -45,11 +49,25 @@ class AutoencoderArguments(TrainingArguments):
         default=0.0, metadata={"help": "weight of the discriminator's judgement; 0 trains none"}
     )
     discriminator_start: int = field(default=0, metadata={"help": "step from which it judges"})
+    pretrained: str | None = field(
+        default=None, metadata={"help": "folder of a trained one, whose decoder alone is trained further"}
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if self.learn_log_variance and self.loss != "laplace":
             raise ValueError(f"`learn_log_variance` needs the loss laplace, got {self.loss!r}.")
+
+
+def autoencoder_from(folder: str) -> AutoencoderKL:
+    """A trained autoencoder in single precision, whose latents stay what they are."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"--pretrained must be the folder of a trained autoencoder, got {folder!r}.")
+    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    vae.encoder.requires_grad_(False)
+    if vae.quant_conv is not None:
+        vae.quant_conv.requires_grad_(False)
+    return vae
 
 
 def reconstruct(model: nn.Module, batch: dict, arguments: AutoencoderArguments):
@@ -69,7 +87,8 @@ def main():
     set_seed(arguments.seed)
     extractor = build(recipe, "feature_extractor", EarthformerFeatureExtractor)
     train_set, eval_set = load_windows(data, extractor, (1, 1), arguments.seed)
-    vae = build(recipe, "vae", AutoencoderKL)
+    further = arguments.pretrained is not None
+    vae = autoencoder_from(arguments.pretrained) if further else build(recipe, "vae", AutoencoderKL)
     run = Run(arguments, run_settings(data, extractor, vae.config, train_set, eval_set))
     model = run.prepare(Autoencoder(vae, arguments.learn_log_variance))
     if arguments.discriminator_weight:
@@ -83,7 +102,8 @@ def main():
             frames, observed = batch["future_values"], batch["future_observed_mask"]
             return (model(frames)[0] - frames)[observed].double().square().sum(), observed.sum()
 
-        measure_scaling_factor(vae, eval_set, arguments.batch_size, accelerator)
+        if not further:
+            measure_scaling_factor(vae, eval_set, arguments.batch_size, accelerator)
         return mean_over(eval_set, arguments.batch_size, total_and_count, accelerator)
 
     for micro_batches in run.steps(train_set):

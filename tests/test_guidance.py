@@ -13,7 +13,7 @@ from tiny import tiny_pipeline
 
 from earthformer_hf import EarthformerAlignmentModel, KnowledgeAlignmentCallback
 from earthformer_hf.data.nbody_mnist import n_body_energy
-from earthformer_hf.guidance import energy_gradient, frame_mean, intensity_change, mean_intensity
+from earthformer_hf.guidance import energy_of, frame_mean, intensity_change, mean_intensity, sizes_of_steps
 from earthformer_hf.schedules import STEPWISE_SCHEDULERS, noise_levels, posterior_deviation, use_float64_tables
 
 
@@ -196,7 +196,7 @@ def test_guidance_that_changes_nothing_says_so(caplog, monkeypatch):
 def test_a_call_within_a_call_changes_nothing_of_what_guidance_says(caplog, monkeypatch):
     monkeypatch.setattr(diffusers_logging.get_logger("diffusers"), "propagate", True)
     pipeline, x = tiny_pipeline(SCHEDULERS["ddpm"]), past(1)
-    guide = KnowledgeAlignmentCallback(5.0, frame_mean)
+    guide = KnowledgeAlignmentCallback(5.0, frame_mean, guidance_scale=50.0)
 
     class OneStepMore(PipelineCallback):
         tensor_inputs = ["latents"]
@@ -216,12 +216,35 @@ def test_a_call_within_a_call_changes_nothing_of_what_guidance_says(caplog, monk
 # -- energies and targets ---------------------------------------------------------------------------------------------
 
 
-def test_energy_gradient_is_per_member():
-    weight = torch.randn(5, generator=seeded())
-    gradient = energy_gradient(
-        lambda x: x @ weight, torch.randn(3, 5, generator=seeded(1)), torch.tensor([9.0, -9, 9])
-    )
+def test_energy_and_its_gradient_are_per_member():
+    weight, latents, target = torch.randn(5, generator=seeded()), torch.randn(3, 5), torch.tensor([9.0, -9, 9])
+    energy, gradient = energy_of(lambda x: x @ weight, latents, target)
+    torch.testing.assert_close(energy, (latents @ weight - target).abs())
     torch.testing.assert_close(gradient, torch.stack([-weight, weight, -weight]))
+
+
+def test_a_step_without_a_scale_meets_a_linear_target_and_is_no_longer_than_the_latents():
+    weight, target = torch.randn(5, generator=seeded()), torch.tensor([0.2, -0.3, 100.0])
+    latents = torch.randn(3, 5, generator=seeded(1))
+    energy, gradient = energy_of(lambda x: x @ weight, latents, target)
+    shift = -sizes_of_steps(energy, gradient)[:, None] * gradient
+    torch.testing.assert_close(((latents + shift) @ weight)[:2], target[:2])
+    torch.testing.assert_close(shift[2].norm(), torch.tensor(5**0.5))
+    assert (sizes_of_steps(energy, torch.zeros(3, 5)) * 0 == 0).all()  # a constant quantity: finite
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("steps", [8, 25])
+def test_a_target_is_met_without_a_scale_whatever_the_schedule(name, steps):
+    pipeline, x = gaussian(name), past(2)
+    pipeline.decode = lambda latents: 3 + latents.sigmoid()
+    free = run(pipeline, x, ensemble_size=3, num_inference_steps=steps).predictions
+    for change in (-0.2, 0.2):
+        target = frame_mean(free.flatten(0, 1)).view(2, 3) + change
+        guide = KnowledgeAlignmentCallback(target, frame_mean)
+        guided = run(pipeline, x, ensemble_size=3, num_inference_steps=steps, callback_on_step_end=guide).predictions
+        moved = frame_mean(guided.flatten(0, 1)).view(2, 3)
+        assert ((moved - target).abs() < abs(change) * 0.1).all(), (moved - target).abs().max()
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

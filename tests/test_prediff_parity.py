@@ -15,7 +15,7 @@ from earthformer_hf import (
     KnowledgeAlignmentCallback,
     PreDiffPipeline,
 )
-from earthformer_hf.guidance import energy_gradient
+from earthformer_hf.guidance import energy_of
 from earthformer_hf.schedules import denoised, noise_levels, posterior_deviation, use_float64_tables
 from earthformer_hf.training.losses import denoising_loss
 from earthformer_hf.unet_earthformer import TimeResidualBlock
@@ -287,7 +287,7 @@ def test_full_parity_of_the_energy():
         def quantity(part, step=t[b]):
             return network(part, step).prediction.mean((1, 2))
 
-        ours = options["guide_scale"] * energy_gradient(quantity, z[b : b + 1], target[b])
+        ours = options["guide_scale"] * energy_of(quantity, z[b : b + 1], target[b])[1]
         ratio = difference.norm() / difference[b].abs()
         assert relative(ours[0], groups["output"]["mean_shift"][b] * ratio) < 5e-4
 

@@ -1,5 +1,6 @@
 """The training script on tiny files: it learns, and a run that was interrupted ends like one that was not."""
 
+import json
 import subprocess
 import sys
 
@@ -284,7 +285,7 @@ def test_a_diffusion_pipeline_is_trained_in_three_steps_that_resume(tmp_path):
         },
         "alignment_network": {"block_out_channels": [8], "num_attention_heads": 2},
         "scheduler": {"class": "DDIMScheduler", "prediction_type": "v_prediction", "clip_sample": False},
-        "feature_extractor": {"scale": 1 / 255, "missing_value": 255, "fill_value": 0},
+        "feature_extractor": {"scale": 1 / 255, "missing_value": 255, "fill_value": 0, "thresholds": [20, 100]},
         "data": {
             "source": "open-radar", "options": {"file": "radar.h5"}, "turn": True, "frame_stride": 2, "eval_stride": 1,
             "heavy_threshold": 100,
@@ -316,6 +317,22 @@ def test_a_diffusion_pipeline_is_trained_in_three_steps_that_resume(tmp_path):
     guide = KnowledgeAlignmentCallback(0.9)
     guided = pipeline(past_values, ensemble_size=2, num_inference_steps=2, callback_on_step_end=guide)
     assert np.isfinite(guided.predictions).all()
+
+    further = ["--output_dir", str(tmp_path / "further"), "--pretrained", str(tmp_path / "vae-parts")]
+    train(tmp_path, *further, script="train_autoencoder")
+    before, after = (
+        load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("vae-parts", "further")
+    )
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    scaling = json.loads((tmp_path / "further/config.json").read_text())["scaling_factor"]
+    assert scaling == pipeline.vae.config.scaling_factor
+
+    options = ["--pipeline", str(tmp_path / "unet-parts"), "--ensemble_size", "3", "--noise_scales", "0.5", "2"]
+    train(tmp_path, *options, script="calibrate_prediff")
+    found = PreDiffPipeline.from_pretrained(tmp_path / "unet-parts").config
+    assert found.noise_scale in (0.5, 2.0) and [len(row) for row in found.calibration] == [3, 3]
+    np.testing.assert_allclose(found.calibration[0], [0, 20 / 255, 100 / 255], rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ Each denoising step is shifted towards lower *energy*, the distance between what
     U(z_t, t) = || quantity(z_t, t) - target ||,      z_(t-1) <- z_(t-1) - guidance_scale * sigma_t * grad U(z_t, t)
 
 `quantity` is read from the noisy latents by an alignment network, or from the decoded frames of the clean latents that
-the denoiser sees behind them. Source: Gao et al., "PreDiff", NeurIPS 2023, https://arxiv.org/abs/2307.10422,
-section 3.3, equation 6.
+the denoiser sees behind them. Without a `guidance_scale` each shift is as long as it takes, to first order, to bring
+the energy to 0.
+
+Source: Gao et al., "PreDiff", NeurIPS 2023, https://arxiv.org/abs/2307.10422, section 3.3, equation 6.
 """
 
 import math
@@ -35,12 +37,17 @@ class KnowledgeAlignmentCallback(PipelineCallback):
     Shifts every step of a [`PreDiffPipeline`] towards a target; pass it as `callback_on_step_end`. Several work
     together in a [`~diffusers.callbacks.MultiPipelineCallbacks`].
 
-    The rule for all schedulers: a sample alpha * clean + sigma * noise is brought to unit variance by dividing by
-    sqrt(alpha^2 + sigma^2), and shifted there by guidance_scale * sigma_t * gradient, where sigma_t is the standard
-    deviation of the DDPM step between the same two noise levels. Under DDPM that is the paper's step exactly. The
-    energy is one norm per member: a forecast does not depend on its neighbours. The shifts of few long steps add up to
-    less than those of many short ones; raise `guidance_scale` with shorter schedules. The last step, which ends on the
-    clean sample, is not shifted, so that a schedule of one step is not guided. It works with the schedulers in
+    Without a `guidance_scale`, what is read (the clean latents behind a sample, or the noisy ones at unit variance) is
+    shifted along the gradient by energy / gradient^2, no further than it is long itself, and the sample with it: the
+    target is met whatever the schedule, the data and the quantity.
+
+    With one, the rule for all schedulers: a sample alpha * clean + sigma * noise is brought to unit variance by
+    dividing by sqrt(alpha^2 + sigma^2), and shifted there by guidance_scale * sigma_t * gradient, where sigma_t is the
+    standard deviation of the DDPM step between the same two noise levels. Under DDPM that is the paper's step exactly.
+    The shifts of few long steps add up to less than those of many short ones. The last step, which ends on the clean
+    sample, is not shifted, so that a schedule of one step is not guided.
+
+    The energy is one norm per member: a forecast does not depend on its neighbours. It works with the schedulers in
     `STEPWISE_SCHEDULERS` of `schedules.py`; an alignment network, with those that are no flow matching.
 
     Args:
@@ -50,7 +57,7 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         quantity (`callable`, *optional*): a differentiable function of decoded frames (N, T_out, H, W, C) that returns
             one number per member, (N,). If omitted, an alignment network tells the mean over frames of what it was
             trained on, from the noisy latents.
-        guidance_scale (`float`): how hard to pull.
+        guidance_scale (`float`, *optional*): how hard to pull, as in the paper; as hard as the target asks if omitted.
         alignment ([`EarthformerAlignmentModel`], *optional*): the network; the pipeline's own if omitted.
         future_values (`torch.Tensor`, *optional*): observed frames (B, T_out, H, W, C) whose mean intensity, or
             `quantity`, becomes the target. That is no forecast, so it needs `oracle=True`.
@@ -64,7 +71,7 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         self,
         target: Target | None = None,
         quantity: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        guidance_scale: float = 50.0,
+        guidance_scale: float | None = None,
         alignment: ModelMixin | None = None,
         future_values: torch.Tensor | None = None,
         oracle: bool = False,
@@ -88,7 +95,7 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         pretrained_model_name_or_path,
         subfolder: str = "alignment",
         target: Target | None = None,
-        guidance_scale: float = 50.0,
+        guidance_scale: float | None = None,
         **kwargs,
     ) -> "KnowledgeAlignmentCallback":
         """A callback with the alignment network of a pipeline's folder or hub id.
@@ -145,11 +152,11 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         if self.quantity is None:
             self._check_alignment(pipeline)
         try:
-            finite = math.isfinite(self.guidance_scale)
+            finite = self.guidance_scale is None or math.isfinite(self.guidance_scale)
         except TypeError:
             finite = False
         if not finite:
-            raise ValueError(f"`guidance_scale` must be a finite number, got {self.guidance_scale!r}.")
+            raise ValueError(f"`guidance_scale` must be a finite number or None, got {self.guidance_scale!r}.")
         self._target(past_values, ensemble_size)
 
     def _check_alignment(self, pipeline):
@@ -177,15 +184,19 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         target = target.to(latents.device, torch.float32)
         if self.quantity is None:
             basis = callback_kwargs["noisy_latents"].flatten(0, 1) / float(before.square().sum().sqrt())
-            quantity = self._alignment_quantity(pipeline, timesteps, latents.device)
+            quantity, gain = self._alignment_quantity(pipeline, timesteps, latents.device), float(after.norm())
         else:
             basis = callback_kwargs["denoised_latents"].flatten(0, 1)
-            quantity = self._decoded_quantity(pipeline)
+            quantity, gain = self._decoded_quantity(pipeline), float(after[0])  # how much of it a sample holds
 
         parts = zip(*(tensor.split(pipeline.max_batch_size or len(basis)) for tensor in (basis, target)))
-        gradient = torch.cat([energy_gradient(quantity, *part) for part in parts]).view_as(latents)
-        scale = self.guidance_scale * posterior_deviation(before, after) * float(after.square().sum().sqrt())
-        shift = -scale * gradient
+        energy, gradient = (torch.cat(tensors) for tensors in zip(*(energy_of(quantity, *part) for part in parts)))
+        if self.guidance_scale is None:
+            sizes = gain * sizes_of_steps(energy, gradient)
+        else:
+            size = self.guidance_scale * posterior_deviation(before, after) * float(after.norm())
+            sizes = torch.full_like(energy, size)
+        shift = -(sizes[:, None] * gradient.flatten(1)).view_as(latents)
         shifted = (latents.float() + shift).to(latents.dtype)
         _shift_corrector(pipeline.scheduler, before, after, shift.flatten(0, 1))
 
@@ -253,16 +264,25 @@ def _shift_corrector(scheduler, before: torch.Tensor, after: torch.Tensor, shift
             scheduler.last_sample = scheduler.last_sample + shift / ratio
 
 
-def energy_gradient(quantity: Callable, latents: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The gradient of | quantity(latents) - target | of each member: latents (N, ...), target (N,) -> as latents.
+def energy_of(quantity: Callable, latents: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """| quantity(latents) - target | of each member, and its gradient: latents (N, ...), target (N,) -> (N,) and as
+    latents.
 
     float32, whatever the dtype of the latents. The parameters of networks inside `quantity` get no gradient.
     """
     with torch.inference_mode(False), torch.enable_grad():
         latents, target = latents.detach().clone().requires_grad_(), target.clone()
         scale = latents[0].numel()  # the gradient of a mean over many pixels would vanish in half precision
-        energy = (quantity(latents).float() - target).abs().sum()
-        return torch.autograd.grad(energy * scale, latents)[0].float() / scale
+        energy = (quantity(latents).float() - target).abs()
+        gradient = torch.autograd.grad((energy * scale).sum(), latents)[0].float() / scale
+        return energy.detach(), gradient
+
+
+def sizes_of_steps(energy: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """What to take of a gradient (N, ...) for an energy (N,) to fall to 0 to first order, (N,); at most so much that a
+    step is as long as latents of unit variance are."""
+    length = gradient.flatten(1).norm(dim=1).clamp(min=1e-20)
+    return torch.minimum(energy / length, torch.full_like(length, gradient[0].numel() ** 0.5)) / length
 
 
 # ---------------------------------------------------------------------------------------------------------------------

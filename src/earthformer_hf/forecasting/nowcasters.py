@@ -18,7 +18,6 @@ from ..sharing.loading import load, to_single_precision
 
 
 GUIDE = r"change=([+-]?\d+(?:\.\d+)?)sigma"
-GUIDANCE_SCALE = 1000.0  # of decoded frames: meets the mean that was asked for to 0.001 of the range
 
 
 class Nowcaster:
@@ -130,7 +129,7 @@ class EnsembleNowcaster(Nowcaster):
         if self.deviations is not None:
             usual = self.model.alignment.config.statistics
             target = intensity_change(usual["change_mean"], usual["change_deviation"], self.deviations)
-            guide = {"callback_on_step_end": KnowledgeAlignmentCallback(target, frame_mean, GUIDANCE_SCALE)}
+            guide = {"callback_on_step_end": KnowledgeAlignmentCallback(target, frame_mean)}
         generator = torch.Generator().manual_seed(0)  # for schedulers that add noise at each step
         options = {"latents": noise.unflatten(0, grid), "generator": generator, "output_type": "pt"}
         found = self.model(past, ensemble_size=grid[1], **options, **self.options, **guide)
