@@ -72,7 +72,7 @@ def members(pipeline, title: str, steps: int, counts: tuple[int, int] = (1, 8)):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="model_cards/prediff-radar-tiny")
+    parser.add_argument("--model", default="model_cards/prediff-radar-small")
     parser.add_argument("--windows", type=int, default=12)
     parser.add_argument("--ensemble_size", type=int, default=4)
     parser.add_argument("--reference_steps", type=int, default=250, help="of DDPM; 0 leaves it out")

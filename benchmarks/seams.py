@@ -1,7 +1,7 @@
 """Seams of forecasts in tiles, on the open radar mosaic: differences across edges of tiles against those elsewhere.
 
     python benchmarks/seams.py                                       # Earthformer
-    python benchmarks/seams.py --model model_cards/prediff-radar-tiny --members 2
+    python benchmarks/seams.py --model model_cards/prediff-radar-small --members 2
 
 For every edge of a tile: the RMS difference of the two pixels on both sides of it, over that of all other neighbours.
 The same for the last observed frame, which has no tiles: what weather alone does at these places. For Earthformer also

@@ -1,11 +1,10 @@
-"""Find how far the members of a trained PreDiff should differ, and make their intensities as frequent as the observed.
+"""Make the intensities of a trained PreDiff's members as frequent as the observed ones.
 
     python examples/calibrate_prediff.py --recipe examples/configs/prediff_radar_small.yaml --pipeline runs/prediff
 
-Both on the validation split of the recipe, and written into PIPELINE/model_index.json, so that the pipeline applies
-them. Members are drawn from noise of several deviations, of each the quantiles are matched at the thresholds of the
-feature extractor for each lead time, and the pair with the least fair CRPS is kept. Every member is changed alone, so
-that a forecast does not depend on how many are drawn.
+On the validation split of the recipe, at the thresholds of the feature extractor and for each lead time; written
+into PIPELINE/model_index.json, so that the pipeline applies it. Every member is changed alone: a forecast does not
+depend on how many are drawn.
 """
 
 from dataclasses import dataclass, field
@@ -25,20 +24,9 @@ from earthformer_hf.training.calibration import quantile_calibration
 @dataclass
 class CalibrationArguments:
     pipeline: str = field(default="runs/unet", metadata={"help": "folder of the pipeline, which is changed"})
-    noise_scales: list[float] = field(
-        default_factory=lambda: [1.0, 1.1, 1.2], metadata={"help": "deviations of the noise that are tried"}
-    )
     ensemble_size: int = field(default=8, metadata={"help": "members of each window"})
     windows: int = field(default=16, metadata={"help": "validation windows, evenly spaced"})
     seed: int = field(default=0, metadata={"help": "of the noise"})
-
-
-def members(pipeline: PreDiffPipeline, windows, arguments: CalibrationArguments, noise_scale: float) -> torch.Tensor:
-    """Ensembles (N, E, T_out, H, W, C) of N windows, not calibrated."""
-    pipeline.register_to_config(noise_scale=noise_scale, calibration=None)
-    generator = torch.Generator().manual_seed(arguments.seed)
-    options = {"ensemble_size": arguments.ensemble_size, "generator": generator, "output_type": "pt"}
-    return torch.cat([pipeline(batch["past_values"], **options).predictions for batch in DataLoader(windows)])
 
 
 def scores(ensembles: torch.Tensor, future: torch.Tensor, observed: torch.Tensor) -> dict[str, np.ndarray]:
@@ -65,24 +53,22 @@ def main():
     future, observed = (
         torch.stack([item[name] for item in chosen]) for name in ("future_values", "future_observed_mask")
     )
+    pipeline.register_to_config(calibration=None)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    options = {"ensemble_size": arguments.ensemble_size, "generator": generator, "output_type": "pt"}
+    drawn = torch.cat([pipeline(batch["past_values"], **options).predictions for batch in DataLoader(chosen)])
+    members = drawn.unbind(1)  # each (N, T, H, W, C)
     values = extractor.encode(np.array([0, *extractor.thresholds]))[0].tolist()
-    found = []
-    for noise_scale in arguments.noise_scales:
-        plain = members(pipeline, chosen, arguments, noise_scale)
-        table = quantile_calibration([(drawn, future, observed) for drawn in plain.unbind(1)], values)
-        matched = torch.stack([calibrated(drawn, table) for drawn in plain.unbind(1)], 1)
-        for label, ensembles in (("as drawn", plain), ("quantiles matched", matched)):
-            score = scores(ensembles, future, observed)
-            print(
-                f"noise of {noise_scale:g}, {label}: fair CRPS {score['fair_crps']:.5f}, spread-skill "
-                f"{score['spread_skill_ratio']:.2f}, RMSE of the mean {score['rmse']:.4f}",
-                flush=True,
-            )
-        found.append((score["fair_crps"], noise_scale, table))
-    _, noise_scale, table = min(found)
-    pipeline.register_to_config(noise_scale=noise_scale, calibration=table)
+    table = quantile_calibration([(member, future, observed) for member in members], values)
+    matched = torch.stack([calibrated(member, table) for member in members], 1)
+    for label, ensembles in (("as drawn", drawn), ("quantiles matched", matched)):
+        score = scores(ensembles, future, observed)
+        print(
+            f"{label}: fair CRPS {score['fair_crps']:.5f}, spread-skill ratio {score['spread_skill_ratio']:.2f}, RMSE "
+            f"of the mean {score['rmse']:.4f}"
+        )
+    pipeline.register_to_config(calibration=table)
     pipeline.save_config(arguments.pipeline)
-    print(f"{arguments.pipeline}: noise of {noise_scale:g} and its quantiles are written into model_index.json")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Export a model, or one denoising step of PreDiff, to ONNX for batches of any size, and compare it with torch.
 
     python examples/export_onnx.py --model model_cards/earthformer-radar-tiny
-    python examples/export_onnx.py --model model_cards/prediff-radar-tiny     # unet(sample, timestep, context)
+    python examples/export_onnx.py --model model_cards/prediff-radar-small    # its unet
 
 The file runs in onnxruntime without torch and without this package. What its numbers are is told by the entry
 "feature_extractor" of its metadata, as in preprocessor_config.json: values are (raw - offset) x scale, and units, time

@@ -21,8 +21,8 @@ DEBUGGING = [DEBUG] if DEBUG in sys.argv else []
 HERE = Path(__file__).parent
 RAIN, OCEAN = ("forecast_radar", "forecast_prediff", "guided_forecast"), ("forecast_enso",)
 OF_ANY_GRID = (
-    "--model=model_cards/prediff-radar-tiny --out=outputs/forecast.nc --overwrite --plot=outputs/forecast.png "
-    "--mean --threshold=10 --coarsen-to=3km --resample-time=4m"
+    "--model=model_cards/prediff-radar-small --out=outputs/forecast.nc --overwrite --plot=outputs/forecast.png "
+    "--mean --threshold=10 --coarsen-to=3km --resample-time=10m"
 ).split()
 OF_ARRAYS = "--units=mm/h --time-step=2m --grid-spacing=3km".split()
 

@@ -1,9 +1,10 @@
-"""Draw an ensemble of the next 24 minutes of rain, and the chance of exceeding a threshold.
+"""Draw an ensemble of the next hour of rain, and the chance of exceeding a threshold.
 
     python examples/forecast_prediff.py                        # real radar if there is any, else simulated rain
     python examples/forecast_prediff.py --input mine.npy       # your own: mm/h, (T, 128, 128), 2 minutes, 3 km
 
-The figure goes to outputs/forecast_prediff.png. Every other frame is used: 13 frames or more are needed.
+The figure goes to outputs/forecast_prediff.png. Frames 10 minutes apart are used, the last
+hour of them.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from earthformer_hf.plotting import plot_sequence, sequence_row
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, help="rain rates in mm/h (.npy, .npz), or open radar data (.h5)")
-    parser.add_argument("--model", default="model_cards/prediff-radar-tiny", help="a pipeline's folder, or a hub id")
+    parser.add_argument("--model", default="model_cards/prediff-radar-small", help="a pipeline's folder, or a hub id")
     parser.add_argument("--ensemble_size", type=int, default=8, help="members")
     parser.add_argument("--num_inference_steps", type=int, default=10, help="more are slower, and hardly better")
     parser.add_argument("--threshold", type=float, default=10.0, help="of the chance, in mm/h")

@@ -28,9 +28,9 @@ CLOSE = 0.25  # sigma, within which a target counts as reached
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, help="rain rates in mm/h (.npy, .npz), or open radar data (.h5)")
-    parser.add_argument("--model", default="model_cards/prediff-radar-tiny", help="a pipeline's folder, or a hub id")
-    parser.add_argument("--guidance_scale", type=float, default=1000.0, help="how strongly each step is pulled")
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="fewer are faster, and follow less well")
+    parser.add_argument("--model", default="model_cards/prediff-radar-small", help="a pipeline's folder, or a hub id")
+    parser.add_argument("--guidance_scale", type=float, help="of a step; as much as it takes if omitted")
+    parser.add_argument("--num_inference_steps", type=int, default=10, help="fewer are faster")
     parser.add_argument("--network", action="store_true", help="read the noisy latents, not the decoded frames")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--output", type=Path, default=Path("outputs/guided_forecast.png"), help="the figure")

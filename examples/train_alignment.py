@@ -1,6 +1,6 @@
 """Train the alignment network of a PreDiff pipeline: it tells from noisy latents how intense their frames will be.
 
-    python examples/train_alignment.py --recipe examples/configs/prediff_radar_tiny.yaml --pipeline runs/unet \\
+    python examples/train_alignment.py --recipe examples/configs/prediff_radar_small.yaml --pipeline runs/unet \\
         --output_dir runs/alignment
 
 The best network is written into the pipeline's folder, as `alignment/`. The same command resumes.

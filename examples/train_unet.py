@@ -1,6 +1,6 @@
 """Train the denoiser of PreDiff in the latents of a trained autoencoder. The same command resumes.
 
-    python examples/train_unet.py --recipe examples/configs/prediff_radar_tiny.yaml --output_dir runs/unet
+    python examples/train_unet.py --recipe examples/configs/prediff_radar_small.yaml --output_dir runs/unet
 
 With `forecaster`, the folder of a trained Earthformer, the denoiser learns to use what that one forecasts. A block
 `sampler` names the scheduler that the pipeline is saved with, where it is another than the one for training.

@@ -26,7 +26,7 @@ from zoo import END, START, card_text, model_table, score_tables, with_table  # 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "conversion/README.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md")) + sorted((ROOT / "model_cards").glob("*/README.md"))
 BLOCK = re.compile(r"(?:^<!-- (no-run|needs): (.+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SLOW = ("model_cards/prediff-radar-tiny/README.md",)
+SLOW = ("model_cards/prediff-radar-small/README.md",)
 
 
 def name_of(page: Path) -> str:

@@ -83,7 +83,8 @@ def test_every_entry_of_every_recipe_is_known(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["train", "--recipe", str(path)])
         _, data, arguments = parse_recipe(data=DataArguments, training=ForecastArguments)
         assert data.source and arguments.max_steps > arguments.warmup_steps
-    for path in (ROOT / "examples/configs").glob("prediff_*.yaml"):
+    paths = [*(ROOT / "examples/configs").glob("prediff_*.yaml"), ROOT / "examples/configs/autoencoder_radar.yaml"]
+    for path in paths:
         for stage, kind in stages.items():
             monkeypatch.setattr(sys, "argv", ["train", "--recipe", str(path)])
             _, data, arguments = parse_recipe(data=DataArguments, **{stage: kind})
@@ -147,7 +148,7 @@ def test_a_mistake_on_the_command_line_is_said_in_one_line(tmp_path, monkeypatch
     assert "'sgd'" in refusal(monkeypatch, "train_earthformer", *recipe, "--optimizer", "sgd")
     assert "'radar'" in refusal(monkeypatch, "train_earthformer", *recipe, "--source", "radar")
     assert str(tmp_path) in refusal(monkeypatch, "train_earthformer", *recipe, "--data_dir", tmp_path)
-    recipe = "--recipe", ROOT / "examples/configs/prediff_radar_tiny.yaml"
+    recipe = "--recipe", ROOT / "examples/configs/prediff_radar_small.yaml"
     nothing = tmp_path / "nothing"
     assert str(tmp_path) in refusal(monkeypatch, "train_autoencoder", *recipe, "--data_dir", tmp_path)
     assert "laplace" in refusal(monkeypatch, "train_autoencoder", *recipe, "--learn_log_variance")
@@ -173,7 +174,8 @@ def test_every_recipe_trains_on_the_data_of_its_protocol():
         options, known = data.get("options", {}), options_of(builder_of(data["source"]))
         assert options.keys() | data.get("train_options", {}).keys() <= known, path.name
         if "protocol" not in extractor:
-            assert data["source"] in ("simulated-land", "folder") or path.stem == "earthformer_knmi_tiny"
+            of_no_protocol = path.stem in ("earthformer_knmi_tiny", "autoencoder_radar")
+            assert data["source"] in ("simulated-land", "folder") or of_no_protocol
             continue
         protocol, network = PROTOCOLS[extractor["protocol"]], recipe.get("model") or recipe["unet"]
         lengths = network["context_length"], network["prediction_length"]

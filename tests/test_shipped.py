@@ -93,9 +93,10 @@ def test_the_radar_model_beats_persistence_on_simulated_rain():
 
 
 def test_pipeline_recipe_and_card_belong_together():
-    folder = ROOT / "model_cards/prediff-radar-tiny"
+    folder = ROOT / "model_cards/prediff-radar-small"
     pipeline = PreDiffPipeline.from_pretrained(folder)
-    recipe = yaml.safe_load((ROOT / "examples/configs/prediff_radar_tiny.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "examples/configs/prediff_radar_small.yaml").read_text())
+    recipe["vae"] = yaml.safe_load((ROOT / "examples/configs/autoencoder_radar.yaml").read_text())["vae"]
     parts = {"vae": pipeline.vae, "unet": pipeline.unet, "alignment_network": pipeline.alignment}
     for name, network in parts.items():
         for key, value in recipe[name].items():
@@ -108,8 +109,10 @@ def test_pipeline_recipe_and_card_belong_together():
     np.testing.assert_allclose(extractor.physical_table, rain_table(), rtol=1e-3)
     assert pipeline.scheduler.config.prediction_type == recipe["scheduler"]["prediction_type"]
     files = list(folder.rglob("*.safetensors"))
-    assert sorted(file.parent.name for file in files) == ["alignment", "unet", "vae"]
+    assert sorted(file.parent.name for file in files) == ["alignment", "forecaster", "unet", "vae"]
     assert sum(file.stat().st_size for file in files) <= 20 * 2**20
+    everything = [*parts.values(), pipeline.forecaster]
+    assert sum(p.numel() for network in everything for p in network.parameters()) <= 12_000_000
     assert {tensor.dtype for file in files for tensor in load_file(file).values()} == {torch.float16}
     card = (folder / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
@@ -119,11 +122,11 @@ def test_pipeline_recipe_and_card_belong_together():
     assert "earthformer-hf evaluate" in card
 
 
-@pytest.mark.skipif(not (DATA / "radar_open_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
+@pytest.mark.skipif(not (DATA / "radar_open_10min_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
 @pytest.mark.slow
 def test_the_ensemble_beats_dressed_persistence_and_obeys():
     """On a few test windows and few steps; the scores that count are in the pipeline's card."""
-    pipeline = PreDiffPipeline.from_pretrained(ROOT / "model_cards/prediff-radar-tiny")
+    pipeline = PreDiffPipeline.from_pretrained(ROOT / "model_cards/prediff-radar-small")
     extractor = pipeline.feature_extractor
     protocol = replace(PROTOCOLS[extractor.protocol], max_windows=4)
     windows = protocol_windows(protocol, DATA)
@@ -137,12 +140,32 @@ def test_the_ensemble_beats_dressed_persistence_and_obeys():
     means = []
     for n in (-2, 0, 2):
         target = intensity_change(usual["change_mean"], usual["change_deviation"], n)
-        guide = KnowledgeAlignmentCallback(target, frame_mean, guidance_scale=1000)
+        guide = KnowledgeAlignmentCallback(target, frame_mean)
         generator = torch.Generator().manual_seed(0)
         member = pipeline(past_values, 1, 10, generator, callback_on_step_end=guide).predictions
         means.append(member.mean())
-        assert abs(member.mean() - target(past_values)) < usual["change_deviation"]
+        assert abs(member.mean() - target(past_values)) < 0.25 * usual["change_deviation"]
     assert means[0] < means[1] < means[2]
+
+
+@pytest.mark.skipif(not (DATA / "radar_open_10min_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
+@pytest.mark.slow
+def test_an_ensemble_that_is_fed_back_keeps_its_heavy_rain():
+    """In the second hour, of the test storms: the share of 10 mm/h or more within a factor of 2 of the observed."""
+    pipeline = PreDiffPipeline.from_pretrained(ROOT / "model_cards/prediff-radar-small")
+    pipeline.set_progress_bar_config(disable=True)
+    extractor, generator = pipeline.feature_extractor, torch.Generator().manual_seed(0)
+    windows = protocol_windows(replace(PROTOCOLS[extractor.protocol], prediction_length=12), DATA)
+    heavy = float(extractor.encode(extractor.from_physical(np.array([10.0])))[0][0])
+    forecast, observed = [], []
+    for index in np.linspace(0, len(windows) - 1, 10).round().astype(int).tolist():
+        past, future = windows[index]["past_values"][None], windows[index]["future_values"]
+        hour = pipeline(past, 2, generator=generator, output_type="pt").predictions[0]  # (2, 6, H, W, 1)
+        context = torch.cat([past[:, -1:].expand(2, -1, -1, -1, -1), hour], dim=1)
+        next_hour = pipeline(context, 1, generator=generator, output_type="pt").predictions
+        forecast.append((next_hour >= heavy).double().mean())
+        observed.append((future[6:] >= heavy).double().mean())
+    assert 0.5 < torch.stack(forecast).mean() / torch.stack(observed).mean() < 2
 
 
 @pytest.mark.slow

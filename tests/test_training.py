@@ -328,10 +328,10 @@ def test_a_diffusion_pipeline_is_trained_in_three_steps_that_resume(tmp_path):
     scaling = json.loads((tmp_path / "further/config.json").read_text())["scaling_factor"]
     assert scaling == pipeline.vae.config.scaling_factor
 
-    options = ["--pipeline", str(tmp_path / "unet-parts"), "--ensemble_size", "3", "--noise_scales", "0.5", "2"]
+    options = ["--pipeline", str(tmp_path / "unet-parts"), "--ensemble_size", "3"]
     train(tmp_path, *options, script="calibrate_prediff")
     found = PreDiffPipeline.from_pretrained(tmp_path / "unet-parts").config
-    assert found.noise_scale in (0.5, 2.0) and [len(row) for row in found.calibration] == [3, 3]
+    assert [len(row) for row in found.calibration] == [3, 3]
     np.testing.assert_allclose(found.calibration[0], [0, 20 / 255, 100 / 255], rtol=1e-6)
 
 

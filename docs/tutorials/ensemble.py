@@ -23,12 +23,12 @@ OUTPUTS = Path("outputs")
 OUTPUTS.mkdir(exist_ok=True)
 MEMBERS, STEPS, WINDOWS = 4, 5, 8
 
-pipeline = PreDiffPipeline.from_pretrained("model_cards/prediff-radar-tiny")
+pipeline = PreDiffPipeline.from_pretrained("model_cards/prediff-radar-small")
 pipeline.set_progress_bar_config(disable=True)
 extractor = pipeline.feature_extractor
 label, events = rain_input(None, extractor)  # open radar data if they are at hand, else simulated rain
-windows = Windows(events, extractor.encode, 7, 6, stride=12, frame_stride=2)
-print(f"{label}: {len(windows)} windows of 7 + 6 frames, every 4 minutes")
+windows = Windows(events, extractor.encode, 7, 6, stride=4)
+print(f"{label}: {len(windows)} windows of 7 + 6 frames, every 10 minutes")
 
 # %% [markdown]
 # ## Members
@@ -74,7 +74,7 @@ print(f"fair CRPS {summary['fair_crps']:.4f}, spread-skill ratio {summary['sprea
 # %% [markdown]
 # ## Knowledge alignment
 #
-# Usually the mean rain of the next minutes differs little from that of the last frame. Ask for two standard
+# Usually the mean rain of the next hour differs little from that of the last frame. Ask for two standard
 # deviations less, and for two more: from the same noise, two scenarios.
 
 # %%
@@ -82,7 +82,7 @@ usual = pipeline.alignment.config.statistics
 guided = {}
 for n in (-2, 2):
     target = intensity_change(usual["change_mean"], usual["change_deviation"], n)
-    guide = KnowledgeAlignmentCallback(target, frame_mean, guidance_scale=1000)
+    guide = KnowledgeAlignmentCallback(target, frame_mean)
     guided[n] = draw(1, steps=8, callback_on_step_end=guide)[0]
     asked = float(target(past[None])[0])
     print(f"{n:+d} sigma: mean intensity asked {asked:.4f}, got {float(guided[n].mean()):.4f}")
@@ -96,7 +96,7 @@ shown = [0, 2, 5]
 rows = {"observed": sequence_row(millimetres(future)[shown], millimetres(past)[[0, 3, 6]])}
 rows |= {f"member {n + 1}": sequence_row(millimetres(ensemble[n])[shown]) for n in range(2)}
 rows |= {f"asked for {n:+d} sigma": sequence_row(millimetres(guided[n])[shown]) for n in (-2, 2)}
-columns = ["-24 min", "-12 min", "0 min", "+4 min", "+12 min", "+24 min"]
+columns = ["-60 min", "-30 min", "0 min", "+10 min", "+30 min", "+60 min"]
 chances = {"chance of 1 mm/h": sequence_row(chance[shown])}
 plot_sequence(rows, columns, f"{label}: PreDiff", chances).savefig(OUTPUTS / "tutorial_ensemble.png", dpi=50)
 

@@ -1,5 +1,7 @@
 """What is forecast instead of a network's own values, so that intensities are as frequent as the observed ones."""
 
+import math
+
 import torch
 
 
@@ -10,7 +12,7 @@ def is_calibration(calibration: list[list[float]], prediction_length: int) -> bo
     """Whether rows fit [`calibrated`]: `prediction_length` + 1 of them, all rising, of one length."""
     try:
         lengths = {len(row) for row in calibration}
-        rising = all(a < b for row in calibration for a, b in zip(row, row[1:]))
+        rising = all(0 < b - a < math.inf for row in calibration for a, b in zip(row, row[1:]))
     except TypeError:
         return False
     return (

@@ -6,7 +6,7 @@ Each denoising step is shifted towards lower *energy*, the distance between what
 
 `quantity` is read from the noisy latents by an alignment network, or from the decoded frames of the clean latents that
 the denoiser sees behind them. Without a `guidance_scale` each shift is as long as it takes, to first order, to bring
-the energy to 0.
+the energy to 0, and the network reads the clean latents too.
 
 Source: Gao et al., "PreDiff", NeurIPS 2023, https://arxiv.org/abs/2307.10422, section 3.3, equation 6.
 """
@@ -37,9 +37,9 @@ class KnowledgeAlignmentCallback(PipelineCallback):
     Shifts every step of a [`PreDiffPipeline`] towards a target; pass it as `callback_on_step_end`. Several work
     together in a [`~diffusers.callbacks.MultiPipelineCallbacks`].
 
-    Without a `guidance_scale`, what is read (the clean latents behind a sample, or the noisy ones at unit variance) is
-    shifted along the gradient by energy / gradient^2, no further than it is long itself, and the sample with it: the
-    target is met whatever the schedule, the data and the quantity.
+    Without a `guidance_scale`, the clean latents that the denoiser sees behind a sample are read, and shifted along
+    the gradient by energy / gradient^2, no further than they are long themselves, and the sample with them: what is
+    read meets the target, whatever the schedule, the data and the quantity.
 
     With one, the rule for all schedulers: a sample alpha * clean + sigma * noise is brought to unit variance by
     dividing by sqrt(alpha^2 + sigma^2), and shifted there by guidance_scale * sigma_t * gradient, where sigma_t is the
@@ -56,7 +56,7 @@ class KnowledgeAlignmentCallback(PipelineCallback):
             same function as `quantity`, a mean over frames, conserves it.
         quantity (`callable`, *optional*): a differentiable function of decoded frames (N, T_out, H, W, C) that returns
             one number per member, (N,). If omitted, an alignment network tells the mean over frames of what it was
-            trained on, from the noisy latents.
+            trained on, from the latents.
         guidance_scale (`float`, *optional*): how hard to pull, as in the paper; as hard as the target asks if omitted.
         alignment ([`EarthformerAlignmentModel`], *optional*): the network; the pipeline's own if omitted.
         future_values (`torch.Tensor`, *optional*): observed frames (B, T_out, H, W, C) whose mean intensity, or
@@ -134,8 +134,12 @@ class KnowledgeAlignmentCallback(PipelineCallback):
 
     @property
     def tensor_inputs(self) -> list[str]:
-        basis = "noisy_latents" if self.quantity is None else "denoised_latents"
-        return ["latents", basis, "past_values"]
+        return ["latents", "denoised_latents" if self._reads_clean else "noisy_latents", "past_values"]
+
+    @property
+    def _reads_clean(self) -> bool:
+        """Whether `quantity` is read from the clean latents that the denoiser sees; in the paper a network is not."""
+        return self.quantity is not None or self.guidance_scale is None
 
     def check_inputs(self, pipeline, past_values: torch.Tensor, ensemble_size: int):
         """Called by the pipeline before any computation.
@@ -182,17 +186,19 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         before, after = noise_levels(pipeline.scheduler)[step_index : step_index + 2]
         target = self._target(callback_kwargs["past_values"], latents.shape[1]).flatten()  # (B * E,)
         target = target.to(latents.device, torch.float32)
-        if self.quantity is None:
-            basis = callback_kwargs["noisy_latents"].flatten(0, 1) / float(before.square().sum().sqrt())
-            quantity, gain = self._alignment_quantity(pipeline, timesteps, latents.device), float(after.norm())
+        if self._reads_clean:
+            basis, timestep = callback_kwargs["denoised_latents"].flatten(0, 1), torch.zeros_like(timesteps)
         else:
-            basis = callback_kwargs["denoised_latents"].flatten(0, 1)
-            quantity, gain = self._decoded_quantity(pipeline), float(after[0])  # how much of it a sample holds
+            basis, timestep = callback_kwargs["noisy_latents"].flatten(0, 1) / float(before.norm()), timesteps
+        if self.quantity is None:
+            quantity = self._alignment_quantity(pipeline, timestep, latents.device)
+        else:
+            quantity = self._decoded_quantity(pipeline)
 
         parts = zip(*(tensor.split(pipeline.max_batch_size or len(basis)) for tensor in (basis, target)))
         energy, gradient = (torch.cat(tensors) for tensors in zip(*(energy_of(quantity, *part) for part in parts)))
         if self.guidance_scale is None:
-            sizes = gain * sizes_of_steps(energy, gradient)
+            sizes = float(after[0]) * sizes_of_steps(energy, gradient)  # a sample holds so much of the clean latents
         else:
             size = self.guidance_scale * posterior_deviation(before, after) * float(after.norm())
             sizes = torch.full_like(energy, size)
@@ -212,7 +218,7 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         return callback_kwargs
 
     def _alignment_quantity(self, pipeline, timestep: torch.Tensor, device: torch.device) -> Callable:
-        """What the alignment network reads from noisy latents of unit variance, (N, T_out, h, w, c) -> (N,)."""
+        """What the alignment network reads from latents of unit variance, (N, T_out, h, w, c) -> (N,)."""
         network = self.alignment or pipeline.alignment
         if network.device != device:
             network.to(device)

@@ -1,6 +1,5 @@
 """What a PreDiff pipeline refuses before any computation, each with the argument, what was expected and what came."""
 
-import math
 from collections.abc import Callable
 from numbers import Integral, Real
 
@@ -58,14 +57,12 @@ def check_networks(vae: AutoencoderKL, unet: ModelMixin, forecaster: PreTrainedM
             raise ValueError(f"`forecaster` must have {name}={value} to fit `unet` and `vae`, got {got}.")
 
 
-def check_fitted(noise_scale: float, calibration: list[list[float]] | None, prediction_length: int):
-    """Refuse what was not fitted for a pipeline.
+def check_calibration(calibration: list[list[float]] | None, prediction_length: int):
+    """Refuse a calibration that is not of so many lead times.
 
     Raises:
-        ValueError: no positive number, or no rising rows of one length for so many lead times.
+        ValueError: no rising rows of one length.
     """
-    if not isinstance(noise_scale, Real) or not 0 < noise_scale < math.inf:
-        raise ValueError(f"`noise_scale` must be a positive number, got {noise_scale!r}.")
     if calibration is not None and not is_calibration(calibration, prediction_length):
         raise ValueError(
             f"`calibration` must be {prediction_length + 1} rising rows of one length, got {calibration!r}."
@@ -200,7 +197,7 @@ def answered(answer, name: str, tensors: dict[str, torch.Tensor]) -> torch.Tenso
 __all__ = [
     "answered",
     "callback_tensors",
-    "check_fitted",
+    "check_calibration",
     "check_inputs",
     "check_networks",
     "frame_size",

@@ -34,7 +34,7 @@ from diffusers.utils import BaseOutput
 from transformers import FeatureExtractionMixin, PreTrainedModel
 
 from .calibration import calibrated
-from .pipeline_checks import answered, callback_tensors, check_fitted, check_inputs, scale_factor, stacked
+from .pipeline_checks import answered, callback_tensors, check_calibration, check_inputs, scale_factor, stacked
 from .pipeline_hub import PreDiffHubMixin
 from .schedules import denoised, noise_levels, use_float64_tables
 
@@ -93,15 +93,12 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
             takes and returns the model's range.
         forecaster ([`EarthformerForPrediction`], *optional*): of the same frames; `unet` is told what it forecasts, as
             the latents of `vae`, and has as many `condition_channels`. Without one it is the published pipeline.
-        noise_scale (`float`): deviation of the noise that denoising begins with. Members that a small network draws
-            differ too little from each other; above 1 they differ more. Fitted, as the next, on validation by
-            `examples/calibrate_prediff.py`; 1 as published.
         calibration (`list[list[float]]`, *optional*): what is decoded instead of the networks' own values, so that
-            intensities are as frequent as the observed ones, in the form of [`EarthformerConfig`]'s; None for none,
-            as published.
+            intensities are as frequent as the observed ones, in the form of [`EarthformerConfig`]'s. Fitted by
+            `examples/calibrate_prediff.py`; None for none, as published.
 
     Raises:
-        ValueError: `noise_scale` or `calibration` is none.
+        ValueError: a `calibration` of another form.
 
     Example:
 
@@ -129,16 +126,15 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         alignment: ModelMixin | None = None,
         feature_extractor: FeatureExtractionMixin | None = None,
         forecaster: PreTrainedModel | None = None,
-        noise_scale: float = 1.0,
         calibration: list[list[float]] | None = None,
     ):
         super().__init__()
-        check_fitted(noise_scale, calibration, unet.config.prediction_length)
+        check_calibration(calibration, unet.config.prediction_length)
         self.register_modules(
             vae=vae, unet=unet, scheduler=scheduler, alignment=alignment, feature_extractor=feature_extractor,
             forecaster=forecaster,
         )  # fmt: skip
-        self.register_to_config(noise_scale=float(noise_scale), calibration=calibration)
+        self.register_to_config(calibration=calibration)
         self._interrupt, self._num_timesteps = False, 0
         self._max_batch_size: int | None = None
         self._shifted_by: set[PipelineCallback] = set()  # the guidance that has changed latents
@@ -247,12 +243,12 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
 
         Args:
             generators: of every member, B * E on the CPU, so that noise is the same on every device.
-            latents: noise of unit variance to take instead, (B, E, T_out, h, w, c); it is scaled as well.
+            latents: noise of unit variance to take instead, (B, E, T_out, h, w, c).
         """
         if latents is None:
             latents = torch.stack([torch.randn(self._latent_shape, generator=member) for member in generators])
         latents = latents.reshape(-1, *self._latent_shape).to(self._execution_device, torch.float32)
-        return latents * (self.config.noise_scale * getattr(self.scheduler, "init_noise_sigma", 1.0))
+        return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (B, T, H, W, C) -> the mode of their latents (B, T, h, w, c), in the precision of `unet`."""

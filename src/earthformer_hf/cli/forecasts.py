@@ -77,7 +77,7 @@ def forecast_command(
 
     Rain rates, amounts and dBZ become what the model takes; another time step or grid spacing only if asked for.
 
-    earthformer-hf forecast radar_*.nc --model model_cards/prediff-radar-tiny --out nowcast.nc --threshold 10
+    earthformer-hf forecast radar_*.nc --model model_cards/prediff-radar-small --out nowcast.nc --threshold 10
     """
     from ..forecasting import forecast, forecast_on, observe, observed_maps, save
     from ..forecasting.files import check_target
