@@ -56,7 +56,7 @@ def place(tmp_path, monkeypatch):
     import xarray as xr
 
     (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
-    event = simulated.rain_events(1, length=30)[0]
+    event = simulated.rain_events(1, length=40)[0]
     axes = {"time": event["time"].astype("datetime64[ns]")}
     for name in ("y", "x"):
         axes[name] = (name, 1000.0 * np.arange(384), {"units": "m", "standard_name": f"projection_{name}_coordinate"})

@@ -35,6 +35,7 @@ from earthformer_hf.guidance import frame_mean, intensity_change
 
 
 CARDS = {
+    "earthformer-radar-small": "earthformer_radar_small",
     "earthformer-radar-tiny": "earthformer_radar_tiny",
     "earthformer-sst-small": "earthformer_sst_small",
 }
