@@ -112,10 +112,9 @@ def _in_words(dataset: Any, out: Path, pictures: list[Path]) -> str:
         lines.append(f"from {last}: {times[0]} to {times[1]}")
     for name, array in dataset.data_vars.items():
         sizes = " x ".join(f"{size} {dimension}" for dimension, size in array.sizes.items())
-        highest = (
-            "" if name == "quality_flag" else f", at most {float(array.max()):.3g} {array.attrs.get('units', '')}"
-        )
-        lines.append(f"{name}: {sizes}{highest}")
+        units = array.attrs.get("units", "1")
+        highest = f", at most {float(array.max()):.3g}" + ("" if units == "1" else f" {units}")
+        lines.append(f"{name}: {sizes}" + ("" if name == "quality_flag" else highest))
     return "\n".join([*lines, *(f"{path}: written" for path in (out, *pictures))])
 
 
