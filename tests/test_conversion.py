@@ -387,6 +387,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch, caps
         "advection",
         "configuration_earthformer",
         "cuboid",
+        "calibration",
         "folding",
         "loading_earthformer",
         "modeling_earthformer",

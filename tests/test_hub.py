@@ -348,7 +348,15 @@ def names_at_top(source: str) -> set[str]:
         ("unet_earthformer", ["cuboid", "folding"]),
         (
             "modeling_earthformer",
-            ["cuboid", "folding", "advection", "configuration_earthformer", "loading_earthformer", "stem_earthformer"],
+            [
+                "cuboid",
+                "folding",
+                "advection",
+                "calibration",
+                "configuration_earthformer",
+                "loading_earthformer",
+                "stem_earthformer",
+            ],
         ),
     ],
 )

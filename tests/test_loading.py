@@ -105,6 +105,17 @@ def test_only_tables_of_the_grid_change(tmp_path, changes):
     assert differing(loaded, again) == set()
 
 
+@pytest.mark.parametrize("leads", [2, 6])
+def test_what_was_fitted_for_each_lead_time_is_kept_for_more_and_for_fewer(tmp_path, leads):
+    weights, said = [0.25, 0.5, 0.75, 1.0], [[0.0, 0.1 + 0.1 * lead] for lead in range(4)]
+    fitted = {"correction_weights": weights, "calibration": [[0.0, 0.5], *said]}
+    tiny_model(first_guess="advection", **fitted).save_pretrained(tmp_path)
+    config = EarthformerForPrediction.from_pretrained(tmp_path, prediction_length=leads).config
+    kept = [min(lead, 3) for lead in range(leads)]
+    assert config.correction_weights == [weights[lead] for lead in kept]
+    assert config.calibration == [[0.0, 0.5], *(said[lead] for lead in kept)]
+
+
 def test_a_grid_of_as_many_places_in_another_shape_is_another_grid(tmp_path):
     model = tiny_model(position_embedding_type="t+hw", self_attention_pattern="divided_st")
     model.save_pretrained(tmp_path)

@@ -162,7 +162,8 @@ class EarthformerConfig(PreTrainedConfig):
         names = {field.name for field in fields(cls)} - {"dtype"}
         return_unused = kwargs.pop("return_unused_kwargs", False)
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
-        config, unused = super().from_dict(config_dict | given, return_unused_kwargs=True, **kwargs)
+        fitted = _fitted_elsewhere(config_dict, given.get("prediction_length"))
+        config, unused = super().from_dict(config_dict | fitted | given, return_unused_kwargs=True, **kwargs)
         for name in unused:
             if close := nearest_name(name, names):
                 raise ValueError(f"{cls.__name__}: unknown argument {name!r}; did you mean {close!r}?")
@@ -313,6 +314,20 @@ def _check_limits(config: EarthformerConfig):
     for name in ("image_size", "hidden_sizes", "stem_channels"):
         largest = max(getattr(config, name), default=0)
         config._require(largest <= MAX_SIZE, name, f"numbers of at most {MAX_SIZE:,}")
+
+
+def _fitted_elsewhere(stored: dict, leads: int | None) -> dict:
+    """What a stored configuration has for each lead time, for so many of them: beyond its last one as there."""
+    found: dict = {}
+    if not isinstance(leads, int) or not 1 <= leads <= MAX_SIZE:
+        return found
+    weights, calibration = stored.get("correction_weights"), stored.get("calibration")
+    if isinstance(weights, list) and weights:
+        found["correction_weights"] = [weights[min(lead, len(weights) - 1)] for lead in range(leads)]
+    if isinstance(calibration, list) and len(calibration) > 1:
+        said = calibration[1:]
+        found["calibration"] = [calibration[0], *(said[min(lead, len(said) - 1)] for lead in range(leads))]
+    return found
 
 
 def _check_first_guess(config: EarthformerConfig):

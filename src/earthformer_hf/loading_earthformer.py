@@ -46,6 +46,7 @@ from .cuboid import CuboidAttentionBase, CuboidCrossAttention
 logger = logging.get_logger(__name__)
 
 GRID = ("image_size", "context_length", "prediction_length")
+BY_LEAD = ("correction_weights", "calibration")  # what was fitted for each lead time, and shapes no weight
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,6 +98,8 @@ class _Adaptation:
             return table
         if self.model is None:
             config = copy.deepcopy(model.config)
+            for key in BY_LEAD:
+                setattr(config, key, None)
             for key in changed:
                 setattr(config, key, getattr(self.stored, key))
             with torch.device("meta"):
