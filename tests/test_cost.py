@@ -55,6 +55,15 @@ def test_flops_of_the_head_of_sevir(monkeypatch):
     assert folded < plain / 3
 
 
+def test_flops_of_the_denoiser_of_sevir_lr():
+    """Its convolutions are most of them, and for a forecast need 64 multiplications instead of 216."""
+    block, tokens = TimeResidualBlock(64, 64, 4, 0.0), torch.randn(1, 2, 4, 4, 64)
+    direct = flops(block, tokens)
+    with torch.no_grad():
+        kernels = 2 * 2 * 64 * 27 * 64 * 64  # weights of two convolutions, transformed
+        assert flops(block, tokens) - kernels == direct * 64 / 216
+
+
 @pytest.mark.parametrize("pattern", ["axial", "video_swin_2x4"])
 @pytest.mark.parametrize("separate", [True, False])
 def test_every_attention_is_fused(pattern, separate, monkeypatch):

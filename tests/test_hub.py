@@ -345,7 +345,7 @@ def names_at_top(source: str) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "siblings"),
     [
-        ("unet_earthformer", ["cuboid", "folding"]),
+        ("unet_earthformer", ["cuboid", "folding", "winograd"]),
         (
             "modeling_earthformer",
             [

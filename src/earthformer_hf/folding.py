@@ -56,7 +56,7 @@ def upsample_conv(
     """
     factors = [n // m for n, m in zip(size, frames.shape[2:])]
     whole = all(n == m * factor and factor > 1 for n, m, factor in zip(size, frames.shape[2:], factors))
-    if not whole or not all(_is_bare(conv) for conv in (first, second) if conv is not None):
+    if not whole or not all(is_bare(conv) for conv in (first, second) if conv is not None):
         return plain_upsample_conv(frames, size, first, second, beside)
     if second is None:
         kernel, bias = _compose(factors, first)
@@ -74,10 +74,11 @@ def upsample_conv(
     return output
 
 
-def _is_bare(conv: nn.Conv2d) -> bool:
+def is_bare(conv: nn.Conv2d | nn.Conv3d) -> bool:
     """No adapter around its weights, nor a hook that expects it to be called, such as one that loads them."""
     hooks = conv._forward_pre_hooks, conv._forward_hooks, conv._backward_pre_hooks, conv._backward_hooks
-    return type(conv) is nn.Conv2d and not any(hooks) and not hasattr(conv, "_hf_hook")
+    offloaded = hasattr(conv, "_hf_hook") or hasattr(conv, "_diffusers_hook")
+    return type(conv) in (nn.Conv2d, nn.Conv3d) and not any(hooks) and not offloaded
 
 
 def _compose(
@@ -125,4 +126,4 @@ def _from_beyond(
     return torch.cat(rows, dim=2)
 
 
-__all__ = ["plain_upsample_conv", "upsample_conv"]
+__all__ = ["is_bare", "plain_upsample_conv", "upsample_conv"]

@@ -46,6 +46,7 @@ from .cuboid import (
     pattern_cuboids,
     reduced_size,
 )
+from .winograd import winograd_conv3d
 
 
 @dataclass
@@ -115,9 +116,9 @@ class TimeResidualBlock(nn.Module):
     def forward(self, hidden_states: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
         """hidden_states (B, T, H, W, C_in), embedding (B, E) -> (B, T, H, W, C_out)."""
         volume = hidden_states.permute(0, 4, 1, 2, 3)  # (B, C, T, H, W)
-        if not in_half_precision(volume):  # where convolutions are as fast with channels last
-            volume = volume.contiguous()
-        hidden = self.conv1(F.silu(self.norm1(volume)))
+        if torch.is_grad_enabled() and not in_half_precision(volume):
+            volume = volume.contiguous()  # else convolutions are as fast with channels last
+        hidden = winograd_conv3d(F.silu(self.norm1(volume)), self.conv1)
         if self.time_proj is None or embedding is None:
             hidden = self.norm2(hidden)
         else:
@@ -127,7 +128,7 @@ class TimeResidualBlock(nn.Module):
                 hidden = self.norm2(hidden) * (1 + scale) + shift
             else:
                 hidden = self.norm2(hidden + embedding)
-        hidden = self.shortcut(volume) + self.conv2(self.dropout(F.silu(hidden)))
+        hidden = self.shortcut(volume) + winograd_conv3d(self.dropout(F.silu(hidden)), self.conv2)
         return hidden.permute(0, 2, 3, 4, 1).contiguous()
 
 
