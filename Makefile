@@ -52,7 +52,6 @@ docs: $(DOCS_STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
-	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/prediff.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/training.py

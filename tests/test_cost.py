@@ -57,10 +57,10 @@ def test_flops_of_the_head_of_sevir(monkeypatch):
 
 def test_flops_of_the_denoiser_of_sevir_lr():
     """Its convolutions are most of them, and for a forecast need 64 multiplications instead of 216."""
-    block, tokens = TimeResidualBlock(64, 64, 4, 0.0), torch.randn(1, 2, 4, 4, 64)
+    block, tokens = TimeResidualBlock(128, 128, 4, 0.0), torch.randn(1, 2, 4, 4, 128)
     direct = flops(block, tokens)
     with torch.no_grad():
-        kernels = 2 * 2 * 64 * 27 * 64 * 64  # weights of two convolutions, transformed
+        kernels = 2 * 2 * 64 * 27 * 128 * 128  # weights of two convolutions, transformed
         assert flops(block, tokens) - kernels == direct * 64 / 216
 
 
@@ -87,6 +87,14 @@ def test_tokens_are_copied_into_axial_cuboids_once(size, copies):
     with torch.no_grad(), monitored:
         layer(torch.randn(3, 4, 5, 6, 8), torch.randn(3, 2, 8))
     assert states == [copies, True]
+
+
+def test_the_denoiser_is_one_graph():
+    network = tiny_pipeline().unet
+    arguments = torch.randn(2, 2, 6, 8, 4), torch.tensor(5), torch.randn(2, 3, 6, 8, 4)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*arguments)[0], network(*arguments)[0])
 
 
 def test_time_blocks_return_dense_tokens():

@@ -5,8 +5,14 @@ import torch
 from tiny import tiny_pipeline
 from torch import nn
 
+from earthformer_hf import winograd
 from earthformer_hf.folding import is_bare
-from earthformer_hf.winograd import MAX_CHANNELS, winograd_conv3d
+from earthformer_hf.winograd import MAX_CHANNELS, MIN_CHANNELS, winograd_conv3d
+
+
+@pytest.fixture(autouse=True)
+def narrow_too(monkeypatch):
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
 
 
 def conv(before: int = 5, after: int = 6, **options) -> nn.Conv3d:
@@ -45,6 +51,13 @@ def test_precision_of_many_channels():
         assert error(winograd_conv3d(volume, module.float()), exact) < 2e-6
 
 
+def test_samples_in_parts(monkeypatch):
+    module, volume = conv(), torch.randn(5, 5, 3, 4, 4)
+    monkeypatch.setattr(winograd, "MAX_VALUES", 2 * 8 * volume[0].numel())
+    with torch.no_grad():
+        assert error(winograd_conv3d(volume, module), module(volume)) < 2e-6
+
+
 def test_weights_that_change_are_seen():
     module, volume = conv(), torch.randn(1, 5, 3, 4, 4)
     with torch.no_grad():
@@ -64,8 +77,10 @@ class Adapter(nn.Conv3d):
         return 2 * super().forward(input)
 
 
-@pytest.mark.parametrize("case", ["gradients", "half", "autocast", "hook", "adapter"])
-def test_left_to_the_convolution(case):
+@pytest.mark.parametrize("case", ["narrow", "gradients", "half", "autocast", "hook", "adapter"])
+def test_left_to_the_convolution(case, monkeypatch):
+    if case == "narrow":
+        monkeypatch.setattr(winograd, "MIN_CHANNELS", MIN_CHANNELS)
     module, volume, calls = conv(), torch.randn(1, 5, 3, 4, 4), []
     if case == "half":
         module, volume = module.bfloat16(), volume.bfloat16()
