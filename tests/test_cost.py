@@ -130,14 +130,14 @@ def test_frames_to_be_upsampled_keep_their_channels_last_but_in_half_precision(h
     assert frames.is_contiguous() == half != frames.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("network", ["earthformer", "denoiser"])
+@pytest.mark.parametrize("network", ["earthformer", "default", "scale_shift"])
 def test_the_plain_path_of_the_benchmark(network):
     """It gives the same, step by step, and leaves nothing behind."""
     if network == "earthformer":
         model = tiny_model(separate_global_qkv=True)
         arguments = (frames(model.config),)
     else:
-        model = tiny_pipeline(resnet_time_scale_shift="default", num_global_vectors=2).unet
+        model = tiny_pipeline(resnet_time_scale_shift=network, num_global_vectors=2).unet
         arguments = torch.randn(2, 2, 6, 8, 4), 5, torch.randn(2, 3, 6, 8, 4)
     with torch.no_grad():
         ours = model(*arguments)[0]
