@@ -357,9 +357,10 @@ def forecast_row(name: str, result: dict) -> str:
 def draw_growth(cases: dict, file: Path):
     """Seconds above, memory below; a column for each quantity that grows."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
     from PIL import Image
 
-    figure, axes = plt.subplots(2, len(GROWTH), figsize=(14, 6), sharex="col", layout="constrained")
+    figure, axes = plt.subplots(2, len(GROWTH), figsize=(15, 6), sharex="col", layout="constrained")
     for (what, sizes), column in zip(GROWTH.items(), axes.T):
         results = [cases[f"{what}: {n}"] for n in sizes]
         for path, marker in zip(PATHS, "os"):
@@ -367,6 +368,9 @@ def draw_growth(cases: dict, file: Path):
             memory = [result["peak_memory_mib"][path] for result in results]
             for panel, values in zip(column, (seconds, memory)):
                 panel.loglog(list(sizes), values, marker=marker, label=path)
+                panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                panel.yaxis.set_major_formatter("{x:g}")
+                panel.minorticks_off()
         column[0].set_ylabel("CPU time (s)")
         column[1].set_ylabel("memory above the model (MiB)")
         column[1].set_xlabel(what)
