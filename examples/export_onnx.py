@@ -51,6 +51,8 @@ def random_inputs(network: Network, batch: int) -> dict[str, torch.Tensor]:
     if config.num_covariates:
         inputs["past_covariates"] = frames(config.context_length, config.image_size, config.num_covariates)
         inputs["future_covariates"] = frames(config.prediction_length, config.image_size, config.num_covariates)
+    if config.num_time_features:
+        inputs["past_time_features"] = frames(config.context_length, (), config.num_time_features)
     return inputs
 
 

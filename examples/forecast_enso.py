@@ -32,7 +32,8 @@ MAP_LEAD = 6  # months ahead, of the map that is drawn
 def coming_months(model, extractor, event: dict) -> tuple[np.ndarray, np.ndarray]:
     """Months (T_out,) and maps (T_out, H, W) in degrees Celsius after an event's last ones, NaN beyond coverage."""
     past = np.asarray(event["values"][-model.config.context_length :])
-    maps = extractor.decode(model(**extractor(past)).predictions[0, ..., 0])
+    inputs = extractor(past, time=event["time"][-len(past) :])
+    maps = extractor.decode(model(**inputs).predictions[0, ..., 0])
     months = event["time"][-1].astype("datetime64[M]") + 1 + np.arange(len(maps))
     return months, np.where(extractor.observed(past).all(0), maps, np.nan)
 

@@ -389,6 +389,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch, caps
         "cuboid",
         "calibration",
         "folding",
+        "linear_forecast",
         "loading_earthformer",
         "modeling_earthformer",
         "stem_earthformer",

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import datasets
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from earthformer_hf import EarthformerFeatureExtractor
 from earthformer_hf.advection import first_guess
 from earthformer_hf.cli import app
-from earthformer_hf.data import Windows, icar_enso, simulated
+from earthformer_hf.data import Windows, icar_enso, sevir, simulated
 from earthformer_hf.evaluation import (
     baseline_forecaster,
     compare,
@@ -30,9 +31,11 @@ from earthformer_hf.evaluation import (
     pipeline_forecaster,
     protocol_windows,
     reports,
+    run_protocol,
     window_at,
 )
 from earthformer_hf.evaluation.benchmark_metrics import earthnet_parts
+from earthformer_hf.evaluation.forecasters import protocol_baselines
 from earthformer_hf.evaluation.protocols import PROTOCOLS, Protocol
 from earthformer_hf.evaluation.reports import update_card
 from earthformer_hf.sharing.cards import with_scores
@@ -395,6 +398,53 @@ def test_sevir_lr_from_files(tmp_path, from_files):
     error = np.mean([np.square((pair[6].astype(float) - pair[7:]) / 255) for pair in pairs])
     assert scores["summary"]["mse"] == pytest.approx(error)
     assert scores["contingency"]["hits"].shape == (6, 6) and "csi_m_pool16" in scores["summary"]
+
+
+def test_extrapolation_and_steps_under_the_protocol_of_sevir_lr(tmp_path, monkeypatch):
+    """Cells that move by two pixels a frame: what moves with them has less error than what stays."""
+    pytest.importorskip("pysteps")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    cells = simulated.rain_events(1, length=1, size=128)[0]["values"][0]
+    codes = sevir.code_of_vil(cells / cells.max() * 30)
+    moving = np.stack([np.roll(codes, 2 * t, axis=1) for t in range(25)], axis=-1)  # (H, W, T)
+    times = {"R1": "2019-08-01 12:00:00", "R2": "2018-08-01 12:00:00"}  # of the test split, and of training
+    rows = [(id, "vil/2019/c.h5", row, "vil", time, 0.0) for row, (id, time) in enumerate(times.items())]
+    write_catalogue(tmp_path / "data", rows)
+    write_raster(tmp_path / "data/data/vil/2019/c.h5", 2)
+    with h5py.File(tmp_path / "data/data/vil/2019/c.h5", "a") as file:
+        file["vil"][0] = moving
+    run_protocol(
+        protocol="sevir-lr-prediff",
+        data_dir=tmp_path / "data",
+        ensemble_size=3,
+        max_windows=1,
+        output=tmp_path / "scores",
+        further_baselines=("advection", "extrapolation", "steps", "persistence"),
+    )
+    stored = json.loads((tmp_path / "scores/scores.json").read_text())
+    assert stored["protocol"]["baselines"] == ["persistence", "dressed persistence"]
+    scores = {name: found["summary"] for name, found in stored["scores"].items()}
+    assert {"persistence", "dressed persistence", "advection", "extrapolation", "steps"} <= set(scores)
+    for name in ("advection", "extrapolation", "steps"):
+        assert scores[name]["mse"] < 0.6 * scores["persistence"]["mse"], name
+    assert "crps" in scores["steps"]
+
+
+def test_further_baselines_are_checked():
+    with pytest.raises(ValueError, match="`baselines` must be of .* got 'luck'"):
+        protocol_baselines(PROTOCOLS["sevir-earthformer"], further=("luck",))
+    with pytest.raises(ValueError, match="`scores` must hold one of ensembles, which the baseline 'steps'|'steps'"):
+        protocol_baselines(replace(PROTOCOLS["sevir-earthformer"], scores=("nino34",)), further=("steps",))
+
+
+def test_codes_of_liquid_are_those_of_the_paper():
+    """Veillette et al., 2020, appendix; and back."""
+    codes = np.array([0, 5, 10, 18, 74, 133, 254])
+    liquid = [0, 0, 8 / 90.66, 16 / 90.66, *np.exp((np.array([74, 133, 254]) - 83.9) / 38.9)]
+    np.testing.assert_allclose(sevir.vil_of_code(codes), liquid)
+    every = np.arange(6, 255)
+    assert sevir.code_of_vil(sevir.vil_of_code(every)).tolist() == every.tolist()
+    assert sevir.code_of_vil(np.array([0.0, 1e9])).tolist() == [0, 254]
 
 
 @pytest.mark.parametrize("name", ["nbody-mnist-drawn", "moving-mnist-drawn"])

@@ -27,6 +27,7 @@ NETWORKS = {
     "visible padding": lambda: tiny_model(**SMALL, **SHIFTED, num_global_vectors=0, mask_padding=False),
     "covariates": lambda: tiny_model(**SMALL, **DIVIDED, num_covariates=2, separate_global_qkv=True),
     "first guess": lambda: tiny_model(**SMALL, **DIVIDED, first_guess="advection", image_size=(7, 10)),
+    "linear forecast": lambda: tiny_model(**SMALL, **DIVIDED, linear_components=2, num_time_features=2),
     "two levels": lambda: tiny_model(cross_attention_pattern="cross_4x4_heter"),
     "denoiser": lambda: tiny_pipeline(**LATENT).unet,
     "denoiser with a condition": lambda: tiny_pipeline(**LATENT, forecaster=True).unet,

@@ -353,6 +353,7 @@ def names_at_top(source: str) -> set[str]:
                 "folding",
                 "advection",
                 "calibration",
+                "linear_forecast",
                 "configuration_earthformer",
                 "loading_earthformer",
                 "stem_earthformer",

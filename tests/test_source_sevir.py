@@ -123,7 +123,7 @@ def test_splits_rows_and_frames(lr_folder):
         np.testing.assert_array_equal(event["values"], values[name][row].transpose(2, 0, 1))
     event = tables["val"][0]
     assert event["values"].shape == (25, 128, 128) and event["values"].dtype == "uint8"
-    assert event["geo"] == {"minutes": 10, "llcrnrlat": 33.25, "proj": "+proj=laea"}
+    assert event["geo"] == {"minutes": 10, "grid_spacing": "3 km", "llcrnrlat": 33.25, "proj": "+proj=laea"}
     assert str(event["time"][0]) == "2019-03-01T10:00:00" and str(event["time"][12]) == "2019-03-01T12:00:00"
     assert set(np.diff(event["time"])) == {np.timedelta64(10, "m")}
     streamed = load(folder, "train", streaming=True)

@@ -54,12 +54,14 @@ def frames(config: EarthformerConfig, batch: int = 2, seed: int = 1) -> torch.Te
 
 
 def inputs_of(config: EarthformerConfig, batch: int = 2, seed: int = 1) -> dict[str, torch.Tensor]:
-    """Random context frames and, of a model with covariates, those of context and forecast, by name."""
+    """Random context frames and, of a model that takes them, covariates and time features, by name."""
     inputs = {"past_values": frames(config, batch, seed)}
     if config.num_covariates:
         lengths = {"past_covariates": config.context_length, "future_covariates": config.prediction_length}
         for name, length in lengths.items():
             inputs[name] = torch.randn(batch, length, *config.image_size, config.num_covariates)
+    if config.num_time_features:
+        inputs["past_time_features"] = torch.randn(batch, config.context_length, config.num_time_features)
     return inputs
 
 

@@ -38,8 +38,9 @@ print(f"{label}: {record['time'][0]} to {record['time'][-1]}")
 
 # %%
 past = np.asarray(record["values"][-12:])
+inputs = extractor(past, time=record["time"][-12:])  # the model looks at the calendar month
 with torch.no_grad():
-    maps = extractor.decode(model(**extractor(past)).predictions[0, ..., 0])  # (14, 24, 48)
+    maps = extractor.decode(model(**inputs).predictions[0, ..., 0])  # (14, 24, 48)
 maps = np.where(extractor.observed(past).all(axis=0), maps, np.nan)
 index = three_month_means(nino34(maps))  # (12,)
 months = record["time"][-1].astype("datetime64[M]") + 1 + np.arange(len(maps))

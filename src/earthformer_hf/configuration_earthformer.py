@@ -62,6 +62,11 @@ class EarthformerConfig(PreTrainedConfig):
             intensities are as frequent as the observed ones: a rising row of values, and for each lead time a rising
             row of what the network says where they are meant; linear in between. A squared error makes heavy rain
             rarer with each lead time. None for none, as published.
+        linear_components (`int`): patterns of a linear forecast that the network's is added to, see
+            `linear_forecast.py`; 0 for none, as published. Fitted by `examples/fit_linear_forecast.py`.
+        linear_lags (`int`): frames of the context that it looks at, the last ones.
+        num_time_features (`int`): numbers that tell the season of a frame, on which its coefficients depend; 0 for
+            coefficients that are always the same.
         hidden_sizes (`list[int]`): channels of each level.
         encoder_depths, decoder_depths (`list[int]`): blocks of each level.
         num_attention_heads (`int`): heads of every attention.
@@ -103,6 +108,9 @@ class EarthformerConfig(PreTrainedConfig):
     first_guess: str | None = None
     correction_weights: list[float] | None = None
     calibration: list[list[float]] | None = None
+    linear_components: int = 0
+    linear_lags: int = 1
+    num_time_features: int = 0
     hidden_sizes: list[int] | tuple[int, ...] = (128, 256)
     encoder_depths: list[int] | tuple[int, ...] = (1, 1)
     decoder_depths: list[int] | tuple[int, ...] = (1, 1)
@@ -244,7 +252,7 @@ class EarthformerConfig(PreTrainedConfig):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("num_attention_heads", "stem_num_convs", "head_num_convs"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("num_covariates", "num_global_vectors"):
+        for name in ("num_covariates", "num_global_vectors", "linear_components", "num_time_features"):
             self._require(getattr(self, name) >= 0, name, "at least 0")
         two = len(self.image_size) == 2 and min(self.image_size) >= 1
         self._require(two, "image_size", "a positive height and width")
@@ -258,6 +266,7 @@ class EarthformerConfig(PreTrainedConfig):
         divided = all(size % heads == 0 for size in self.hidden_sizes)
         self._require(divided, "hidden_sizes", f"multiples of num_attention_heads={heads}")
         _check_first_guess(self)
+        _check_linear_forecast(self)
         if self.calibration is not None:
             fits = is_calibration(self.calibration, self.prediction_length)
             self._require(fits, "calibration", f"{self.prediction_length + 1} rising rows of one length")
@@ -307,7 +316,7 @@ def _check_limits(config: EarthformerConfig):
         if length > longest:
             raise ValueError(f"EarthformerConfig: `{name}` must have at most {longest:,} entries, got {length:,}.")
     lengths = ("context_length", "prediction_length", "num_channels", "num_output_channels", "num_covariates")
-    for name in (*lengths, "num_attention_heads", "num_global_vectors"):
+    for name in (*lengths, "num_attention_heads", "num_global_vectors", "linear_components", "num_time_features"):
         config._require(getattr(config, name) <= MAX_SIZE, name, f"at most {MAX_SIZE:,}")
     for name in ("stem_num_convs", "head_num_convs"):
         config._require(getattr(config, name) <= MAX_CONVS, name, f"at most {MAX_CONVS}")
@@ -343,6 +352,16 @@ def _check_first_guess(config: EarthformerConfig):
         frames = config.prediction_length
         fits = kind is not None and len(weights) == frames and all(map(math.isfinite, weights))
         config._require(fits, "correction_weights", f"{frames} finite numbers, of a model with a first guess")
+
+
+def _check_linear_forecast(config: EarthformerConfig):
+    length = config.context_length
+    config._require(1 <= config.linear_lags <= length, "linear_lags", f"1 to context_length={length}")
+    if config.linear_components:
+        same = config.num_output_channels == config.num_channels
+        config._require(same, "num_output_channels", f"num_channels={config.num_channels} with a linear forecast")
+    else:
+        config._require(config.num_time_features == 0, "num_time_features", "0 without linear_components")
 
 
 def _check_cuboids(config: EarthformerConfig):

@@ -24,6 +24,8 @@ TRANSFORMS = {
         lambda decibel: (10 ** (decibel / 10) / 200) ** (1 / 1.6),
     ),
 }
+# name -> from months (..., T) since January 1970 to time features (..., T, S)
+TIME_FEATURES = {"month_of_year": lambda month: _on_circle(month % 12 / 12)}
 DRY, DRY_BELOW = 10**-0.5, 10**-0.25  # parts of `floor`: what stands for "no rain", and where that begins
 
 
@@ -54,6 +56,8 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         physical_table (`list[list[float]]`, *optional*): two rising rows, raw values and the physical values they
             stand for; between them, `to_physical` and `from_physical` interpolate linearly.
         physical_thresholds (`list[float]`): physical values at which forecasts are scored.
+        time_features (`str`, *optional*): of a model that looks at the season of its frames, what it is told of it:
+            "month_of_year", the sine and cosine of the calendar month as an angle, 0 in January.
 
     Raw and physical values are given as numpy arrays, torch tensors, xarray arrays, or lists of them. What the mask of
     a numpy masked array hides, as netCDF4 reads missing values, was not observed.
@@ -88,6 +92,7 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         transform: str | None = None,
         floor: float | None = None,
         coverage: list[str] | None = None,
+        time_features: str | None = None,
         **kwargs,
     ):
         self._refuse_unknown(kwargs)
@@ -113,6 +118,9 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(
                 f"`valid_range` must hold 0 with a `transform`, which makes it of the dry, got {valid_range}."
             )
+        if time_features is not None and time_features not in TIME_FEATURES:
+            raise ValueError(f"`time_features` must be one of {sorted(TIME_FEATURES)}, got {time_features!r}.")
+        self.time_features = time_features
         self.offset, self.scale, self.transform, self.floor = offset, scale, transform, floor
         self.coverage = _checked_coverage(coverage)
         self.variable, self.units = variable, units
@@ -252,15 +260,31 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
             raise ValueError("`physical_table` is not set: this extractor knows no physical units.")
         return self.physical_table
 
-    def __call__(self, raw: Any, return_tensors: str | None = "pt") -> BatchFeature:
+    def time_features_of(self, time: Any) -> np.ndarray:
+        """The `time_features` of dates (..., T): (..., T, S) float32.
+
+        Raises:
+            ValueError: this extractor has none, or these are no dates.
+        """
+        if self.time_features is None:
+            raise ValueError("`time_features` is not set: this extractor says nothing of the season.")
+        dates = np.asarray(time)
+        if dates.dtype.kind != "M" or np.isnat(dates).any():
+            raise ValueError(f"`time` must be dates, datetime64 without gaps, got {dates.dtype}: {dates!r:.80}.")
+        return TIME_FEATURES[self.time_features](dates.astype("datetime64[M]").astype(int)).astype("float32")
+
+    def __call__(self, raw: Any, return_tensors: str | None = "pt", time: Any = None) -> BatchFeature:
         """Raw frames -> `past_values` (B, T, H, W, C) float32, ready for the model.
 
         Args:
             raw: context frames (T, H, W), (B, T, H, W) or (B, T, H, W, C), or a list of B items (T, H, W[, C]).
             return_tensors: "pt" for torch tensors, "np" for numpy arrays.
+            time: dates of the frames, (T,) or (B, T) datetime64. An extractor with `time_features` needs them, and
+                gives `past_time_features` (B, T, S) as well; others do not look at them.
 
         Raises:
-            ValueError: another rank or an empty batch; missing values that are not to be filled.
+            ValueError: another rank or an empty batch; missing values that are not to be filled; times that are
+                missing, or not those of the frames.
         """
         raw = _as_array(raw)
         shape = raw.shape
@@ -273,8 +297,21 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
                 f"`raw` must have shape (time, height, width), (batch, time, height, width) or "
                 f"(batch, time, height, width, channels) and not be empty, got {shape}."
             )
-        values, _ = self.encode(raw)
-        return BatchFeature({"past_values": values}, tensor_type=return_tensors)
+        inputs = {"past_values": self.encode(raw)[0]}
+        if self.time_features is not None:
+            if np.shape(time) not in (raw.shape[1:2], raw.shape[:2]):
+                raise ValueError(
+                    f"`time` must be the dates of the frames, of shape {raw.shape[1:2]} or {raw.shape[:2]}: the model "
+                    f"looks at the season ({self.time_features}), got {'none' if time is None else np.shape(time)}."
+                )
+            features = self.time_features_of(time)
+            inputs["past_time_features"] = np.array(np.broadcast_to(features, (*raw.shape[:2], features.shape[-1])))
+        return BatchFeature(inputs, tensor_type=return_tensors)
+
+
+def _on_circle(turns: np.ndarray) -> np.ndarray:
+    """Parts of a full turn (...) as sine and cosine, (..., 2)."""
+    return np.stack([np.sin(2 * np.pi * turns), np.cos(2 * np.pi * turns)], axis=-1)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,9 +1,9 @@
 """Checkpoints of Earthformer: loading leaves no weight random, on another grid either; a failed save changes nothing.
 
 The tables of a model that depend on its grid (`image_size`, `context_length`, `prediction_length`) are its position
-embeddings, with a row per frame, height, width or place, and its position biases, with a row per offset between two
-tokens of a cuboid. The library converts the tensors of a checkpoint one by one as it loads them; the conversion
-registered below carries these tables over to the grid of the model.
+embeddings, with a row per frame, height, width or place, its position biases, with a row per offset between two tokens
+of a cuboid, and the patterns and lead times of its linear forecast. The library converts the tensors of a checkpoint
+one by one as it loads them; the conversion registered below carries these tables over to the grid of the model.
 
 One rule serves every grid: position embeddings are interpolated, frames keep their distance from the present, and
 biases keep the offsets that both grids have. Squared errors (1e-3) on validation windows of the two models in
@@ -23,9 +23,11 @@ every window, so that new ones serve it as well.
 """
 
 import copy
+import math
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import wraps
 from importlib import import_module
@@ -41,6 +43,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.utils import logging
 
 from .cuboid import CuboidAttentionBase, CuboidCrossAttention
+from .linear_forecast import LinearForecast
 
 
 logger = logging.get_logger(__name__)
@@ -66,6 +69,15 @@ def resize_frames(table: torch.Tensor, length: int, keep_last: bool) -> torch.Te
     first = len(table) - length if keep_last else 0
     frames = torch.arange(first, first + length, device=table.device)
     return table[frames.clamp(0, len(table) - 1)]
+
+
+def resize_patterns(table: torch.Tensor, new: Sequence[int]) -> torch.Tensor:
+    """Patterns of maps, interpolated bilinearly, of the same norm: (H, W, C, K) -> (*new, C, K)."""
+    old = table.shape[:2]
+    if tuple(old) == tuple(new):
+        return table
+    resized = resize_places(table.flatten(0, 1).flatten(1), tuple(old), tuple(new))
+    return (math.sqrt(math.prod(old) / math.prod(new)) * resized).reshape(*new, *table.shape[2:])
 
 
 def resize_bias(table: torch.Tensor, old: tuple[int, ...], new: tuple[int, ...], delay: int = 0) -> torch.Tensor:
@@ -115,6 +127,11 @@ class _Adaptation:
         path, _, _ = name.rpartition(".")
         stored: Any = self.model
         before, after = stored.get_submodule(path), model.get_submodule(path)
+        if isinstance(after, LinearForecast):
+            if table.ndim == 3:  # a row per lead time
+                leads = resize_frames(table.flatten(1), len(after.weight), keep_last=False)
+                return leads.unflatten(1, table.shape[1:])
+            return resize_patterns(table, after.patterns.shape[:2])
         if isinstance(after, CuboidAttentionBase):
             delay = 0
             if isinstance(after, CuboidCrossAttention):  # offsets count from the starts of context and forecast
@@ -167,6 +184,8 @@ register_checkpoint_conversion_mapping(
             "position_embedding.height.weight",
             "position_embedding.width.weight",
             "position_embedding.place.weight",
+            "linear_forecast.patterns",
+            "linear_forecast.weight",
         )
     ],
     overwrite=True,  # code of a hub repository may have registered its own, which does the same
@@ -200,7 +219,7 @@ class CheckpointModel(PreTrainedModel):
 
         - embeddings of frames: the last of the context and the first of the forecast keep theirs, and the farthest
           one's is repeated;
-        - embeddings of rows, columns and places: linear interpolation;
+        - embeddings of rows, columns and places, and patterns of a linear forecast: linear interpolation;
         - position biases: an offset keeps its value, and the farthest one's is repeated; in cross-attention, it is the
           lag from a context frame to a forecast frame that keeps its value.
 
@@ -311,4 +330,4 @@ def _refuse_random_weights(model: PreTrainedModel, info: dict[str, Any], path: A
         )
 
 
-__all__ = ["AdaptToGrid", "CheckpointModel", "resize_bias", "resize_frames", "resize_places"]
+__all__ = ["AdaptToGrid", "CheckpointModel", "resize_bias", "resize_frames", "resize_patterns", "resize_places"]

@@ -61,6 +61,7 @@ from .cuboid import (
     PositionEmbedding,
     Upsample,
 )
+from .linear_forecast import LinearForecast
 from .loading_earthformer import CheckpointModel
 from .stem_earthformer import EarthformerHead, EarthformerStem
 
@@ -486,6 +487,7 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         super().__init__(config)
         self.model = EarthformerModel(config)
         self.head = EarthformerHead(config)
+        self.linear_forecast = LinearForecast(config) if config.linear_components else None
         self.post_init()
 
     @torch.no_grad()
@@ -494,6 +496,8 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         super()._init_weights(module)
         if self.config.first_guess is not None and module is self.head.out_proj:
             init.zeros_(module.weight)
+        if isinstance(module, LinearForecast):
+            module.reset()
 
     @can_return_tuple
     def forward(
@@ -504,6 +508,7 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         past_covariates: torch.Tensor | None = None,
         future_covariates: torch.Tensor | None = None,
         past_observed_mask: torch.Tensor | None = None,
+        past_time_features: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EarthformerPredictionOutput:
         r"""
@@ -516,14 +521,17 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
                 (B, T_in, H, W, K) and (B, T_out, H, W, K), of a model with K = `num_covariates`, and only of one.
             past_observed_mask (`torch.BoolTensor`, *optional*): true where `past_values` was observed, of a shape that
                 broadcasts to it. Only the first guess looks at it: other pixels do not move, and none comes from them.
+            past_time_features (`torch.FloatTensor`): the season of each context frame, (B, T_in, num_time_features),
+                as [`EarthformerFeatureExtractor`] makes it from their times; of a model with `num_time_features`, and
+                only of one.
 
         Returns:
             [`EarthformerPredictionOutput`], with `loss` if `future_values` are given.
 
         Raises:
             TypeError: a keyword that neither this method nor the library knows.
-            ValueError: an argument has another shape or dtype than stated; covariates are missing, or given to a model
-                that takes none.
+            ValueError: an argument has another shape or dtype than stated; covariates or time features are missing, or
+                given to a model that takes none.
 
         Example:
 
@@ -539,6 +547,7 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         _refuse_unknown(EarthformerForPrediction, kwargs)
         inputs = {"past_covariates": past_covariates, "future_covariates": future_covariates}
         inputs |= {"past_observed_mask": past_observed_mask}
+        self._check_time_features(past_values, past_time_features)
         outputs = self.model(past_values, **inputs, return_dict=True, **kwargs)
         if outputs.first_guess is None:
             predictions = self.head(outputs.last_hidden_state)
@@ -549,6 +558,8 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
                 weights = correction.new_tensor(self.config.correction_weights)
                 correction = correction * weights[:, None, None, None]
             predictions = outputs.first_guess + correction
+        if self.linear_forecast is not None:
+            predictions = predictions + self.linear_forecast(past_values, past_time_features)
         if self.config.calibration is not None:
             predictions = calibrated(predictions, self.config.calibration)
         loss = None
@@ -563,6 +574,21 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
+
+    def _check_time_features(self, past_values: torch.Tensor, past_time_features: torch.Tensor | None):
+        count = self.config.num_time_features
+        if past_time_features is None and count:
+            raise ValueError(f"`past_time_features` is missing: this model has num_time_features={count}.")
+        if past_time_features is not None and not count:
+            raise ValueError("`past_time_features` must be omitted: this model has num_time_features=0.")
+        expected = (past_values.shape[0], self.config.context_length, count)
+        if past_time_features is not None and (
+            tuple(past_time_features.shape) != expected or not past_time_features.is_floating_point()
+        ):
+            raise ValueError(
+                f"`past_time_features` must be floating point of shape (batch, time, features) = {expected}, got "
+                f"{past_time_features.dtype} of shape {tuple(past_time_features.shape)}."
+            )
 
     def _loss(self, predictions, future_values, future_observed_mask):
         if future_values.shape != predictions.shape or not future_values.is_floating_point():

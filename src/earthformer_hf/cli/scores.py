@@ -26,6 +26,10 @@ def evaluate_command(
     card: Annotated[
         bool, typer.Option("--card", help="tell the scores in the card of the model's folder too")
     ] = False,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help="a baseline to score beside the protocol's, such as advection; may be repeated"),
+    ] = None,
     new_protocol: Annotated[
         Path | None,
         typer.Option(help="write a protocol for your own data, to fill in"),
@@ -42,7 +46,8 @@ def evaluate_command(
         return
     command = shown_command(["earthformer-hf", *sys.argv[1:]])
     settings = (ensemble_size, num_inference_steps, max_windows)
-    run_protocol(model, protocol, data_dir, *settings, output, command, show=typer.echo, card=card)
+    further = {"show": typer.echo, "card": card, "further_baselines": baseline or ()}
+    run_protocol(model, protocol, data_dir, *settings, output, command, **further)
 
 
 @app.command("compare")

@@ -58,6 +58,8 @@ SCALINGS = {
     "lght": {"offset": 0.02990, "scale": 1 / 0.60517},
     "vis": {"offset": 0.0, "scale": 1.0},
 }
+# kg/m2 of the codes 0..254 of VIL, see `Sevir.FACTS`
+VIL = np.concatenate([np.zeros(6), (np.arange(6, 19) - 2) / 90.66, np.exp((np.arange(19, 255) - 83.9) / 38.9)])
 EDGES = np.arange(-7200, 7201, 300)  # seconds from an event's time to the 49 frames of its flashes
 
 
@@ -79,6 +81,16 @@ class SevirConfig(EventConfig):
     image_types: tuple[str, ...] = ()
     split_rule: str = "earthformer"
     shuffle: bool = False
+
+
+def vil_of_code(codes: np.ndarray) -> np.ndarray:
+    """Vertically integrated liquid in kg/m2 of codes 0..254, linear between two; 255 counts as 254."""
+    return np.interp(codes, np.arange(len(VIL)), VIL)
+
+
+def code_of_vil(vil: np.ndarray) -> np.ndarray:
+    """The nearest codes of vertically integrated liquid in kg/m2; 0 of none."""
+    return np.where(vil > 0, np.round(np.interp(vil, VIL[5:], np.arange(5, len(VIL)))), 0)
 
 
 class Sevir(EventBuilder):
@@ -157,6 +169,7 @@ class Sevir(EventBuilder):
         offsets = (np.arange(self.FRAMES) - self.FRAMES // 2) * np.timedelta64(minutes, "m")
         paths = {name: str(root / "data" / name) for name in events.file_name.unique()}
         bad_files = check_files(paths.values())
+        known = {"minutes": minutes, "grid_spacing": f"{384 / size:g} km"}
         places = events.reindex(columns=PLACE).to_dict("records")  # NaN where the catalogue says nothing
         for event, place in zip(events.itertuples(), places):
             path = paths[event.file_name]
@@ -167,7 +180,7 @@ class Sevir(EventBuilder):
             yield {
                 "id": event.id,
                 "time": event.time_utc.to_datetime64() + offsets,
-                "geo": {"minutes": minutes} | {name: value for name, value in place.items() if value == value},
+                "geo": known | {name: value for name, value in place.items() if value == value},
                 "reference": {
                     "path": path,
                     "image_type": config.image_type,
@@ -398,9 +411,11 @@ __all__ = [
     "Sevir",
     "SevirConfig",
     "SevirLR",
+    "code_of_vil",
     "count_flashes",
     "downsample",
     "events_of",
     "prediff_window_split",
     "read_catalogue",
+    "vil_of_code",
 ]

@@ -101,6 +101,9 @@ class Cutter:
         if "covariates" in event:
             covariates = torch.from_numpy(np.array(self.frames(event, start, "covariates")))  # (T, H, W, K)
             item |= {"past_covariates": covariates[:past], "future_covariates": covariates[past:]}
+        if "time_features" in event:
+            features = self.frames(event, start, "time_features")[:past]  # (T_in, S)
+            item["past_time_features"] = torch.from_numpy(features.astype("float32"))
         for name in self.series:
             if name not in event.get("series", {}):
                 raise ValueError(
@@ -149,7 +152,7 @@ class Windows(Dataset):
     `past_observed_mask` and `future_observed_mask` bool, of the same shapes; missing values hold the model's fill
     value. With covariates also
     `past_covariates` (T_in, H, W, K) and `future_covariates` (T_out, H, W, K), with a series `past_<name>` (T_in,) and
-    `future_<name>` (T_out,).
+    `future_<name>` (T_out,), with `time_features` (T, S) of the events `past_time_features` (T_in, S).
 
     Raises:
         ValueError: no event is long enough, or another `on_missing`. A shorter event beside longer ones has no window,
@@ -293,7 +296,7 @@ class TrainingWindows(Dataset):
         turn: draw flips and quarter turns, one for all frames of a window (PreDiff, appendix); frames must be square.
         gain: multiply the values by a factor drawn from 1 / gain .. gain (log-uniform), at most to `highest`.
         mix: draw cos(a) * window + sin(a) * another window, with an angle `a` from the full circle: for anomalies,
-            whose sums and opposites are about as likely.
+            whose sums and opposites are about as likely. Not with time features, which are those of one window.
         highest: the largest value of the model's range.
         teacher_weight: share of the target taken from the event's `teacher`, an array (windows, T_out, H, W) in stored
             units with what a simpler model forecasts from each start; NaN where it forecasts nothing.
@@ -318,6 +321,8 @@ class TrainingWindows(Dataset):
             _check_square(windows.events[0])
         if gain < 1:
             raise ValueError(f"TrainingWindows: `gain` must be at least 1, got {gain}.")
+        if mix and "time_features" in windows.events[0]:
+            raise ValueError("TrainingWindows: `mix` must be false with time features: two windows have two seasons.")
         self.windows, self.seed, self.turn = windows, seed, turn
         self.gain, self.mix, self.highest = gain, mix, highest
         self.teacher_weight = teacher_weight

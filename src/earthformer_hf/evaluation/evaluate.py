@@ -22,7 +22,7 @@ What [`evaluate`] returns, and a score file holds:
   that share no pixel; and scores and counts of each family.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,7 @@ def run_protocol(
     command: str = "",
     show: Callable[[str], object] | None = None,
     card: bool = False,
+    further_baselines: Sequence[str] = (),
 ) -> str | None:
     """Score a model beside the protocol's baselines, on as many processes as there are.
 
@@ -183,6 +184,7 @@ def run_protocol(
         command: what was typed, for the score file.
         show: takes the scores as text before anything is written, so that a full disk does not lose them.
         card: whether `scores.json` is written into the model's folder too, and its summary into the card there.
+        further_baselines: names of baselines to score beside the protocol's; the model's scores are what they are.
 
     Returns:
         The scores as text; None on all processes but the main one.
@@ -200,7 +202,7 @@ def run_protocol(
     if model is not None:
         forecasters["model"], known = _scored(model, loaded, windows, facts, chosen)
         made_by |= {"model": str(model)} | known
-    baselines, left_out = protocol_baselines(chosen, data_dir, ensemble_size, facts)
+    baselines, left_out = protocol_baselines(chosen, data_dir, ensemble_size, facts, further_baselines)
     best_settings = {name: f.setting for name, f in baselines.items() if isinstance(f, OceanForecaster) and f.setting}
     made_by |= {"ensemble_size": ensemble_size, "chosen_on_validation": best_settings, "left_out": left_out}
     forecasters |= baselines

@@ -21,6 +21,7 @@ from ..data.hosted import open_table
 from ..data.measures import DataFacts
 from ..data.open_sst import nino34
 from ..data.rain import RainCoding, lowest_value, rain_coding
+from ..data.sevir import code_of_vil, vil_of_code
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..pipeline_prediff import PreDiffPipeline
 from ..sharing.loading import load, to_single_precision
@@ -42,6 +43,7 @@ class Window:
         future: (T_out, H, W[, C]), the truth; no forecaster looks at it.
         past_observed, observed: bool, shapes of `past` and of `future`.
         covariates: (T_in + T_out, H, W, K) or None.
+        time: of `past`, (T_in,) datetime64, or None.
     """
 
     index: int
@@ -53,6 +55,7 @@ class Window:
     past_observed: np.ndarray
     observed: np.ndarray
     covariates: np.ndarray | None
+    time: np.ndarray | None = None
 
 
 Forecaster = Callable[[Window], np.ndarray]
@@ -117,8 +120,9 @@ def window_at(windows: Windows, index: int, extractor: EarthformerFeatureExtract
     if not observed[:past].any():
         observed = np.zeros_like(observed)
     covariates = windows.cutter.frames(event, start, "covariates") if "covariates" in event else None
+    time = windows.cutter.frames(event, start, "time")[:past] if "time" in event else None
     masks = observed[:past], observed[past:]
-    return Window(index, start, event, frames[:past], filled[:past], frames[past:], *masks, covariates)
+    return Window(index, start, event, frames[:past], filled[:past], frames[past:], *masks, covariates, time)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,7 +135,8 @@ def model_forecaster(model, extractor: EarthformerFeatureExtractor) -> Forecaste
 
     @torch.inference_mode()
     def forecast(window: Window) -> np.ndarray:
-        inputs = dict(extractor(window.past[None] if window.past.ndim == 4 else window.past))
+        past = window.past[None] if window.past.ndim == 4 else window.past
+        inputs = dict(extractor(past, time=window.time))
         inputs["past_observed_mask"] = torch.from_numpy(window.past_observed).reshape(inputs["past_values"].shape)
         if window.covariates is not None and model.config.num_covariates:
             covariates = torch.from_numpy(window.covariates[None])
@@ -259,16 +264,25 @@ def protocol_baselines(
     data_dir: str | Path | None = None,
     ensemble_size: int = 8,
     facts: DataFacts | None = None,
+    further: Sequence[str] = (),
 ) -> tuple[dict[str, Forecaster], dict[str, str]]:
-    """The baselines of a protocol by name; and of each whose libraries are not installed, the reason.
+    """Baselines of a protocol, and further ones, by name; and of each whose libraries are not installed, the reason.
 
     The EarthNetScore is always shown beside that of the last clear value: the persistence of its authors
     (Requena-Mesa et al., 2021, section 5).
+
+    Raises:
+        ValueError: a further one that is unknown, or of which the protocol scores nothing.
     """
+    for name in further:
+        if name not in BASELINES:
+            raise ValueError(f"`baselines` must be of {tuple(BASELINES)}, got {name!r}.")
+        protocol.families_of(BASELINES[name], f"the baseline {name!r}")
     forecasters: dict[str, Forecaster] = {}
     left_out: dict[str, str] = {}
     load_split = partial(protocol_windows, protocol, data_dir)
-    for name in (*protocol.baselines, *(("last clear value",) if "earthnet" in protocol.scores else ())):
+    earthnet = ("last clear value",) if "earthnet" in protocol.scores else ()
+    for name in dict.fromkeys((*protocol.baselines, *earthnet, *further)):
         try:
             forecasters[name] = baseline_forecaster(name, protocol, load_split, ensemble_size, facts)
         except ImportError as reason:
@@ -313,7 +327,8 @@ def _dressed_persistence(
 
 
 class RainForecaster:
-    """Nowcasts of the rain rate by pysteps, in stored units.
+    """Nowcasts of the rain rate by pysteps, in stored units; of SEVIR, of vertically integrated liquid in kg/m2, which
+    rises by decibels as rain does.
 
     Args:
         name: of `RAIN_BASELINES`.
@@ -339,12 +354,14 @@ class RainForecaster:
             raise ValueError(f"it needs a context of {baselines.CONTEXT[name]} frames, got {protocol.context_length}")
 
     def check(self, facts: DataFacts) -> RainCoding:
-        """The coding of the rain; ValueError if there is none, or a step or spacing is missing."""
+        """The coding of the rain, or of SEVIR's; ValueError if there is none, or a step or spacing is missing."""
         if self.name == "steps" and None in (facts.minutes, facts.kilometers):
             raise ValueError(
                 f"its noise needs the time step and the grid spacing, got {facts.time_step} and {facts.grid_spacing}; "
                 "`feature_extractor` of the protocol may state `time_step` and `grid_spacing`"
             )
+        if self.protocol.dataset in ("sevir", "sevir-lr") and self.protocol.options.get("image_type", "vil") == "vil":
+            return RainCoding(vil_of_code, lambda vil, dry: code_of_vil(vil))
         return rain_coding(self.extractor, facts)
 
     def __call__(self, window: Window) -> np.ndarray:

@@ -47,6 +47,7 @@ class Context:
         factor: cells of the data's grid to one of the model's.
         dry: what no rain is in `values`; None of what is no rain.
         motion: (h, w, 2) of the last frames of rain, in pixels per frame, see [`~earthformer_hf.advection`]; or None.
+        time: of the last frame, for a model that looks at the season; or None.
     """
 
     values: np.ndarray
@@ -56,6 +57,7 @@ class Context:
     factor: float
     dry: float | None = None
     motion: torch.Tensor | None = None
+    time: np.datetime64 | None = None
 
 
 def forecast(
@@ -172,6 +174,11 @@ def context_of(
     extractor = nowcaster.extractor
     if nowcaster.channels != 1 or getattr(nowcaster.config, "num_covariates", False):
         raise ValueError(f"`model` must be of one variable without covariates, got {nowcaster.channels} channels.")
+    time = None
+    if extractor.time_features is not None:
+        if not observations.is_dated or extractor.time_step == UNKNOWN:
+            raise ValueError("`data`: the model looks at the season, and needs dates; state the first by `start`.")
+        time = observations.time[-1]
     factor = 1.0
     if coarsen_to is not None:
         factor = coarsening(observations.grid, coarsen_to)
@@ -193,11 +200,21 @@ def context_of(
     values, observed = _at_places(encoded, observed, places - first)
     grid = observations.grid.coarser(factor)
     if not numbers.is_rain:
-        return Context(values, observed, missing, grid, factor)
+        return Context(values, observed, missing, grid, factor, time=time)
     dry = float(extractor.encode(numbers.raw_of(np.zeros(1)))[0][0])
     frames, seen = (torch.from_numpy(array[-MOTION_FRAMES:])[None] for array in (values, observed))
     motion = estimate_motion(frames, seen)[0] if frames.shape[1] > 1 else None
-    return Context(values, observed, missing, grid, factor, dry, motion)
+    return Context(values, observed, missing, grid, factor, dry, motion, time)
+
+
+def _times(context: Context, nowcaster: Nowcaster, hop: int) -> np.ndarray | None:
+    """(T_in,) datetime64 of the frames that the model sees in a hop, from 0; None if it does not look at them."""
+    if context.time is None:
+        return None
+    step = parsed_step(nowcaster.extractor.time_step)
+    frames = hop * nowcaster.prediction_length + np.arange(1 - nowcaster.context_length, 1)
+    unit = np.datetime_data(step)[0]
+    return (context.time.astype(f"datetime64[{unit}]") if unit in "MY" else context.time) + step * frames
 
 
 def _check_observed(seen: np.ndarray, observations: Observations, first: int) -> None:
@@ -319,14 +336,15 @@ def roll_out(
     for hop in range(hops):
         noise = nowcaster.noise(members, hop, seed, tiles.padded)
         inputs = padded_to(past, tiles, fill), padded_to(seen, tiles, 0)
+        time = _times(context, nowcaster, hop)
 
-        def predict(place: tuple[slice, slice], inputs=inputs, noise=noise) -> torch.Tensor:
+        def predict(place: tuple[slice, slice], inputs=inputs, noise=noise, time=time) -> torch.Tensor:
             bar.update()
             part, observed = (tensor[:, :, *place] for tensor in inputs)
             if context.dry is not None and not (observed & (part != context.dry)).any():
                 return torch.full((len(members), nowcaster.prediction_length, *part.shape[2:]), context.dry)
             latents = (slice(side.start // pixels, side.stop // pixels) for side in place)
-            return nowcaster.predict(part, observed, None if noise is None else noise[:, :, *latents])
+            return nowcaster.predict(part, observed, None if noise is None else noise[:, :, *latents], time)
 
         def reach(place: tuple[slice, slice], motion=motion) -> torch.Tensor:
             return _reach(motion[place], torch.ones(tiles.tile, dtype=torch.bool), nowcaster.prediction_length)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
@@ -56,14 +57,24 @@ class Nowcaster:
         return None
 
     @torch.inference_mode()
-    def predict(self, past: torch.Tensor, observed: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def predict(
+        self,
+        past: torch.Tensor,
+        observed: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        time: np.ndarray | None = None,
+    ) -> torch.Tensor:
         """Forecasts (N, T_out, H, W, C) of contexts (M, T_in, H, W, C) in the model's range.
 
         Args:
             observed: bool, of the shape of `past`.
             noise: (N, T_out, h, w, c), of ensembles. With one context, N members of it; else one of each.
+            time: dates of the context, (T_in,) datetime64, of a model that looks at the season.
         """
         inputs = {"past_values": past, "past_observed_mask": observed}
+        if time is not None:
+            features = torch.from_numpy(self.extractor.time_features_of(time))
+            inputs["past_time_features"] = features.expand(len(past), *features.shape)
         return self.model(**{name: tensor.to(self.model.device) for name, tensor in inputs.items()}).predictions
 
 
@@ -121,7 +132,13 @@ class EnsembleNowcaster(Nowcaster):
             draws.append(torch.randn(size, generator=generator))
         return torch.stack(draws)
 
-    def predict(self, past: torch.Tensor, observed: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def predict(
+        self,
+        past: torch.Tensor,
+        observed: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        time: np.ndarray | None = None,
+    ) -> torch.Tensor:
         if noise is None:
             raise ValueError("`noise` of ensembles is needed.")
         grid = (len(past), len(noise) // len(past))
@@ -248,6 +265,9 @@ def describe(model: Any) -> dict[str, str]:
         found["scored at"] = f"{', '.join(f'{threshold:g}' for threshold in known)} {unit}"
     if getattr(config, "first_guess", None):
         found["first guess"] = config.first_guess
+    if getattr(config, "linear_components", 0):
+        season = "; looks at the calendar month" if config.num_time_features else ""
+        found["linear forecast"] = f"of {config.linear_components} patterns in {config.linear_lags} frames{season}"
     if extractor.protocol:
         found["protocol"] = extractor.protocol
     return found | {"weights": nowcaster.identity.get("weights_sha256", "not of a folder")}

@@ -234,9 +234,11 @@ def inputs_and_outputs(model_or_pipeline: Shareable, unit: str) -> str:
         if config.num_covariates:
             rows["past_covariates"] = f"(B, {config.context_length}, {size}, {config.num_covariates})"
             rows["future_covariates"] = f"(B, {config.prediction_length}, {size}, {config.num_covariates})"
+        if config.num_time_features and isinstance(model_or_pipeline, EarthformerForPrediction):
+            rows["past_time_features"] = f"(B, {config.context_length}, {config.num_time_features})"
         if isinstance(model_or_pipeline, EarthformerForPrediction):
             rows["predictions"] = f"(B, {config.prediction_length}, {size}, {config.num_output_channels})"
-    units = {"predictions": "as `past_values`"}
+    units = {"predictions": "as `past_values`", "past_time_features": "the feature extractor's, of the frames' dates"}
     lines = [f"| `{name}` | {shape} float32 | {units.get(name, unit)} |" for name, shape in rows.items()]
     return "\n".join(["| name | shape | unit, range |", "|---|---|---|", *lines])
 
@@ -259,6 +261,8 @@ def usage(model_or_pipeline: Shareable, source: str) -> str:
             loader, call = "AutoModel", "tokens = model({}).last_hidden_state"
         inputs = ["past_values"]
         inputs += ["past_covariates", "future_covariates"] if model_or_pipeline.config.num_covariates else []
+        if model_or_pipeline.config.num_time_features and isinstance(model_or_pipeline, EarthformerForPrediction):
+            inputs.append("past_time_features")
         call = call.format(", ".join(f"{name}={name}" for name in inputs))
     imports = f"from transformers import {loader}\n\nimport earthformer_hf  # registers the classes"
     other_loader = loader

@@ -19,7 +19,7 @@ MODEL_FILES = re.compile(
     r"(((preprocessor_|scheduler_)?config|model_index)\.json"
     r"|(diffusion_pytorch_)?model(\.\w+)?(-\d+-of-\d+)?\.safetensors(\.index(\.\w+)?\.json)?"
     r"|((configuration|loading|stem|modeling|feature_extraction|unet)_earthformer|pipeline_(prediff|checks|hub)"
-    r"|advection|calibration|cuboid|folding|guidance|schedules|winograd)\.py)"
+    r"|advection|calibration|cuboid|folding|guidance|linear_forecast|schedules|winograd)\.py)"
 )
 
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")

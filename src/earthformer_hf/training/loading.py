@@ -42,7 +42,7 @@ def load_windows(
             split is too short for a window or for the processes.
     """
     events: Any = load_events(data, data.train_split, image_size, **data.options, **data.train_options)
-    validation_events = load_events(data, data.eval_split, image_size or events.shapes[0][1:3], **data.options)
+    validation_events: Any = load_events(data, data.eval_split, image_size or events.shapes[0][1:3], **data.options)
     if data.teacher_weight:
         if data.source != "open-sst":
             raise ValueError(f"`teacher_weight` needs the source open-sst, got {data.source!r}.")
@@ -50,6 +50,8 @@ def load_windows(
             event | {"teacher": linear_maps(OceanRecord(event, nino34, *lengths), np.array(event["geo"]["lat"]))}
             for event in events
         ]
+    if extractor.time_features is not None:
+        events, validation_events = (_in_season(part, extractor) for part in (events, validation_events))
     windows = _cut(data, data.train_split, events, extractor, lengths, data.train_stride)
     eval_set = _cut(data, data.eval_split, validation_events, extractor, lengths, data.eval_stride)
     if len(eval_set) < PartialState().num_processes:
@@ -69,6 +71,11 @@ def load_windows(
         highest = (extractor.valid_range[1] - extractor.offset) * extractor.scale
     train_set = TrainingWindows(windows, seed, data.turn, data.gain, data.mix, highest, data.teacher_weight, weights)
     return train_set, eval_set
+
+
+def _in_season(events: Sequence[dict], extractor: EarthformerFeatureExtractor) -> list[dict]:
+    """Events with the time features of their frames."""
+    return [event | {"time_features": extractor.time_features_of(event["time"])} for event in events]
 
 
 def _cut(

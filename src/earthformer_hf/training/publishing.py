@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-MODEL_INPUTS = ("past_values", "past_observed_mask", "past_covariates", "future_covariates")
+MODEL_INPUTS = ("past_values", "past_observed_mask", "past_covariates", "future_covariates", "past_time_features")
 
 
 def forecast_figure(
