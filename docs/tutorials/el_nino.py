@@ -83,5 +83,5 @@ figure.savefig(OUTPUTS / "tutorial_el_nino.png", dpi=60)
 # ![Skill, a plume of the index, and maps](images/el_nino.png)
 #
 # Where the plume crosses +0.5, El Niño and its absence are both possible. The test record holds about six events, so
-# a few hundredths of skill mean nothing; a regression that knows the calendar is still a little better, see the
-# [zoo](../zoo.md).
+# a few hundredths of skill mean nothing: by so much the model is better than a regression that knows the calendar, see
+# the [zoo](../zoo.md).

@@ -46,8 +46,10 @@ def evaluate_command(
         return
     command = shown_command(["earthformer-hf", *sys.argv[1:]])
     settings = (ensemble_size, num_inference_steps, max_windows)
-    further = {"show": typer.echo, "card": card, "further_baselines": baseline or ()}
-    run_protocol(model, protocol, data_dir, *settings, output, command, **further)
+    run_protocol(
+        model, protocol, data_dir, *settings, output, command, show=typer.echo, card=card,
+        further_baselines=baseline or (),
+    )  # fmt: skip
 
 
 @app.command("compare")
