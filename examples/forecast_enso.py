@@ -22,6 +22,7 @@ from earthformer_hf.errors import ends_in_one_line
 from earthformer_hf.evaluation import PROTOCOLS, baseline_forecaster, data_extractor, evaluate, model_forecaster
 from earthformer_hf.evaluation.reports import score_file, score_text
 from earthformer_hf.plotting import plot_ocean
+from earthformer_hf.sharing.loading import refuse_mistyped
 
 
 HINDCASTS = 120  # the latest so many are scored of a record of one's own
@@ -68,6 +69,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("outputs/enso.png"), help="the figure")
     arguments = parser.parse_args()
     try:
+        refuse_mistyped(arguments.model)
         model = AutoModelForTimeSeriesPrediction.from_pretrained(arguments.model).eval().requires_grad_(False)
         extractor = AutoFeatureExtractor.from_pretrained(arguments.model)
     except (ValueError, OSError) as reason:

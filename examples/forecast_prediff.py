@@ -19,6 +19,7 @@ from earthformer_hf.errors import ends_in_one_line
 from earthformer_hf.evaluation.baselines import persistence
 from earthformer_hf.evaluation.metrics import EnsembleScores
 from earthformer_hf.plotting import plot_sequence, sequence_row
+from earthformer_hf.sharing.loading import refuse_mistyped
 
 
 @ends_in_one_line
@@ -33,6 +34,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("outputs/forecast_prediff.png"), help="the figure")
     arguments = parser.parse_args()
     try:
+        refuse_mistyped(arguments.model)
         pipeline = PreDiffPipeline.from_pretrained(arguments.model)
     except (ValueError, OSError) as reason:
         raise ValueError(f"--model: {reason}") from reason
@@ -41,7 +43,8 @@ def main():
     image_size = [pixels_per_latent * n for n in config.sample_size]
     try:
         label, events = rain_input(arguments.input, extractor)
-        event, codes, minutes = wettest_window(events, extractor, past, config.prediction_length, image_size)
+        lengths, latest = (past, config.prediction_length), label.startswith("input")
+        event, codes, minutes = wettest_window(events, extractor, *lengths, image_size, latest)
     except (ValueError, OSError) as reason:
         raise ValueError(f"--input: {reason}") from reason
     print(f"rain: {label}, ensemble of {arguments.ensemble_size} by {arguments.model}", flush=True)
@@ -63,20 +66,22 @@ def main():
         scores.update(members, target, observed)
         score = scores.compute()["fair_crps"]
         print(f"this storm: fair CRPS {score:.4f} of code / 255; the error of persistence {error:.4f}")
-    print(f"highest chance of {arguments.threshold:g} mm/h or more: {100 * chance.max():.0f} %, in {minutes[-1]} min")
+    highest = f"highest chance of {arguments.threshold:g} mm/h or more at any one time"
+    print(f"{highest}, {minutes[past]} to {minutes[-1]} min ahead: {100 * chance.max():.0f} %")
 
     known = extractor.to_physical(codes)
     context = [0, past // 2, past - 1]
     rows = {"observed": sequence_row(known[past:], known[context]), "ensemble mean": sequence_row(rain.mean(axis=0))}
     rows |= {f"member {index + 1}": sequence_row(member) for index, member in enumerate(rain[:3])}
-    chances = {f"chance of {arguments.threshold:g} mm/h": sequence_row(chance)}
+    chances = {f"chance of {arguments.threshold:g} mm/h or more": sequence_row(chance)}
     if observed.any():
         happened = np.where(observed, known[past:] >= arguments.threshold, np.nan)
         chances["it happened"] = sequence_row(happened)
     title = f"{label}: {event['id']}, PreDiff, {arguments.ensemble_size} members"
     columns = [f"{lead:+d} min" for lead in [*minutes[context], *minutes[past:]]]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    plot_sequence(rows, columns, title, chances).savefig(arguments.output, dpi=110)
+    figure = plot_sequence(rows, columns, title, chances, grid_spacing=extractor.grid_spacing)
+    figure.savefig(arguments.output, dpi=110)
     print(f"wrote {arguments.output}")
 
 

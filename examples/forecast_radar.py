@@ -3,8 +3,8 @@
     python examples/forecast_radar.py                        # real radar if there is any, else simulated rain
     python examples/forecast_radar.py --input mine.npy       # your own: mm/h, (T, 128, 128), 2 minutes, 3 km
 
-Your own, every 2 minutes, is forecast for 24 minutes by another model. The figure goes to outputs/forecast.png. Where
-the future is known the forecast, a hindcast then, is also scored.
+Your own, every 2 minutes, is forecast for the 24 minutes after its last frame by another model. The figure goes to
+outputs/forecast.png. Where the record is long enough, hindcasts within it are also scored.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from earthformer_hf.evaluation import PROTOCOLS, baseline_forecaster, evaluate, 
 from earthformer_hf.evaluation.baselines import persistence
 from earthformer_hf.evaluation.reports import score_file, score_text
 from earthformer_hf.plotting import plot_sequence, sequence_row
+from earthformer_hf.sharing.loading import refuse_mistyped
 
 
 HOUR, MINUTES = "model_cards/earthformer-radar-small", "model_cards/earthformer-radar-tiny"
@@ -30,7 +31,8 @@ HOUR, MINUTES = "model_cards/earthformer-radar-small", "model_cards/earthformer-
 
 def score(model, extractor, events, label: str) -> str:
     """The scores of all windows of the events, beside those of persistence."""
-    protocol = replace(PROTOCOLS[extractor.protocol], name=label, independent="id", scores=("contingency", "errors"))
+    name, scores = f"hindcasts, {label}", ("contingency", "errors")
+    protocol = replace(PROTOCOLS[extractor.protocol], name=name, independent="id", scores=scores)
     past, future = model.config.context_length, model.config.prediction_length
     windows = Windows(events, extractor.encode, past, future, protocol.window_stride)
     forecasters = {
@@ -58,9 +60,12 @@ def draw(model, extractor, event: dict, codes: np.ndarray, minutes: np.ndarray, 
     rows = {name: extractor.to_physical(row) for name, row in frames.items()}
     leads = [f"{lead:+d} min" for lead in [*minutes[context], *minutes[past:][future]]]
     title = f"{label}: {event['id']}"
-    if "time" in event and not np.isnat(event["time"][past - 1]):
-        title += f", forecast made at {event['time'][past - 1].astype('datetime64[m]')} UTC"
-    return plot_sequence(rows, leads, title)
+    known = np.isfinite(codes[past:]).any()
+    made = event["time"][past - 1 if known else -1] if "time" in event else np.datetime64("NaT")
+    title += ", hindcast" if known else ", forecast"
+    if not np.isnat(made):
+        title += f" made at {made.astype('datetime64[m]')} UTC"
+    return plot_sequence(rows, leads, title, grid_spacing=extractor.grid_spacing)
 
 
 @ends_in_one_line
@@ -72,6 +77,7 @@ def main():
     arguments = parser.parse_args()
     arguments.model = arguments.model or (HOUR if arguments.input is None else MINUTES)
     try:
+        refuse_mistyped(arguments.model)
         model = AutoModelForTimeSeriesPrediction.from_pretrained(arguments.model).eval()
         extractor = AutoFeatureExtractor.from_pretrained(arguments.model)
     except (ValueError, OSError) as reason:
@@ -79,7 +85,8 @@ def main():
     past, future = model.config.context_length, model.config.prediction_length
     try:
         label, events = rain_input(arguments.input, extractor)
-        event, codes, minutes = wettest_window(events, extractor, past, future, model.config.image_size)
+        latest = label.startswith("input")  # of one's own files what comes next, of others a storm that is known
+        event, codes, minutes = wettest_window(events, extractor, past, future, model.config.image_size, latest)
     except (ValueError, OSError) as reason:
         raise ValueError(f"--input: {reason}") from reason
     print(f"rain: {label}, forecast by {arguments.model}", flush=True)

@@ -19,6 +19,7 @@ from earthformer_hf.data.inputs import rain_input, wettest_window
 from earthformer_hf.errors import ends_in_one_line
 from earthformer_hf.guidance import frame_mean, intensity_change
 from earthformer_hf.plotting import plot_sequence
+from earthformer_hf.sharing.loading import refuse_mistyped
 
 
 CLOSE = 0.25  # sigma, within which a target counts as reached
@@ -36,6 +37,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("outputs/guided_forecast.png"), help="the figure")
     arguments = parser.parse_args()
     try:
+        refuse_mistyped(arguments.model)
         pipeline = PreDiffPipeline.from_pretrained(arguments.model)
     except (ValueError, OSError) as reason:
         raise ValueError(f"--model: {reason}") from reason
@@ -47,14 +49,15 @@ def main():
     image_size = [pixels_per_latent * n for n in config.sample_size]
     try:
         label, events = rain_input(arguments.input, extractor)
-        event, codes, minutes = wettest_window(events, extractor, past, config.prediction_length, image_size)
+        lengths, latest = (past, config.prediction_length), label.startswith("input")
+        event, codes, minutes = wettest_window(events, extractor, *lengths, image_size, latest)
     except (ValueError, OSError) as reason:
         raise ValueError(f"--input: {reason}") from reason
     print(f"rain: {label}, guided forecast by {arguments.model}", flush=True)
     inputs = extractor(codes[:past])
 
     known = extractor.to_physical(codes)
-    rows = {"observed": known[past:]}
+    rows = {"observed": known[past:]} if np.isfinite(codes[past:]).any() else {}
     quantity = None if arguments.network else frame_mean
     members, sigma = {}, usual["change_deviation"]
     for n in (-4, -2, 0, 2, 4):
@@ -68,14 +71,15 @@ def main():
         reached = "" if missed <= CLOSE else f", missed by {missed:.1f} sigma"
         print(f"n = {n:+d}: mean intensity asked {asked:.4f}, got {got:.4f} (code / 255){reached}", flush=True)
         members[n] = extractor.to_physical(extractor.decode(member[..., 0]))
-        rows[f"n = {n:+d}: {asked:.4f}, got {got:.4f}"] = members[n]
+        rows[f"n = {n:+d}: asked {asked:.4f}, got {got:.4f}{reached}"] = members[n]
     differences = {f"n = {n:+d} less n = 0": members[n] - members[0] for n in members if n}
     if np.isfinite(codes[past:]).any():
         print(f"observed: {float(np.nanmean(codes[past:])) / 255:.4f}")
     title = f"{label}: {event['id']}, PreDiff asked for a mean intensity (code / 255) of n sigma above the usual"
     columns = [f"{lead:+d} min" for lead in minutes[past:]]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    plot_sequence(rows, columns, title, differences=differences).savefig(arguments.output, dpi=110)
+    figure = plot_sequence(rows, columns, title, differences=differences, grid_spacing=extractor.grid_spacing)
+    figure.savefig(arguments.output, dpi=110)
     print(f"wrote {arguments.output}")
 
 

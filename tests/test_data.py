@@ -339,6 +339,11 @@ def test_a_users_rain_becomes_codes_and_its_wettest_window(tmp_path):
     _, window, _ = wettest_window([short], extractor, 3, 2, (4, 4))  # the past alone: what follows is not known
     np.testing.assert_array_equal(window[:3], expected[:3])
     assert np.isnan(window[3:]).all()
+    later = event | {"id": "later", "values": event["values"][:8]}
+    too_short = dry | {"values": dry["values"][:4]}
+    chosen, window, _ = wettest_window([event, later, too_short], extractor, 3, 2, (4, 4), latest=True)
+    assert chosen["id"] == "later" and np.isnan(window[3:]).all()
+    np.testing.assert_array_equal(window[:3], np.where(later["values"] == 255, np.nan, later["values"])[[3, 5, 7]])
     with pytest.raises(ValueError, match="5 frames or more of 4 x 5 are needed, got .9, 4, 4."):
         wettest_window([event], extractor, 3, 2, (4, 5))
 

@@ -99,6 +99,14 @@ def test_physical_values_by_table():
         EarthformerFeatureExtractor().to_physical(codes)
 
 
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, -0.1])
+def test_impossible_rates_are_refused(wrong):
+    with pytest.raises(ValueError, match=rf"`physical` holds 1 negative or infinite values of 3.*{wrong} at \(1,\)"):
+        rain_extractor().from_physical(np.array([0.5, wrong, np.nan]))
+    celsius = EarthformerFeatureExtractor(physical_table=[[0, 10], [-5, 5]])
+    assert celsius.from_physical([-1.0]) == [4]
+
+
 @pytest.mark.parametrize(
     "changes, named",
     [
@@ -189,6 +197,15 @@ def test_values_that_do_not_exist_were_not_observed():
     # what decode returns is valid, also where the bounds are no float32
     extractor = EarthformerFeatureExtractor(valid_range=[0.1, 0.7])
     assert extractor.observed(extractor.decode(np.array([-1.0, 2.0])).astype("float64")).all()
+
+
+def test_values_that_do_not_exist_are_told(caplog):
+    extractor = rain_extractor(valid_range=[0, 253], fill_value=3)
+    extractor(np.array([[[0, 253, 255, np.nan]]]))
+    assert "valid_range" not in caplog.text
+    past_values = extractor(np.array([[[0, 253, 300]]]))["past_values"]
+    np.testing.assert_allclose(past_values[0, 0, 0, :, 0], np.array([0, 253, 3]) / 255, rtol=1e-6)
+    assert "outside `valid_range` [0, 253], which count as missing" in caplog.text
 
 
 def test_missing_stays_missing_through_physical_units():

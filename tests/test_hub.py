@@ -34,6 +34,7 @@ from earthformer_hf import (
     EarthformerForPrediction,
     EarthformerModel,
     PreDiffPipeline,
+    __version__,
     sharing,
 )
 from earthformer_hf.cli import app
@@ -525,6 +526,11 @@ def test_the_command_checks_a_folder_of_folders(folder):
     assert result.exit_code == 1 and "README.md: missing" in result.output and "1 of 2" in result.output
     result = CliRunner().invoke(app, ["hub", "export", str(folder), str(folder.parent / "second")])
     assert result.exit_code == 1 and "something else" in result.output
+
+
+def test_the_command_tells_its_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0 and result.stdout == f"earthformer_hf {__version__}\n"
 
 
 def test_every_argument_and_option_has_help():

@@ -376,6 +376,12 @@ def test_wrong_dtypes_and_futures_are_refused():
     past, future = frames(model.config), futures(model)
     with pytest.raises(ValueError, match="floating point, got torch.uint8"):
         model(past.to(torch.uint8))
+    with pytest.raises(ValueError, match="`past_values` must be torch.float32 as the weights are, got torch.float64"):
+        model(past.double())
+    assert model.double()(past.double()).predictions.dtype == torch.float64
+    model.float()
+    with pytest.raises(ValueError, match="`past_values` must be finite"):
+        model.eval()(past.masked_fill(past == past.max(), float("nan")))
     with pytest.raises(ValueError, match="future_values"):
         model(past, future[:, :3])
     with pytest.raises(ValueError, match="boolean"):

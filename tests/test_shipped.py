@@ -239,6 +239,8 @@ def test_forecast_of_a_users_own_rain(tmp_path):
     result = run("examples/forecast_radar.py", *options, data=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "mine.npy" in result.stdout and is_picture(tmp_path / "f.png")
+    result = run("examples/forecast_radar.py", "--model", "model_cards/earthformer-radar-tinny", data=tmp_path)
+    assert result.returncode == 1 and "no folder model_cards/earthformer-radar-tinny; there are" in result.stderr
 
 
 @pytest.mark.slow

@@ -249,9 +249,13 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         """Physical values -> raw values, float32: the inverse of `to_physical`; beyond the table, its nearer end.
 
         NaN and masked values become `missing_value`, or NaN if there is none.
+
+        Raises:
+            ValueError: this extractor has no table; values are infinite, or negative where the table has none such.
         """
         codes, values = self._table()
         physical = _as_array(physical)
+        _refuse_impossible(physical, values)
         missing = np.nan if self.missing_value is None else self.missing_value
         return np.where(np.isnan(physical), missing, np.interp(physical, values, codes)).astype("float32")
 
@@ -298,6 +302,8 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
                 f"(batch, time, height, width, channels) and not be empty, got {shape}."
             )
         inputs = {"past_values": self.encode(raw)[0]}
+        if self.valid_range is not None:
+            _tell_outside(raw if self.missing_value is None else raw[raw != self.missing_value], self.valid_range)
         if self.time_features is not None:
             if np.shape(time) not in (raw.shape[1:2], raw.shape[:2]):
                 raise ValueError(
@@ -328,6 +334,23 @@ def _check_table(table: list[list[float]] | None):
         rows = [np.asarray(row, dtype="float64") for row in table]
         if len(rows) != 2 or rows[0].shape != rows[1].shape or not all((np.diff(row) > 0).all() for row in rows):
             raise ValueError("`physical_table` must be two rising rows of equal length: raw and physical values.")
+
+
+def _tell_outside(raw: np.ndarray, valid_range: Sequence[float]):
+    low, high = map(np.float32, valid_range)
+    values = raw.astype("float32")
+    if ((values < low) | (values > high)).any():
+        logger.warning_once(f"`raw` holds values outside `valid_range` {list(valid_range)}, which count as missing.")
+
+
+def _refuse_impossible(physical: np.ndarray, values: Sequence[float]):
+    wrong = np.isinf(physical) | ((physical < 0) & (values[0] >= 0))
+    if wrong.any():
+        first = tuple(int(n) for n in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"`physical` holds {int(wrong.sum())} negative or infinite values of {physical.size}, the first is "
+            f"{physical[first]} at {first}; mark what was not observed by NaN."
+        )
 
 
 def _checked_coverage(coverage: list[str] | None) -> list[str] | None:

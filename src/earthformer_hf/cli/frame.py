@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from typer.models import OptionInfo
 
+from .. import __version__
 from ..errors import DEBUG, described, one_line
 
 
@@ -69,9 +70,18 @@ def _with_flags(text: str, command: Callable) -> str:
     return re.sub(r"`([a-z_]+)(=[^`]+)?`", of_command, text)
 
 
+def _tell_version(asked: bool):
+    if asked:
+        typer.echo(f"earthformer_hf {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options_of_all_commands(
     debug: Annotated[bool, typer.Option(DEBUG, help="show where an error arose; anywhere on the line")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="the version of this package")
+    ] = False,
 ): ...
 
 

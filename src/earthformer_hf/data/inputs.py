@@ -133,6 +133,7 @@ def wettest_window(
     context_length: int,
     prediction_length: int,
     image_size: Sequence[int],
+    latest: bool = False,
 ) -> tuple[dict, np.ndarray, np.ndarray]:
     """The first window of the event with most rain, among those that also hold the future if there are any.
 
@@ -141,6 +142,7 @@ def wettest_window(
         extractor: of the model. Where its time step is a multiple of that, frames between are left out.
         context_length, prediction_length: frames of past and future.
         image_size: height and width that the model takes.
+        latest: instead the last frames of the last event that holds the past, after which nothing is known.
 
     Returns:
         The event; its raw values (T_in + T_out, H, W) float32, NaN where not observed and after the event's end; and
@@ -163,8 +165,12 @@ def wettest_window(
         frames = len(event["values"])
         return frames >= span, frames >= past_span, float(extractor.encode(event["values"])[0].mean())
 
-    event = max(events, key=rank)
-    codes = np.asarray(event["values"])[::frame_stride][:length]
+    if latest:
+        event = max(reversed(events), key=lambda event: len(event["values"]) >= past_span)
+        codes = np.asarray(event["values"])[-past_span:][::frame_stride]
+    else:
+        event = max(events, key=rank)
+        codes = np.asarray(event["values"])[::frame_stride][:length]
     height, width = image_size
     if len(codes) < context_length or codes.shape[1:] != (height, width):
         raise ValueError(f"{past_span} frames or more of {height} x {width} are needed, got {event['values'].shape}.")

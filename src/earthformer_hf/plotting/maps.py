@@ -28,6 +28,7 @@ def plot_sequence(
     chances: dict[str, np.ndarray] | None = None,
     units: str = "mm/h",
     differences: dict[str, np.ndarray] | None = None,
+    grid_spacing: str = "unknown",
 ) -> "Figure":
     """Maps of rain or of another quantity, one row per entry, one column per time.
 
@@ -38,6 +39,7 @@ def plot_sequence(
         chances: further rows below, label -> probabilities 0..1 (columns, H, W), with NaN as above.
         units: of the values: rain rates in "mm/h" have their own colours, all else one scale from lowest to highest.
         differences: the last rows, label -> differences of values (columns, H, W), blue where there is more.
+        grid_spacing: in km, such as "3 km", for a scale bar in the first map; none is drawn if it is another.
     """
     chances, differences = chances or {}, differences or {}
     style = map_style(list(rows.values()), units)
@@ -49,7 +51,8 @@ def plot_sequence(
     figure = new_figure(1.9 * len(leads) + 1.2, row_height * len(lines) + 0.9)
     axes = figure.subplots(len(lines), len(leads), squeeze=False)
     for line, (label, frames, style) in zip(axes, lines):
-        line[0].set_ylabel(wrapped(label, row_height, 10), fontsize=10)
+        first_drawn = int(np.argmin([np.isnan(frame).all() for frame in frames]))
+        line[first_drawn].set_ylabel(wrapped(label, row_height, 10), fontsize=10)
         for axis, frame in zip(line, frames):
             axis.set_xticks([])
             axis.set_yticks([])
@@ -60,6 +63,8 @@ def plot_sequence(
                 axis.imshow(frame, **style, interpolation="nearest")
     for axis, lead in zip(axes[0], leads):
         axis.set_title(lead, fontsize=10)
+    if grid_spacing.endswith(" km"):
+        _add_scale_bar(axes[0, 0], width, float(grid_spacing.removesuffix(" km")))
     rain = units == "mm/h"
     label, levels = ("rain rate, mm/h", RAIN_LEVELS) if rain else (units, None)
     first, second = len(rows), len(rows) + len(chances)
@@ -68,6 +73,16 @@ def plot_sequence(
         add_color_bar(figure, some.ravel(), some.ravel(), text, steps)
     add_title(figure, title)
     return figure
+
+
+def _add_scale_bar(axis: Any, width: int, kilometres: float):
+    """The longest round length within 2/5 of a map of so many pixels, each so many kilometres wide."""
+    longest = 0.4 * width * kilometres
+    power = 10.0 ** np.floor(np.log10(longest))
+    length = max(part * power for part in (1, 2, 5) if part * power <= longest)
+    axis.plot([0.04, 0.04 + length / kilometres / width], [0.05, 0.05], "k", linewidth=2.5, transform=axis.transAxes)
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+    axis.text(0.04, 0.08, f"{length:g} km", fontsize=8, transform=axis.transAxes, bbox=box)
 
 
 def _difference_style(differences: dict[str, np.ndarray]) -> dict[str, Any]:

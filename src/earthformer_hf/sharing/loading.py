@@ -50,7 +50,7 @@ def load(source: str | Path, revision: str | None = None, token: str | bool | No
     """
     folder = Path(source)
     if not folder.is_dir():
-        _refuse_mistyped(folder)
+        refuse_mistyped(folder)
         folder = _download(str(source), revision, token)
     if not has_weights(folder):
         raise ValueError(f"{source}: no weights (*.safetensors).")
@@ -70,11 +70,15 @@ def load(source: str | Path, revision: str | None = None, token: str | bool | No
     return folder, model, extractor
 
 
-def _refuse_mistyped(folder: Path):
-    """
+def refuse_mistyped(source: str | Path):
+    """Refuse, before a hub is asked, the path of a folder that is none.
+
     Raises:
         ValueError: a path that is no folder, and no name of a hub repository: beside others in a folder, or deeper.
     """
+    folder = Path(source)
+    if folder.is_dir():
+        return
     beside = sorted(path.parent.name for path in folder.parent.glob("*/*.json")) if len(folder.parts) > 1 else []
     if beside or len(folder.parts) > 2 or folder.exists():
         near = difflib.get_close_matches(folder.name, beside, 3, 0.3) or sorted(set(beside))[:3]
@@ -312,6 +316,7 @@ __all__ = [
     "check_weights",
     "has_weights",
     "load",
+    "refuse_mistyped",
     "to_single_precision",
     "networks_of",
     "weight_patterns",
