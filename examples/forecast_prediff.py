@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from earthformer_hf import PreDiffPipeline
-from earthformer_hf.data.inputs import rain_input, wettest_window
+from earthformer_hf.data.inputs import last_time, rain_input, wettest_window
 from earthformer_hf.errors import ends_in_one_line
 from earthformer_hf.evaluation.baselines import persistence
 from earthformer_hf.evaluation.metrics import EnsembleScores
-from earthformer_hf.plotting import plot_sequence, sequence_row
+from earthformer_hf.plotting import lead_labels, plot_sequence, sequence_row
 from earthformer_hf.sharing.loading import refuse_mistyped
 
 
@@ -78,7 +78,8 @@ def main():
         happened = np.where(observed, known[past:] >= arguments.threshold, np.nan)
         chances["it happened"] = sequence_row(happened)
     title = f"{label}: {event['id']}, PreDiff, {arguments.ensemble_size} members"
-    columns = [f"{lead:+d} min" for lead in [*minutes[context], *minutes[past:]]]
+    made = last_time(event, minutes, bool(observed.any()))
+    columns = lead_labels([*minutes[context], *minutes[past:]], made)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     figure = plot_sequence(rows, columns, title, chances, grid_spacing=extractor.grid_spacing)
     figure.savefig(arguments.output, dpi=110)

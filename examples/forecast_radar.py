@@ -17,12 +17,12 @@ from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
 
 import earthformer_hf  # noqa: F401  registers the Auto classes
 from earthformer_hf.data import Windows
-from earthformer_hf.data.inputs import rain_input, wettest_window
+from earthformer_hf.data.inputs import last_time, rain_input, wettest_window
 from earthformer_hf.errors import ends_in_one_line
 from earthformer_hf.evaluation import PROTOCOLS, baseline_forecaster, evaluate, model_forecaster
 from earthformer_hf.evaluation.baselines import persistence
 from earthformer_hf.evaluation.reports import score_file, score_text
-from earthformer_hf.plotting import plot_sequence, sequence_row
+from earthformer_hf.plotting import lead_labels, plot_sequence, sequence_row
 from earthformer_hf.sharing.loading import refuse_mistyped
 
 
@@ -58,13 +58,13 @@ def draw(model, extractor, event: dict, codes: np.ndarray, minutes: np.ndarray, 
         "persistence": sequence_row(persistence(codes[:past], len(forecast))[future]),
     }
     rows = {name: extractor.to_physical(row) for name, row in frames.items()}
-    leads = [f"{lead:+d} min" for lead in [*minutes[context], *minutes[past:][future]]]
     title = f"{label}: {event['id']}"
     known = np.isfinite(codes[past:]).any()
-    made = event["time"][past - 1 if known else -1] if "time" in event else np.datetime64("NaT")
+    made = last_time(event, minutes, known)
     title += ", hindcast" if known else ", forecast"
     if not np.isnat(made):
         title += f" made at {made.astype('datetime64[m]')} UTC"
+    leads = lead_labels([*minutes[context], *minutes[past:][future]], made)
     return plot_sequence(rows, leads, title, grid_spacing=extractor.grid_spacing)
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from earthformer_hf import KnowledgeAlignmentCallback, PreDiffPipeline
-from earthformer_hf.data.inputs import rain_input, wettest_window
+from earthformer_hf.data.inputs import last_time, rain_input, wettest_window
 from earthformer_hf.errors import ends_in_one_line
 from earthformer_hf.guidance import frame_mean, intensity_change
-from earthformer_hf.plotting import plot_sequence
+from earthformer_hf.plotting import lead_labels, plot_sequence
 from earthformer_hf.sharing.loading import refuse_mistyped
 
 
@@ -76,7 +76,8 @@ def main():
     if np.isfinite(codes[past:]).any():
         print(f"observed: {float(np.nanmean(codes[past:])) / 255:.4f}")
     title = f"{label}: {event['id']}, PreDiff asked for a mean intensity (code / 255) of n sigma above the usual"
-    columns = [f"{lead:+d} min" for lead in minutes[past:]]
+    made = last_time(event, minutes, bool(np.isfinite(codes[past:]).any()))
+    columns = lead_labels(minutes[past:], made)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     figure = plot_sequence(rows, columns, title, differences=differences, grid_spacing=extractor.grid_spacing)
     figure.savefig(arguments.output, dpi=110)

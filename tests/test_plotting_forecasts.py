@@ -16,16 +16,20 @@ from typer.testing import CliRunner
 
 from earthformer_hf.cli import app
 from earthformer_hf.cuboid import DILATED, Cuboid, cuboid_partition, cuboid_regions, padding_to, roll_grid
+from earthformer_hf.data.inputs import last_time
 from earthformer_hf.data.open_sst import nino34, three_month_means
 from earthformer_hf.forecasting import observe, observed_maps, open_forecast
 from earthformer_hf.plotting import (
     animate_forecast,
     cuboids_of_cells,
+    lead_labels,
     plot_by_lead,
     plot_cuboids,
     plot_forecast,
     plot_rank_histogram,
+    plot_sequence,
     plot_spectrum,
+    sequence_row,
 )
 from earthformer_hf.plotting.coasts import coastlines, natural_earth
 from earthformer_hf.plotting.fields import read_map
@@ -394,3 +398,36 @@ def test_a_system_has_one_colour_and_scores_of_a_kind_one_scale():
     assert colors_of(spectrum) == [{"observed": "black", "b": "C1"}]
     ranks = plot_rank_histogram({"all": {"b": power}}, "t", {"a": "C0", "b": "C1"})
     assert ranks.axes[0].patches[0].get_facecolor() == matplotlib.colors.to_rgba("C1")
+
+
+# -- sequences --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sequence_has_the_context_as_a_line_of_its_own_and_no_empty_part():
+    random = np.random.default_rng(0)
+    context, future = random.random((3, 8, 8)), random.random((3, 8, 8))
+    rows = {"observed": sequence_row(future, context), "model": sequence_row(future + 1)}
+    chances = {"chance": sequence_row(future)}
+    labels = lead_labels([-20, -10, 0, 10, 20, 30], np.datetime64("2020-05-01T23:45"))
+    figure = plot_sequence(rows, labels, "title", chances, grid_spacing="3 km")
+    maps = [axis for axis in figure.axes if axis.images]
+    titles = [axis.get_title() for axis in maps]
+    assert titles[:6] == [
+        "-20 min, 23:25 UTC", "-10 min, 23:35 UTC", "+0 min, 23:45 UTC",
+        "+10 min, 23:55 UTC", "+20 min, 00:05 UTC", "+30 min, 00:15 UTC",
+    ]  # fmt: skip
+    assert len(maps) == 12 and [axis.get_ylabel() for axis in maps[::3]] == [
+        "observed before", "observed", "model", "chance",
+    ]  # fmt: skip
+    shown = np.concatenate([context, future, future + 1, 100 * future])
+    for axis, frame in zip(maps, shown):
+        np.testing.assert_allclose(axis.images[0].get_array(), frame)
+    assert lead_labels([10]) == lead_labels([10], np.datetime64("NaT")) == ["+10 min"]
+
+
+def test_the_last_frame_of_the_past_has_a_date():
+    time = np.datetime64("2020-05-01T12:00", "s") + np.timedelta64(600, "s") * np.arange(9)
+    minutes = 10 * np.arange(-2, 3)
+    assert last_time({"time": time}, minutes, known=True) == time[2]
+    assert last_time({"time": time}, minutes, known=False) == time[8]
+    assert np.isnat(last_time({}, minutes, known=True))

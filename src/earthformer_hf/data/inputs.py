@@ -127,6 +127,19 @@ def _encoded_rain(event: dict, extractor: EarthformerFeatureExtractor) -> dict:
     return event | {"values": np.where(np.isfinite(rain), codes, missing).astype("float32")}
 
 
+def last_time(event: dict, minutes: np.ndarray, known: bool) -> np.datetime64:
+    """When the last frame of the past of [`wettest_window`] was; "not a time" of an event without dates.
+
+    Args:
+        minutes: of its frames.
+        known: whether the future is, so that the window is the event's first, not its last.
+    """
+    time = np.asarray(event.get("time", ()), "datetime64[s]")
+    if not len(time) or np.isnat(time).any():
+        return np.datetime64("NaT")
+    return time[0] - np.timedelta64(int(minutes[0]), "m") if known else time[-1]
+
+
 def wettest_window(
     events: Sequence[dict],
     extractor: EarthformerFeatureExtractor,
@@ -229,4 +242,4 @@ def last_frames(event: dict, count: int) -> dict:
     return event | {name: event[name][-count:] for name in ("time", "values")} | {"series": series}
 
 
-__all__ = ["holds_ocean", "is_open_radar", "last_frames", "ocean_input", "rain_input", "wettest_window"]
+__all__ = ["holds_ocean", "is_open_radar", "last_frames", "last_time", "ocean_input", "rain_input", "wettest_window"]

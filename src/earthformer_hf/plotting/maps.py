@@ -32,6 +32,8 @@ def plot_sequence(
 ) -> "Figure":
     """Maps of rain or of another quantity, one row per entry, one column per time.
 
+    Where only the first row has the first columns, those of the context, they are drawn as a line of their own above.
+
     Args:
         rows: label -> values (columns, H, W); NaN is drawn grey, a frame of only NaN is left blank.
         leads: a label for each column, such as "+10 min".
@@ -46,10 +48,20 @@ def plot_sequence(
     lines = [(label, frames, style) for label, frames in rows.items()]
     lines += [(label, 100 * frames, chance_style()) for label, frames in chances.items()]
     lines += [(label, frames, _difference_style(differences)) for label, frames in differences.items()]
+    given = _only_in_first([frames for _, frames, _ in lines])
+    if given:
+        label, first, style = lines[0]
+        later = len(first) - given
+        before = np.concatenate([first[:given], np.full_like(first, np.nan)])[:later] if given <= later else None
+        if before is None:
+            before = first[given - later : given]
+        lines = [(label, frames[given:], style) for label, frames, style in lines]
+        lines.insert(0, (f"{label} before", before, style))
     height, width = next(iter(rows.values())).shape[1:]
     row_height = max(1.1, 1.95 * height / width)
-    figure = new_figure(1.9 * len(leads) + 1.2, row_height * len(lines) + 0.9)
-    axes = figure.subplots(len(lines), len(leads), squeeze=False)
+    columns = len(leads) - given
+    figure = new_figure(1.9 * columns + 1.2, row_height * len(lines) + 0.9)
+    axes = figure.subplots(len(lines), columns, squeeze=False)
     for line, (label, frames, style) in zip(axes, lines):
         first_drawn = int(np.argmin([np.isnan(frame).all() for frame in frames]))
         line[first_drawn].set_ylabel(wrapped(label, row_height, 10), fontsize=10)
@@ -61,18 +73,35 @@ def plot_sequence(
                     side.set_visible(False)
             else:
                 axis.imshow(frame, **style, interpolation="nearest")
-    for axis, lead in zip(axes[0], leads):
-        axis.set_title(lead, fontsize=10)
+    for line, some in ((axes[0], leads[:given][-columns:]), (axes[1 if given else 0], leads[given:])):
+        for axis, lead in zip(line, some):
+            axis.set_title(lead, fontsize=10)
     if grid_spacing.endswith(" km"):
         _add_scale_bar(axes[0, 0], width, float(grid_spacing.removesuffix(" km")))
     rain = units == "mm/h"
     label, levels = ("rain rate, mm/h", RAIN_LEVELS) if rain else (units, None)
-    first, second = len(rows), len(rows) + len(chances)
+    second = len(lines) - len(differences)
+    first = second - len(chances)
     kinds = (axes[:first], label, levels), (axes[first:second], "chance, %", CHANCE_LEVELS)
     for some, text, steps in (*kinds, (axes[second:], f"difference, {units}", None)):
         add_color_bar(figure, some.ravel(), some.ravel(), text, steps)
     add_title(figure, title)
     return figure
+
+
+def _only_in_first(lines: Sequence[np.ndarray]) -> int:
+    """How many of the first columns hold frames in the first line alone, of two or more; 0 if all do."""
+    found = [int(np.argmin([np.isnan(frame).all() for frame in frames])) for frames in lines]
+    return min(found[1:]) if len(found) > 1 and found[0] == 0 else 0
+
+
+def lead_labels(minutes: Sequence[int], made: np.datetime64 | None = None) -> list[str]:
+    """Labels of columns for [`plot_sequence`]: lead times, and valid times in UTC if `made` is that of lead 0."""
+    leads = [f"{lead:+d} min" for lead in minutes]
+    if made is None or np.isnat(made):
+        return leads
+    valid = [(made + np.timedelta64(int(lead), "m")).astype("datetime64[m]").item() for lead in minutes]
+    return [f"{lead}, {time:%H:%M} UTC" for lead, time in zip(leads, valid)]
 
 
 def _add_scale_bar(axis: Any, width: int, kilometres: float):
@@ -141,4 +170,4 @@ def plot_events(rows: dict[str, np.ndarray], times: dict[str, Sequence[str]], la
     return figure
 
 
-__all__ = ["plot_events", "plot_sequence", "sequence_row"]
+__all__ = ["lead_labels", "plot_events", "plot_sequence", "sequence_row"]
