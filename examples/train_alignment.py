@@ -4,6 +4,9 @@
         --output_dir runs/alignment
 
 The best network is written into the pipeline's folder, as `alignment/`. The same command resumes.
+
+Guidance goes where a network errs: asked for more rain, it finds latents that the network takes for more rain. With
+`guided_weight` the network also learns what latents that were shifted by its own gradient are decoded to.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from diffusers import DDPMScheduler
 
 from earthformer_hf import EarthformerAlignmentModel, PreDiffPipeline
 from earthformer_hf.data.latents import EncodedWindows
+from earthformer_hf.guidance import energy_of, sizes_of_steps
 from earthformer_hf.training import (
     DataArguments,
     LatentArguments,
@@ -30,9 +34,14 @@ from earthformer_hf.training import (
 from earthformer_hf.training.losses import draw_noisy_latents
 
 
+DEVIATIONS = 3  # of the usual change, that guided latents are shifted by at most
+SHIFTS = 3  # of the steps of guidance
+
+
 @dataclass
 class AlignmentArguments(LatentArguments):
     pipeline: str = field(default="runs/unet", metadata={"help": "folder of the pipeline"})
+    guided_weight: float = field(default=0.0, metadata={"help": "weight in the loss of guided latents"})
 
 
 def intensity_statistics(windows: EncodedWindows) -> dict[str, float]:
@@ -74,9 +83,33 @@ def main():
         error = model(noisy, timestep).prediction[..., 0] - batch["future_mean"]
         return error[~batch["future_mean"].isnan()].square()
 
+    pipeline.vae.requires_grad_(False)
+
+    def guided_errors(model, latents, generator=None):
+        """Of the mean intensity of decoded frames, for clean latents that were shifted towards random targets."""
+        draws = torch.rand(len(latents), generator=generator).to(latents) * 2 - 1
+        timestep = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+
+        def quantity(latents):
+            return model(latents, timestep).prediction.flatten(1).mean(1)
+
+        with torch.no_grad():
+            target = quantity(latents) + DEVIATIONS * statistics["change_deviation"] * draws
+        for _ in range(SHIFTS):
+            energy, gradient = energy_of(quantity, latents, target)
+            size = sizes_of_steps(energy, gradient).view(-1, *(1,) * (latents.ndim - 1))
+            latents = latents - size * gradient
+        with torch.no_grad():
+            means = pipeline.decode(latents).flatten(2).mean(2)  # (N, T_out)
+        return (model(latents, timestep).prediction[..., 0] - means).square()
+
     def loss_of(model, batch):
         errors = squared_errors(model, batch)
-        return errors.sum() / max(len(errors), 1)
+        loss = errors.sum() / max(len(errors), 1)
+        if arguments.guided_weight:
+            some = batch["future_latents"][: max(1, len(errors) // (4 * config.prediction_length))]
+            loss = loss + arguments.guided_weight * guided_errors(model, some).mean()
+        return loss
 
     def score_of(model, accelerator) -> float:
         """Mean squared error of the validation split, at noise and timesteps that are always the same."""
@@ -84,7 +117,11 @@ def main():
 
         def total_and_count(batch):
             errors = squared_errors(model, batch, generator)
-            return errors.double().sum(), torch.tensor(errors.numel(), device=errors.device)
+            total = errors.double().sum()
+            if arguments.guided_weight:
+                guided = guided_errors(model, batch["future_latents"][:1], generator).mean()
+                total = total + arguments.guided_weight * guided.double() * errors.numel()
+            return total, torch.tensor(errors.numel(), device=errors.device)
 
         return mean_over(eval_set, arguments.batch_size, total_and_count, accelerator)
 

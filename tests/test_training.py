@@ -292,7 +292,7 @@ def test_a_diffusion_pipeline_is_trained_in_three_steps_that_resume(tmp_path):
         },
         "autoencoder": steps,
         "denoiser": steps | {"vae": str(tmp_path / "vae-parts")},
-        "alignment": steps,
+        "alignment": steps | {"guided_weight": 0.5},
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for kind, stage, files in (
