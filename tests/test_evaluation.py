@@ -431,7 +431,7 @@ def test_extrapolation_and_steps_under_the_protocol_of_sevir_lr(tmp_path, monkey
 
 
 def test_further_baselines_are_checked():
-    with pytest.raises(ValueError, match="`baselines` must be of .* got 'luck'"):
+    with pytest.raises(ValueError, match="`further_baselines` must be of .* got 'luck'"):
         protocol_baselines(PROTOCOLS["sevir-earthformer"], further=("luck",))
     with pytest.raises(ValueError, match="`scores` must hold one of ensembles, which the baseline 'steps'|'steps'"):
         protocol_baselines(replace(PROTOCOLS["sevir-earthformer"], scores=("nino34",)), further=("steps",))

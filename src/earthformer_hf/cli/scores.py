@@ -26,7 +26,7 @@ def evaluate_command(
     card: Annotated[
         bool, typer.Option("--card", help="tell the scores in the card of the model's folder too")
     ] = False,
-    baseline: Annotated[
+    further_baseline: Annotated[
         list[str] | None,
         typer.Option(help="a baseline to score beside the protocol's, such as advection; may be repeated"),
     ] = None,
@@ -48,7 +48,7 @@ def evaluate_command(
     settings = (ensemble_size, num_inference_steps, max_windows)
     run_protocol(
         model, protocol, data_dir, *settings, output, command, show=typer.echo, card=card,
-        further_baselines=baseline or (),
+        further_baselines=further_baseline or (),
     )  # fmt: skip
 
 

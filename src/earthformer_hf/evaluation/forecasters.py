@@ -276,7 +276,7 @@ def protocol_baselines(
     """
     for name in further:
         if name not in BASELINES:
-            raise ValueError(f"`baselines` must be of {tuple(BASELINES)}, got {name!r}.")
+            raise ValueError(f"`further_baselines` must be of {tuple(BASELINES)}, got {name!r}.")
         protocol.families_of(BASELINES[name], f"the baseline {name!r}")
     forecasters: dict[str, Forecaster] = {}
     left_out: dict[str, str] = {}
