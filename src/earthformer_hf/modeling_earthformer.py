@@ -459,10 +459,6 @@ class EarthformerModel(EarthformerPreTrainedModel):
             raise ValueError(f"`past_values` must be floating point, got {past_values.dtype}.")
         if past_values.dtype == torch.float64 and self.dtype != torch.float64:
             raise ValueError(f"`past_values` must be {self.dtype} as the weights are, got {past_values.dtype}.")
-        # not in training, where the loss tells, nor where there are no values to look at
-        looks = not self.training and past_values.device.type != "meta" and not torch.compiler.is_compiling()
-        if looks and not torch.isfinite(past_values).all():
-            raise ValueError("`past_values` must be finite: fill missing values first, as the feature extractor does.")
 
     def _check_covariates(
         self, batch: int, past_covariates: torch.Tensor | None, future_covariates: torch.Tensor | None
