@@ -50,11 +50,10 @@ def plot_sequence(
     lines += [(label, frames, _difference_style(differences)) for label, frames in differences.items()]
     given = _only_in_first([frames for _, frames, _ in lines])
     if given:
-        label, first, style = lines[0]
-        later = len(first) - given
-        before = np.concatenate([first[:given], np.full_like(first, np.nan)])[:later] if given <= later else None
-        if before is None:
-            before = first[given - later : given]
+        label, whole, style = lines[0]
+        later = len(whole) - given
+        before = whole[max(0, given - later) : given]
+        before = np.concatenate([before, np.full_like(whole, np.nan)])[:later]
         lines = [(label, frames[given:], style) for label, frames, style in lines]
         lines.insert(0, (f"{label} before", before, style))
     height, width = next(iter(rows.values())).shape[1:]
@@ -73,8 +72,8 @@ def plot_sequence(
                     side.set_visible(False)
             else:
                 axis.imshow(frame, **style, interpolation="nearest")
-    for line, some in ((axes[0], leads[:given][-columns:]), (axes[1 if given else 0], leads[given:])):
-        for axis, lead in zip(line, some):
+    for line, labels in ((axes[0], leads[:given][-columns:]), (axes[1 if given else 0], leads[given:])):
+        for axis, lead in zip(line, labels):
             axis.set_title(lead, fontsize=10)
     if grid_spacing.endswith(" km"):
         _add_scale_bar(axes[0, 0], width, float(grid_spacing.removesuffix(" km")))
