@@ -1,6 +1,6 @@
 """Add a linear forecast to a trained Earthformer: the network and the linear forecast each count for a share.
 
-    python examples/fit_linear_forecast.py --recipe examples/configs/earthformer_sst_small.yaml \
+    python examples/fit_linear_forecast.py --recipe examples/configs/earthformer_sst_small.yaml \\
         --pretrained runs/sst-network --output_dir runs/sst-small
 
 The linear forecast is a ridge regression among the leading patterns of the last frames, with coefficients that follow
