@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import extract_model_from_parallel, set_seed
 from diffusers import DDPMScheduler
 
 from earthformer_hf import EarthformerAlignmentModel, PreDiffPipeline
@@ -90,8 +90,10 @@ def main():
         draws = torch.rand(len(latents), generator=generator).to(latents) * 2 - 1
         timestep = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
 
+        network = extract_model_from_parallel(model)  # whose gradients by the latents no other process shares
+
         def quantity(latents):
-            return model(latents, timestep).prediction.flatten(1).mean(1)
+            return network(latents, timestep).prediction.flatten(1).mean(1)
 
         with torch.no_grad():
             target = quantity(latents) + DEVIATIONS * statistics["change_deviation"] * draws
