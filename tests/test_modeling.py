@@ -388,6 +388,16 @@ def test_wrong_dtypes_and_futures_are_refused():
         model(past, future, torch.ones(2, 3, 20, 28, 1, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_forecast_from_what_is_not_finite_is_refused(wrong):
+    model = tiny_model()
+    past, future = frames(model.config), futures(model)
+    past[0, 0, 0, 0] = wrong
+    with pytest.raises(ValueError, match="`past_values` must be finite: fill missing values first"):
+        model.eval()(past)
+    assert not model(past, future).loss.isfinite() and not model.train()(past).predictions.isfinite().all()
+
+
 def test_broken_checkpoints_are_refused(tmp_path, caplog):
     from safetensors.torch import load_file, save_file
 

@@ -533,7 +533,8 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         Raises:
             TypeError: a keyword that neither this method nor the library knows.
             ValueError: an argument has another shape or dtype than stated; covariates or time features are missing, or
-                given to a model that takes none.
+                given to a model that takes none; in a forecast, which is in evaluation mode and without
+                `future_values`, `past_values` are not finite.
 
         Example:
 
@@ -550,6 +551,8 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
         inputs = {"past_covariates": past_covariates, "future_covariates": future_covariates}
         inputs |= {"past_observed_mask": past_observed_mask}
         self._check_time_features(past_values, past_time_features)
+        if future_values is None:
+            self._check_finite(past_values)
         outputs = self.model(past_values, **inputs, return_dict=True, **kwargs)
         if outputs.first_guess is None:
             predictions = self.head(outputs.last_hidden_state)
@@ -591,6 +594,12 @@ class EarthformerForPrediction(EarthformerPreTrainedModel):
                 f"`past_time_features` must be floating point of shape (batch, time, features) = {expected}, got "
                 f"{past_time_features.dtype} of shape {tuple(past_time_features.shape)}."
             )
+
+    def _check_finite(self, past_values: torch.Tensor):
+        """Of a forecast alone: in training the loss tells, and a graph or the meta device has no values to look at."""
+        looks = not self.training and past_values.device.type != "meta" and not torch.compiler.is_compiling()
+        if looks and not torch.isfinite(past_values).all():
+            raise ValueError("`past_values` must be finite: fill missing values first, as the feature extractor does.")
 
     def _loss(self, predictions, future_values, future_observed_mask):
         if future_values.shape != predictions.shape or not future_values.is_floating_point():

@@ -24,6 +24,8 @@ def mean_over(
 ) -> float:
     """The mean of a score over a data set, of which each of n processes takes every n-th item.
 
+    It is NaN where `past_values` are not finite, from which a model refuses to forecast.
+
     Args:
         total_and_count: batch -> sum of the score, and over how many values.
 
@@ -34,13 +36,22 @@ def mean_over(
     if items < ranks:
         raise ValueError(f"`dataset` must hold at least one item for each of {ranks} processes, got {items}.")
     loader = DataLoader(Subset(dataset, range(accelerator.process_index, items, ranks)), batch_size)
+
+    def scored(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = send_to_device(batch, accelerator.device)
+        past = batch.get("past_values")
+        if past is None or torch.isfinite(past).all():
+            return total_and_count(batch)
+        _, batch_count = total_and_count(batch | {"past_values": past.nan_to_num()})  # all make as many calls
+        return torch.tensor(math.nan, device=accelerator.device), batch_count
+
     total, count = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     for batch in logging.tqdm(loader, desc="validation", leave=False, disable=not accelerator.is_main_process):
-        batch_total, batch_count = total_and_count(send_to_device(batch, accelerator.device))
+        batch_total, batch_count = scored(batch)
         total, count = total + batch_total.double(), count + batch_count
     if len(loader) < math.ceil(math.ceil(items / ranks) / batch_size):
         # Another process has one batch more. Sharded weights are gathered in every call, so all make as many calls.
-        total_and_count(send_to_device(batch, accelerator.device))
+        scored(batch)
     total, count = accelerator.reduce(total), accelerator.reduce(count)
     if not count:
         raise ValueError(f"`dataset`: none of its {items} items holds a value to score.")
