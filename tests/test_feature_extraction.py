@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import DATA, ROOT, tiny_config
 from transformers import AutoFeatureExtractor
 
 from earthformer_hf import EarthformerFeatureExtractor
+from earthformer_hf.data import load_dataset
 from earthformer_hf.data.windows import Windows
 
 
@@ -203,9 +204,38 @@ def test_values_that_do_not_exist_are_told(caplog):
     extractor = rain_extractor(valid_range=[0, 253], fill_value=3)
     extractor(np.array([[[0, 253, 255, np.nan]]]))
     assert "valid_range" not in caplog.text
-    past_values = extractor(np.array([[[0, 253, 300]]]))["past_values"]
+    past_values = extractor(np.array([[[0, 253, 254]]]))["past_values"]
     np.testing.assert_allclose(past_values[0, 0, 0, :, 0], np.array([0, 253, 3]) / 255, rtol=1e-6)
     assert "outside `valid_range` [0, 253], which count as missing" in caplog.text
+
+
+def test_codes_above_the_scale_are_refused():
+    raw = np.array([[[0, 300, 255, np.nan, 25_500]]])
+    for call in (rain_extractor().encode, rain_extractor()):
+        with pytest.raises(ValueError, match=r"`raw` must not be above 255.* 2 such values of 5, the highest is 25500"):
+            call(raw)
+    # of other codings, what does not exist is missing
+    below = rain_extractor(missing_value=-1, physical_table=None)
+    for extractor in (below, EarthformerFeatureExtractor(valid_range=[0, 1], fill_value=0)):
+        assert extractor.encode(np.array([0.5, 300.0]))[1].tolist() == [True, False]
+
+
+@pytest.mark.skipif(not (DATA / "radar_open_3km.h5").exists(), reason="open radar data: set EARTHFORMER_HF_DATA")
+def test_rates_in_place_of_codes_are_told_by_their_range():
+    extractor = EarthformerFeatureExtractor.from_pretrained(ROOT / "model_cards/earthformer-radar-tiny")
+    told, storms = 0, load_dataset("open-radar", DATA, "test")
+    for storm in storms:
+        codes = np.asarray(storm["values"])[:13]
+        means = np.ma.masked_equal(codes, 255).reshape(13, 64, 2, 64, 2).mean((2, 4))
+        rates = extractor.to_physical(codes)
+        for given in (codes, means, extractor.from_physical(rates)):
+            assert extractor(given)["past_values"].isfinite().all()
+        try:
+            extractor(rates)
+        except ValueError as reason:
+            assert "`raw` looks like mm/h" in str(reason) and "`from_physical`" in str(reason)
+            told += 1
+    assert told > 0.7 * len(storms)
 
 
 def test_missing_stays_missing_through_physical_units():

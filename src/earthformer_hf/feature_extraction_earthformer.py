@@ -26,6 +26,7 @@ TRANSFORMS = {
 }
 # name -> from months (..., T) since January 1970 to time features (..., T, S)
 TIME_FEATURES = {"month_of_year": lambda month: _on_circle(month % 12 / 12)}
+TRACE = 0.75  # of the positive values, below the lowest code of rain: more are not of codes
 DRY, DRY_BELOW = 10**-0.5, 10**-0.25  # parts of `floor`: what stands for "no rain", and where that begins
 
 
@@ -43,18 +44,21 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         variable, units (`str`): what the raw values are, such as "rain-derived proxy code" and "1".
         time_step (`str`): time between frames, in numpy's notation: "2m" (minutes), "1M" (months).
         grid_spacing (`str`): distance between grid points, such as "3 km" or "5 degrees".
-        missing_value (`float`, *optional*): raw value that stands for "not observed". NaN never needs naming.
+        missing_value (`float`, *optional*): raw value that stands for "not observed". NaN never needs naming. One above
+            `valid_range`, such as 255 of codes 0..254, is the highest that there is: values above it are refused.
         fill_value (`float`, *optional*): raw value put where nothing was observed. Without it, missing values are
             refused.
         valid_range (`tuple[float, float]`, *optional*): lowest and highest raw value that exist, compared in float32.
-            Values outside it count as not observed; predictions are clipped to it.
+            Other values outside it count as not observed; predictions are clipped to it.
         coverage (`list[str]`, *optional*): of a model that learnt of some grid points only, those: a text per row, "1"
             where the training data held values and "0" elsewhere. Values elsewhere count as not observed.
         thresholds (`list[float]`): raw values at which forecasts are scored.
         protocol (`str`, *optional*): name of the evaluation protocol of `earthformer_hf.evaluation.protocols`.
         physical_units (`str`, *optional*): units of `to_physical`, such as "mm/h".
         physical_table (`list[list[float]]`, *optional*): two rising rows, raw values and the physical values they
-            stand for; between them, `to_physical` and `from_physical` interpolate linearly.
+            stand for; between them, `to_physical` and `from_physical` interpolate linearly. Frames of physical values
+            given in place of raw ones are refused where their range tells them: where both rows begin with 0, and more
+            than three in four of the positive values lie below the lowest positive raw value of the table.
         physical_thresholds (`list[float]`): physical values at which forecasts are scored.
         time_features (`str`, *optional*): of a model that looks at the season of its frames, what it is told of it:
             "month_of_year", the sine and cosine of the calendar month as an angle, 0 in January.
@@ -202,8 +206,8 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         """Raw values of any shape -> values in the model's range, float32, and the mask of observed ones.
 
         Raises:
-            ValueError: values are missing and no `fill_value` says what to put there, or are infinite, or, with a
-                `transform`, below 0.
+            ValueError: values are missing and no `fill_value` says what to put there, or are infinite, above a
+                `missing_value` that is the highest, or, with a `transform`, below 0.
         """
         raw = _as_array(raw)
         if raw.dtype.kind not in "buif":
@@ -220,11 +224,41 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
                 f"{raw[first]} at {first}; "
                 + ("infinite values are never filled." if infinite.any() else "set `fill_value` to fill them.")
             )
+        self._refuse_above(raw)
         if not observed.all():
             raw = np.where(observed, raw, np.float64(self.fill_value or 0))
         if self.transform is not None and self.floor is not None:
             raw = _to_decibel(raw, self.transform, self.floor)
         return ((raw.astype("float32") - np.float32(self.offset)) * np.float32(self.scale)), observed
+
+    def _refuse_above(self, raw: np.ndarray):
+        """Refuse what is no code: values above a missing value that is itself above the valid ones."""
+        missing, valid = self.missing_value, self.valid_range
+        if missing is None or valid is None or missing <= valid[1]:
+            return
+        above = raw[np.isfinite(raw) & (raw > missing)]
+        if above.size:
+            raise ValueError(
+                f"`raw` must not be above {missing}, which stands for what is missing and is the highest value that "
+                f"there is, got {above.size} such values of {raw.size}, the highest is {above.max()}."
+            )
+
+    def _refuse_physical(self, raw: np.ndarray, observed: np.ndarray):
+        """Refuse what is physical by its range, as rain rates are, most of them below the lowest code of rain."""
+        if self.physical_table is None:
+            return
+        (none, lowest), (nothing, least) = (row[:2] for row in self.physical_table)
+        positive = raw[observed & (raw > 0)]
+        if none != 0 or nothing != 0 or lowest <= least or not positive.size:
+            return
+        share = (positive < lowest).mean()
+        if share > TRACE:
+            units = self.physical_units or "physical values"
+            raise ValueError(
+                f"`raw` looks like {units}: {100 * share:.0f} % of its positive values are below {lowest}, the lowest "
+                f"that stands for more than 0. `from_physical` makes raw values of {units}; of those, set what is "
+                f"below {least} to 0 where it is most of them."
+            )
 
     def decode(self, values: Any) -> np.ndarray:
         """Values in the model's range (any shape) -> raw values, float32, within `valid_range`; NaN stays NaN."""
@@ -287,8 +321,8 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
                 gives `past_time_features` (B, T, S) as well; others do not look at them.
 
         Raises:
-            ValueError: another rank or an empty batch; missing values that are not to be filled; times that are
-                missing, or not those of the frames.
+            ValueError: another rank or an empty batch; what [`encode`] refuses; physical values, told by their range;
+                times that are missing, or not those of the frames.
         """
         raw = _as_array(raw)
         shape = raw.shape
@@ -301,7 +335,9 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
                 f"`raw` must have shape (time, height, width), (batch, time, height, width) or "
                 f"(batch, time, height, width, channels) and not be empty, got {shape}."
             )
-        inputs = {"past_values": self.encode(raw)[0]}
+        values, observed = self.encode(raw)
+        self._refuse_physical(raw, observed)
+        inputs = {"past_values": values}
         if self.valid_range is not None:
             _tell_outside(raw if self.missing_value is None else raw[raw != self.missing_value], self.valid_range)
         if self.time_features is not None:
