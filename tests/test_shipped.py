@@ -228,6 +228,7 @@ def test_forecast_enso_without_data_says_simulated(tmp_path):
     result = run("examples/forecast_enso.py", "--output", tmp_path / "e.png", data=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "simulated ocean (not real)" in result.stdout.splitlines()[0]
+    assert "hindcasts are scored first, in about" in result.stdout
     assert is_picture(tmp_path / "e.png")
 
 
