@@ -19,7 +19,6 @@ from earthformer_hf.errors import ends_in_one_line
 from earthformer_hf.evaluation.baselines import persistence
 from earthformer_hf.evaluation.metrics import EnsembleScores
 from earthformer_hf.plotting import lead_labels, plot_sequence, sequence_row
-from earthformer_hf.sharing.loading import refuse_mistyped
 
 
 @ends_in_one_line
@@ -34,7 +33,6 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("outputs/forecast_prediff.png"), help="the figure")
     arguments = parser.parse_args()
     try:
-        refuse_mistyped(arguments.model)
         pipeline = PreDiffPipeline.from_pretrained(arguments.model)
     except (ValueError, OSError) as reason:
         raise ValueError(f"--model: {reason}") from reason

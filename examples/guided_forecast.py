@@ -19,7 +19,6 @@ from earthformer_hf.data.inputs import last_time, rain_input, wettest_window
 from earthformer_hf.errors import ends_in_one_line
 from earthformer_hf.guidance import frame_mean, intensity_change
 from earthformer_hf.plotting import lead_labels, plot_sequence
-from earthformer_hf.sharing.loading import refuse_mistyped
 
 
 CLOSE = 0.25  # sigma, within which a target counts as reached
@@ -37,7 +36,6 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("outputs/guided_forecast.png"), help="the figure")
     arguments = parser.parse_args()
     try:
-        refuse_mistyped(arguments.model)
         pipeline = PreDiffPipeline.from_pretrained(arguments.model)
     except (ValueError, OSError) as reason:
         raise ValueError(f"--model: {reason}") from reason

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import DATA, ROOT, frames, tiny_config, tiny_model
 from transformers import AutoModel, AutoModelForTimeSeriesPrediction
 
-from earthformer_hf import Cuboid, EarthformerForPrediction, EarthformerModel
+from earthformer_hf import Cuboid, EarthformerForPrediction, EarthformerModel, PreDiffPipeline
 from earthformer_hf.cuboid import relative_position_index, relative_position_table_length
 from earthformer_hf.loading_earthformer import resize_bias, resize_frames, resize_places
 
@@ -372,3 +372,13 @@ def test_only_stale_shards_of_the_same_variant_are_removed(tmp_path, variant):
         assert differing(EarthformerForPrediction.from_pretrained(tmp_path, variant=name), model) == set()
     with safe_open(tmp_path / whole, framework="pt") as file:
         assert set(file.keys()) == weights(model).keys()
+
+
+@pytest.mark.parametrize("loader", [EarthformerForPrediction, EarthformerModel, PreDiffPipeline])
+def test_a_mistyped_folder_is_refused_before_a_hub_is_asked(tmp_path, loader):
+    tiny_model().save_pretrained(tmp_path / "rain")
+    for mistyped in (tmp_path / "rian", str(tmp_path / "rian")):
+        with pytest.raises(ValueError, match=f"no folder {tmp_path / 'rian'}; there are {tmp_path / 'rain'}"):
+            loader.from_pretrained(mistyped)
+    with pytest.raises(OSError):  # which is no folder's, but a hub's
+        loader.from_pretrained("nobody/rain", local_files_only=True)

@@ -224,11 +224,13 @@ class CheckpointModel(PreTrainedModel):
           lag from a context frame to a forecast frame that keeps its value.
 
         Raises:
-            ValueError: the checkpoint lacks other tensors, or holds tensors that this model does not have, or some of
-                another shape for another reason. With `ignore_mismatched_sizes=True` none is adapted, and those of
-                another shape are initialised.
+            ValueError: a folder's name is mistyped; the checkpoint lacks other tensors, or holds tensors that this
+                model does not have, or some of another shape for another reason. With `ignore_mismatched_sizes=True`
+                none is adapted, and those of another shape are initialised.
         """
         path, adaptation = pretrained_model_name_or_path, None
+        if path is not None and not Path(path).is_dir() and find_spec(f"{__package__}.sharing") is not None:
+            import_module(f"{__package__}.sharing.loading").refuse_mistyped(path)
         if path is not None and not ignore_mismatched_sizes and (config is not None or kwargs.keys() & set(GRID)):
             stored = _stored_config(cls.config_class, path, kwargs)
             adaptation = None if stored is None else _Adaptation(stored)

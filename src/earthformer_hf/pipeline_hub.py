@@ -49,8 +49,8 @@ class PreDiffHubMixin:
                 `revision`, as in [`~diffusers.DiffusionPipeline.from_pretrained`].
 
         Raises:
-            ValueError: an argument that is not listed here, a folder that is no such pipeline, or weights that are no
-                safetensors or do not fit it.
+            ValueError: an argument that is not listed here, a folder that is mistyped or no such pipeline, or weights
+                that are no safetensors or do not fit it.
         """
         unknown = sorted(set(kwargs) - {*cls._component_classes(), *_LOADING_ARGUMENTS})
         if unknown:
@@ -59,6 +59,8 @@ class PreDiffHubMixin:
             raise ValueError(f"{cls.__name__}.from_pretrained: `use_safetensors` must be True, got False.")
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
+            if find_spec(f"{__package__}.sharing") is not None:
+                import_module(f"{__package__}.sharing.loading").refuse_mistyped(folder)
             folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder}: no pipeline, it holds no model_index.json.")
