@@ -9,8 +9,8 @@ from tiny import ROOT, frames, tiny_config, tiny_model, tiny_pipeline
 
 from earthformer_hf import EarthformerConfig, EarthformerForPrediction, PreDiffPipeline
 from earthformer_hf.calibration import calibrated
-from earthformer_hf.pipeline_prediff import decode_latents
-from earthformer_hf.training.calibration import correction_weights, quantile_calibration
+from earthformer_hf.pipeline_prediff import decode_latents, forecast_latents
+from earthformer_hf.training.calibration import correction_weights, crps_calibration, quantile_calibration
 
 
 sys.path.insert(0, str(ROOT / "examples"))
@@ -147,3 +147,73 @@ def test_guidance_with_decoded_frames_sees_what_is_returned():
     latents = torch.randn(4, 2, 6, 8, 4)
     found = pipeline.decode(latents)
     torch.testing.assert_close(found, calibrated(decode_latents(pipeline.vae, latents), ENSEMBLE_TABLE))
+
+
+BLEND = [[1.1, -0.4, 0.3], [0.9, -0.2, 0.3]]  # member, control, forecast
+
+
+def test_a_pipeline_blends_each_member_with_its_control_and_its_forecast(tmp_path):
+    pipeline = tiny_pipeline(forecaster=True)
+    pipeline.set_progress_bar_config(disable=True)
+    past = torch.rand(2, 3, 12, 16, 1)
+    latents = torch.randn(2, 3, 2, 6, 8, 4)
+    plain = pipeline(past, 3, 3, latents=latents, output_type="latent").latents
+    control = pipeline(past, 1, 3, latents=torch.zeros(2, 1, 2, 6, 8, 4), output_type="latent").latents
+    with torch.no_grad():
+        forecast = forecast_latents(pipeline.forecaster, pipeline.vae, past)[:, None]
+    own, calm, told = (torch.tensor(BLEND)[:, k, None, None, None] for k in range(3))
+    expected = own * plain + calm * control + told * forecast
+    pipeline.register_to_config(blend=BLEND)
+    pipeline.save_pretrained(tmp_path)
+    again = PreDiffPipeline.from_pretrained(tmp_path)
+    found = again(past, 3, 3, latents=latents, output_type="pt", max_batch_size=2)
+    torch.testing.assert_close(found.latents, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.predictions[1], decode_latents(again.vae, found.latents[1]))
+    alone = again(past[1:], 1, 3, latents=latents[1:, 2:], output_type="pt").predictions
+    torch.testing.assert_close(alone[0, 0], found.predictions[1, 2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_callback_sees_the_clean_latents_that_are_decoded():
+    """After the last step of DDIM, what the network saw is what remains."""
+    pipeline, seen = tiny_pipeline(), []
+    pipeline.register_to_config(blend=[[0.5, 0.5], [1.0, -0.1]])  # without a forecaster
+
+    def note(pipeline, step, timestep, tensors):
+        seen.append(tensors["denoised_latents"])
+        return {}
+
+    options = {"callback_on_step_end": note, "callback_on_step_end_tensor_inputs": ["denoised_latents"]}
+    latents = pipeline(torch.rand(1, 3, 12, 16, 1), 2, 3, **options).latents
+    torch.testing.assert_close(seen[-1], latents, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("blend", [BLEND[:1], [[1.0, 0.0]] * 2, [[1.0, 0.0, float("nan")]] * 2, 1, [["1"] * 3] * 2])
+def test_a_blend_of_something_else_is_refused(blend):
+    message = "`blend` must be 2 rows of finite weights of member, control, forecast"
+    with pytest.raises(ValueError, match=message):
+        PreDiffPipeline(**tiny_pipeline(forecaster=True).components, blend=blend)
+
+
+def test_the_least_crps_finds_what_an_ensemble_is_made_of():
+    """Members scatter about a control, what follows about a forecast; twice as much at the second lead time."""
+    random = torch.Generator().manual_seed(0)
+    control, forecast = 0.4 + 0.1 * torch.randn(2, 40, 2, 16, 16, 1, generator=random)
+    noise = 0.05 * torch.randn(9, 40, 2, 16, 16, 1, generator=random)
+    members, future = control + noise[1:], forecast + noise[0]
+    future[:, 1] += noise[0, :, 1]
+    observed = torch.rand(future.shape, generator=random) > 0.1
+    future = torch.where(observed, future, torch.nan)
+    blend, table = crps_calibration([members, control, forecast], future, observed, [-1.0, 0.0, 1.0])
+    np.testing.assert_allclose(blend, [[1, -1, 1], [2, -2, 1]], atol=0.05)
+    np.testing.assert_allclose(table, [[-1, 0, 1]] * 3, atol=0.1)
+
+
+def test_without_anything_in_common_members_keep_their_weight():
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(6, 30, 1, 16, 16, 1, generator=random)
+    future, members = 0.4 + 0.1 * noise[0], 0.5 + 0.05 * noise[1:]
+    observed = torch.ones_like(future, dtype=torch.bool)
+    blend, table = crps_calibration([members], future, observed, [0.0, 1.0])
+    assert blend == [[1.0]] and table[0] == [0.0, 1.0]
+    found = calibrated(members.flatten(0, 1), table)
+    assert found.mean() == pytest.approx(0.4, abs=0.01) and found.std() == pytest.approx(0.1, abs=0.01)

@@ -276,6 +276,18 @@ def test_the_alignment_networks_reading_follows_the_target(name):
     torch.testing.assert_close(reading(bounded), guided, rtol=1e-4, atol=1e-4)
 
 
+def test_the_network_says_which_way_and_decoded_frames_say_how_far():
+    """Without a scale, a network that reads too much everywhere guides like one that does not."""
+    pipeline, x = gaussian("ddim", alignment=True), past(1)
+    guide = KnowledgeAlignmentCallback(0.4)
+    options = {"ensemble_size": 2, "num_inference_steps": 6, "callback_on_step_end": guide}
+    guided = run(pipeline, x, **options).latents
+    assert (guided - run(pipeline, x, **options | {"callback_on_step_end": None}).latents).abs().max() > 0.01
+    with torch.no_grad():
+        pipeline.alignment.pool.out_proj.bias += 0.5
+    torch.testing.assert_close(run(pipeline, x, **options).latents, guided, rtol=1e-3, atol=1e-3)
+
+
 def test_several_constraints_add_their_shifts():
     pipeline, x = tiny_pipeline(SCHEDULERS["ddpm"], alignment=True), past(1)
     mean = KnowledgeAlignmentCallback(5.0, frame_mean, guidance_scale=20.0)

@@ -331,7 +331,7 @@ def test_a_diffusion_pipeline_is_trained_in_three_steps_that_resume(tmp_path):
     options = ["--pipeline", str(tmp_path / "unet-parts"), "--ensemble_size", "3"]
     train(tmp_path, *options, script="calibrate_prediff")
     found = PreDiffPipeline.from_pretrained(tmp_path / "unet-parts").config
-    assert [len(row) for row in found.calibration] == [3, 3]
+    assert [len(row) for row in found.calibration] == [3, 3] and [len(row) for row in found.blend] == [2]
     np.testing.assert_allclose(found.calibration[0], [0, 20 / 255, 100 / 255], rtol=1e-6)
 
 

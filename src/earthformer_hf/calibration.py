@@ -28,15 +28,24 @@ def calibrated(predictions: torch.Tensor, calibration: list[list[float]]) -> tor
         calibration: a row of values, and for each of T lead times a row of what the network says where they are meant.
     """
     issued, *said = (predictions.new_tensor(row) for row in calibration)
-    knots = torch.stack(said)[:, None, None, None]  # (T, 1, 1, 1, K)
+    return interpolated(predictions, issued, torch.stack(said)[:, None, None, None])
+
+
+def interpolated(values: torch.Tensor, issued: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:
+    """What is issued for values, piecewise linear, beyond the ends moved as at these; differentiable.
+
+    Args:
+        values: (...).
+        issued: at the knots, (K,).
+        knots: (..., K), rising, whose other dimensions broadcast to `values`.
+    """
     slopes = issued.diff() / knots.diff(dim=-1)
     one = torch.ones_like(slopes[..., :1])
     bends = torch.cat([one, slopes, one], dim=-1).diff(dim=-1)  # of the slope, at each knot
-    first = knots[..., 0]
-    result = predictions - first + issued[0]
+    result = values - knots[..., 0] + issued[0]
     for k in range(len(issued)):  # one by one: maps are large
-        result = result + bends[..., k] * torch.relu(predictions - knots[..., k])
+        result = result + bends[..., k] * torch.relu(values - knots[..., k])
     return result
 
 
-__all__ = ["calibrated", "is_calibration"]
+__all__ = ["calibrated", "interpolated", "is_calibration"]

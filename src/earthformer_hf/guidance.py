@@ -6,7 +6,7 @@ Each denoising step is shifted towards lower *energy*, the distance between what
 
 `quantity` is read from the noisy latents by an alignment network, or from the decoded frames of the clean latents that
 the denoiser sees behind them. Without a `guidance_scale` each shift is as long as it takes, to first order, to bring
-the energy to 0, and the network reads the clean latents too.
+the energy to 0, and the network reads the clean latents too: it says which way, and decoded frames say how far.
 
 Source: Gao et al., "PreDiff", NeurIPS 2023, https://arxiv.org/abs/2307.10422, section 3.3, equation 6.
 """
@@ -39,7 +39,8 @@ class KnowledgeAlignmentCallback(PipelineCallback):
 
     Without a `guidance_scale`, the clean latents that the denoiser sees behind a sample are read, and shifted along
     the gradient by energy / gradient^2, no further than they are long themselves, and the sample with them: what is
-    read meets the target, whatever the schedule, the data and the quantity.
+    read meets the target, whatever the schedule, the data and the quantity. An alignment network gives the gradient;
+    how far the mean intensity is from the target is read from decoded frames: guidance goes where a network errs.
 
     With one, the rule for all schedulers: a sample alpha * clean + sigma * noise is brought to unit variance by
     dividing by sqrt(alpha^2 + sigma^2), and shifted there by guidance_scale * sigma_t * gradient, where sigma_t is the
@@ -190,12 +191,19 @@ class KnowledgeAlignmentCallback(PipelineCallback):
             basis, timestep = callback_kwargs["denoised_latents"].flatten(0, 1), torch.zeros_like(timesteps)
         else:
             basis, timestep = callback_kwargs["noisy_latents"].flatten(0, 1) / float(before.norm()), timesteps
+        bound = pipeline.max_batch_size or len(basis)
         if self.quantity is None:
             quantity = self._alignment_quantity(pipeline, timestep, latents.device)
+            if self._reads_clean:
+                read, held = (
+                    torch.cat([function(part).float() for part in basis.split(bound)])
+                    for function in (quantity, lambda part: frame_mean(pipeline.decode(part)))
+                )
+                target = target + read - held
         else:
             quantity = self._decoded_quantity(pipeline)
 
-        parts = zip(*(tensor.split(pipeline.max_batch_size or len(basis)) for tensor in (basis, target)))
+        parts = zip(*(tensor.split(bound) for tensor in (basis, target)))
         energy, gradient = (torch.cat(tensors) for tensors in zip(*(energy_of(quantity, *part) for part in parts)))
         if self.guidance_scale is None:
             sizes = float(after[0]) * sizes_of_steps(energy, gradient)  # a sample holds so much of the clean latents

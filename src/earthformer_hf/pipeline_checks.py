@@ -1,5 +1,6 @@
 """What a PreDiff pipeline refuses before any computation, each with the argument, what was expected and what came."""
 
+import math
 from collections.abc import Callable
 from numbers import Integral, Real
 
@@ -66,6 +67,27 @@ def check_calibration(calibration: list[list[float]] | None, prediction_length: 
     if calibration is not None and not is_calibration(calibration, prediction_length):
         raise ValueError(
             f"`calibration` must be {prediction_length + 1} rising rows of one length, got {calibration!r}."
+        )
+
+
+def check_blend(blend: list[list[float]] | None, prediction_length: int, forecasts: bool):
+    """Refuse a blend that is not of so many lead times, or of something that there is not.
+
+    Raises:
+        ValueError: no rows of finite numbers: a member's weight, its control's and, where there is a forecaster
+            (`forecasts`), that of its forecast.
+    """
+    if blend is None:
+        return
+    names = ["member", "control"] + ["forecast"] * forecasts
+    try:
+        fits = len(blend) == prediction_length and all(len(row) == len(names) for row in blend)
+        fits = fits and all(math.isfinite(weight) for row in blend for weight in row)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"`blend` must be {prediction_length} rows of finite weights of {', '.join(names)}, got {blend!r}."
         )
 
 
@@ -197,6 +219,7 @@ def answered(answer, name: str, tensors: dict[str, torch.Tensor]) -> torch.Tenso
 __all__ = [
     "answered",
     "callback_tensors",
+    "check_blend",
     "check_calibration",
     "check_inputs",
     "check_networks",

@@ -12,6 +12,13 @@ With a `forecaster`, the unet is also told what a deterministic model forecasts:
 past_values -> forecaster -> frames (B, T_out, H, W, C) -> vae.encode -> condition (B, T_out, h, w, c), once per sample
 ```
 
+With a `blend`, a member is moved towards that forecast, and away from the *control*, the run of a sample whose initial
+noise is 0, as numerical weather prediction calls its run without perturbations:
+
+```
+latents <- a * latents + b * control + c * condition, weights of each lead time
+```
+
 Source: Gao et al., "PreDiff: Precipitation Nowcasting with Latent Diffusion Models", NeurIPS 2023,
 https://arxiv.org/abs/2307.10422.
 """
@@ -34,7 +41,15 @@ from diffusers.utils import BaseOutput
 from transformers import FeatureExtractionMixin, PreTrainedModel
 
 from .calibration import calibrated
-from .pipeline_checks import answered, callback_tensors, check_calibration, check_inputs, scale_factor, stacked
+from .pipeline_checks import (
+    answered,
+    callback_tensors,
+    check_blend,
+    check_calibration,
+    check_inputs,
+    scale_factor,
+    stacked,
+)
 from .pipeline_hub import PreDiffHubMixin
 from .schedules import denoised, noise_levels, use_float64_tables
 
@@ -96,9 +111,12 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         calibration (`list[list[float]]`, *optional*): what is decoded instead of the networks' own values, so that
             intensities are as frequent as the observed ones, in the form of [`EarthformerConfig`]'s. Fitted by
             `examples/calibrate_prediff.py`; None for none, as published.
+        blend (`list[list[float]]`, *optional*): for each lead time, how much of a member's own latents, of its
+            sample's control and, with a `forecaster`, of its forecast makes the latents that are decoded. Members do
+            not depend on each other. Fitted by the same example; None for none, as published.
 
     Raises:
-        ValueError: a `calibration` of another form.
+        ValueError: a `calibration` or `blend` of another form.
 
     Example:
 
@@ -127,17 +145,20 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         feature_extractor: FeatureExtractionMixin | None = None,
         forecaster: PreTrainedModel | None = None,
         calibration: list[list[float]] | None = None,
+        blend: list[list[float]] | None = None,
     ):
         super().__init__()
         check_calibration(calibration, unet.config.prediction_length)
+        check_blend(blend, unet.config.prediction_length, forecaster is not None)
         self.register_modules(
             vae=vae, unet=unet, scheduler=scheduler, alignment=alignment, feature_extractor=feature_extractor,
             forecaster=forecaster,
         )  # fmt: skip
-        self.register_to_config(calibration=calibration)
+        self.register_to_config(calibration=calibration, blend=blend)
         self._interrupt, self._num_timesteps = False, 0
         self._max_batch_size: int | None = None
         self._shifted_by: set[PipelineCallback] = set()  # the guidance that has changed latents
+        self._blended_with: torch.Tensor | None = None  # what a call adds to each member, (B, T_out, h, w, c)
 
     @property
     def interrupt(self) -> bool:
@@ -188,8 +209,9 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
             callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step, returns a
                 dict with the `latents` to go on with; or a [`~diffusers.callbacks.PipelineCallback`].
             callback_on_step_end_tensor_inputs (`list[str]`): what a function is given: "latents" after the step and
-                "noisy_latents" before it, "denoised_latents" (the clean latents that the network saw behind them), all
-                float32 (B, E, T_out, h, w, c); "context_latents" (B, T_in, h, w, c); "past_values" (B, T_in, H, W, C).
+                "noisy_latents" before it, "denoised_latents" (the clean latents that the network saw behind them,
+                blended as the result will be), all float32 (B, E, T_out, h, w, c); "context_latents"
+                (B, T_in, h, w, c); "past_values" (B, T_in, H, W, C).
 
         Returns:
             [`PreDiffPipelineOutput`] or a tuple.
@@ -215,8 +237,11 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
             # 4. Prepare latents
             generators = _member_generators(generator, *grid)
             latents = call.prepare_latents(generators, latents)  # (B * E, T_out, h, w, c)
-            # 5. Denoise
-            latents = call._denoise(latents, context_latents, condition, past_values, generators, eta, callback, names)
+            # 5. Denoise, the control first
+            given = context_latents, condition, past_values
+            call._blended_with = None if self.config.blend is None else call._control(*given, eta)
+            latents = call._denoise(latents, *given, generators, eta, callback, names)
+            latents = call._blended(latents)
             # 6. Decode
             predictions = latents if output_type == "latent" else call.decode(latents)
         predictions, latents = predictions.unflatten(0, grid), latents.unflatten(0, grid)
@@ -229,7 +254,7 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         """What one call works on: a copy of the pipeline, with its own scheduler and state."""
         call = copy.copy(self)
         call.scheduler = copy.deepcopy(self.scheduler)
-        call._interrupt, call._num_timesteps, call._shifted_by = False, 0, set()
+        call._interrupt, call._num_timesteps, call._shifted_by, call._blended_with = False, 0, set(), None
         call._max_batch_size = max_batch_size and int(max_batch_size)
         offloaded = hasattr(self, "_offload_device") or self._maybe_raise_error_if_group_offload_active()
         with _TURN if offloaded else nullcontext():
@@ -272,6 +297,24 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         config = self.unet.config
         return (config.prediction_length, *config.sample_size, config.in_channels)
 
+    def _control(self, context_latents, condition, past_values, eta) -> torch.Tensor:
+        """What all members of a sample are blended with, (B, T_out, h, w, c): its control and its forecast."""
+        control = copy.copy(self)
+        control.scheduler = copy.deepcopy(self.scheduler)
+        calm = torch.zeros(len(past_values), *self._latent_shape, device=self._execution_device)
+        generators = [torch.Generator().manual_seed(0) for _ in calm]  # for schedulers that add noise at each step
+        parts = [control._denoise(calm, context_latents, condition, past_values, generators, eta, None, [])]
+        parts += [] if condition is None else [condition.float()]
+        weights = calm.new_tensor(self.config.blend).T[1:, :, None, None, None]  # (1 or 2, T_out, 1, 1, 1)
+        return torch.stack([weight * part for weight, part in zip(weights, parts)]).sum(0)
+
+    def _blended(self, latents: torch.Tensor) -> torch.Tensor:
+        """A call's clean latents (B * E, T_out, h, w, c) as they are decoded."""
+        if self._blended_with is None:
+            return latents
+        own = latents.new_tensor(self.config.blend)[:, :1, None, None]  # (T_out, 1, 1, 1)
+        return own * latents + self._blended_with.repeat_interleave(len(latents) // len(self._blended_with), 0)
+
     def _denoise(
         self, latents, context_latents, condition, past_values, generators, eta, callback, tensor_names
     ) -> torch.Tensor:
@@ -296,7 +339,7 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
                     }
                     if by_step is not None:
                         denoised_latents = denoised(self.scheduler, by_step[step], model_output, noisy_latents)
-                        tensors["denoised_latents"] = denoised_latents.unflatten(0, grid)
+                        tensors["denoised_latents"] = self._blended(denoised_latents).unflatten(0, grid)
                     answer = callback(self, step, timestep, {name: tensors[name] for name in tensor_names})
                     latents = answered(answer, "latents", tensors).flatten(0, 1)
                     context_latents = answered(answer, "context_latents", tensors)

@@ -1,8 +1,11 @@
 """The calibration of a trained model at each lead time: how far it is right, and how frequent its intensities are."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+
+from ..calibration import interpolated
+from ..evaluation.metrics import ensemble_crps
 
 
 BINS = 4096
@@ -67,4 +70,69 @@ def quantile_calibration(
     return [list(values), *rows]
 
 
-__all__ = ["correction_weights", "quantile_calibration"]
+def crps_calibration(
+    parts: Sequence[torch.Tensor],
+    future: torch.Tensor,
+    observed: torch.Tensor,
+    values: list[float],
+    pixels: int = 2**15,
+    steps: int = 100,
+    seed: int = 0,
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Weights of the parts of an ensemble's members, and a calibration of their sum, with the least fair CRPS.
+
+    Minimum CRPS estimation, Gneiting et al., "Calibrated probabilistic forecasting using ensemble model output
+    statistics and minimum CRPS estimation", Monthly Weather Review 133, 2005, of each member by itself.
+
+    Args:
+        parts: members (E, N, T, H, W, C), then what all members of a window have in common, each (N, T, H, W, C).
+            The weights add up to 1.
+        future: what followed, (N, T, H, W, C).
+        observed: bool, broadcasts to it.
+        values: rising, in the model's range, at which the calibration bends.
+        pixels: of each lead time that the fit looks at, evenly drawn.
+        steps: of the fit.
+        seed: of the pixels.
+
+    Returns:
+        Weights as the `blend` of a [`PreDiffPipeline`], a row of each lead time, and a `calibration`.
+    """
+    random = torch.Generator().manual_seed(seed)
+    blend, rows = [], [list(values)]
+    for lead in range(future.shape[1]):
+        found = observed[:, lead].expand_as(future[:, lead]).flatten().nonzero()[:, 0]
+        found = found[torch.randperm(len(found), generator=random)[:pixels]]
+        members = parts[0][:, :, lead].flatten(1)[:, found].float()  # (E, P)
+        common = [part[:, lead].flatten()[found].float() for part in parts[1:]]  # (P,) each
+        weights, knots = _least_crps(members, common, future[:, lead].flatten()[found], values, steps)
+        blend.append(weights)
+        rows.append(knots)
+    return blend, rows
+
+
+def _least_crps(
+    members: torch.Tensor, common: list[torch.Tensor], targets: torch.Tensor, values: list[float], steps: int
+) -> tuple[list[float], list[float]]:
+    """Weights and knots as of [`crps_calibration`]; members (E, P), what is common and targets (P,)."""
+    issued, lowest, highest = members.new_tensor(values), values[0], max(values[-1], 1.0)
+    start, gaps = issued[:1].clone(), issued.diff().log()
+    shares = members.new_zeros(len(common))
+    chosen = [tensor.requires_grad_() for tensor in (start, gaps, shares) if len(tensor)]
+    optimizer = torch.optim.LBFGS(chosen, max_iter=steps, line_search_fn="strong_wolfe")
+
+    def knots() -> torch.Tensor:
+        return torch.cat([start, start + gaps.exp().cumsum(0)])
+
+    def fair_crps() -> torch.Tensor:
+        optimizer.zero_grad()
+        mixed = sum((share * part for share, part in zip(shares, common)), (1 - shares.sum()) * members)
+        ensemble = interpolated(mixed, issued, knots()).clamp(lowest, highest)
+        score = ensemble_crps(ensemble, targets)[1].mean()
+        score.backward()
+        return score
+
+    optimizer.step(fair_crps)
+    return [1 - float(shares.sum()), *shares.tolist()], knots().tolist()
+
+
+__all__ = ["correction_weights", "crps_calibration", "quantile_calibration"]
