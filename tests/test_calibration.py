@@ -68,6 +68,9 @@ def test_calibrated_values_are_as_frequent_as_the_observed_ones():
             share = (found[:20, lead][seen] >= value).float().mean()
             assert share.item() == pytest.approx(expected.item(), abs=0.01)
     assert (predictions[:, 1] >= 0.8).float().mean() < 0.01 < (future[:, 1] >= 0.8).float().mean()
+    more = quantile_calibration([(predictions[:20], future[:20], observed[:20])], [*values, 1.5])  # never observed
+    for row in more[1:]:
+        assert row[-1] == pytest.approx(1.5 + row[-2] - 0.8)
     with pytest.raises(ValueError, match="nothing to calibrate from"):
         quantile_calibration([], values)
 

@@ -37,8 +37,8 @@ def quantile_calibration(
 
     Args:
         pairs: predictions, what followed, both (B, T, H, W, C), and which of it was observed, bool.
-        values: rising, in the model's range. The first one, such as no rain, stays what it is; so do those that were
-            never observed at a lead time.
+        values: rising, in the model's range. The first one, such as no rain, stays what it is; those that were never
+            observed at a lead time are moved as far as the highest that was.
 
     Raises:
         ValueError: no pairs.
@@ -61,11 +61,13 @@ def quantile_calibration(
     rows = []
     for said, seen in zip(*exceeding):
         row = [values[0]]
+        moved = 0.0
         for value in values[1:]:
             wanted = seen[torch.searchsorted(edges, value).clamp(max=BINS - 1)]
-            place = int((said >= wanted).sum()) - 1  # the highest bin that is reached as often
-            knot = float(edges[max(place, 0)]) if 0 < wanted < seen[0] else value
-            row.append(max(knot, row[-1] + LEAST))
+            if 0 < wanted < seen[0]:
+                place = int((said >= wanted).sum()) - 1  # the highest bin that is reached as often
+                moved = float(edges[max(place, 0)]) - value
+            row.append(max(value + moved, row[-1] + LEAST))
         rows.append(row)
     return [list(values), *rows]
 
