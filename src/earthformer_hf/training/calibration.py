@@ -134,7 +134,8 @@ def _least_crps(
         return score
 
     optimizer.step(fair_crps)
-    return [1 - float(shares.sum()), *shares.tolist()], knots().tolist()
+    common_weights = shares.tolist()
+    return [1 - sum(common_weights), *common_weights], knots().tolist()
 
 
 __all__ = ["correction_weights", "crps_calibration", "quantile_calibration"]
