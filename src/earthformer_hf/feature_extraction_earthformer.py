@@ -44,8 +44,8 @@ class EarthformerFeatureExtractor(FeatureExtractionMixin):
         variable, units (`str`): what the raw values are, such as "rain-derived proxy code" and "1".
         time_step (`str`): time between frames, in numpy's notation: "2m" (minutes), "1M" (months).
         grid_spacing (`str`): distance between grid points, such as "3 km" or "5 degrees".
-        missing_value (`float`, *optional*): raw value that stands for "not observed". NaN never needs naming. One above
-            `valid_range`, such as 255 of codes 0..254, is the highest that there is: values above it are refused.
+        missing_value (`float`, *optional*): raw value that stands for "not observed". NaN never needs naming. If it
+            lies above `valid_range`, as 255 of codes 0..254, values above it are refused: there are none.
         fill_value (`float`, *optional*): raw value put where nothing was observed. Without it, missing values are
             refused.
         valid_range (`tuple[float, float]`, *optional*): lowest and highest raw value that exist, compared in float32.
