@@ -15,10 +15,17 @@ import torch
 
 from earthformer_hf import PreDiffPipeline
 from earthformer_hf.data.inputs import last_time, rain_input, wettest_window
+from earthformer_hf.data.measures import parsed_spacing
 from earthformer_hf.errors import ends_in_one_line
 from earthformer_hf.evaluation.baselines import persistence
 from earthformer_hf.evaluation.metrics import EnsembleScores
+from earthformer_hf.forecasting.dataset import Products, near
 from earthformer_hf.plotting import lead_labels, plot_sequence, sequence_row
+
+
+def and_highest(maps: np.ndarray) -> np.ndarray:
+    """Maps (..., T, H, W) and, as one more, the highest of all times, of what was observed."""
+    return np.concatenate([maps, np.fmax.reduce(maps, axis=-3, keepdims=True)], axis=-3)
 
 
 @ends_in_one_line
@@ -29,6 +36,7 @@ def main():
     parser.add_argument("--ensemble_size", type=int, default=8, help="members")
     parser.add_argument("--num_inference_steps", type=int, default=10, help="more are slower, and hardly better")
     parser.add_argument("--threshold", type=float, default=10.0, help="of the chance, in mm/h")
+    parser.add_argument("--neighbourhood", default="10 km", help="of the chance: how far from a place it may happen")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--output", type=Path, default=Path("outputs/forecast_prediff.png"), help="the figure")
     arguments = parser.parse_args()
@@ -53,7 +61,14 @@ def main():
     ensemble = pipeline(**inputs, ensemble_size=arguments.ensemble_size, **steps).predictions
     members = extractor.decode(ensemble[0, ..., 0])  # (E, T_out, H, W)
     rain = extractor.to_physical(members)
-    chance = (rain >= arguments.threshold).mean(axis=0)  # the chance of an extreme event, (T_out, H, W)
+    radius = Products(neighbourhood=arguments.neighbourhood).radius()
+    spacing = parsed_spacing(extractor.grid_spacing)[0]
+
+    def happens(maps: np.ndarray) -> np.ndarray:
+        """Where the threshold is reached close by, at each time and at any, (T_out + 1, H, W) of (T_out, H, W)."""
+        return and_highest(near(maps >= arguments.threshold, radius, (spacing, spacing)))
+
+    chance = np.mean([happens(member) for member in rain], axis=0)  # of an extreme event, (T_out + 1, H, W)
 
     target = codes[past:]
     observed = np.isfinite(target)
@@ -64,22 +79,28 @@ def main():
         scores.update(members, target, observed)
         score = scores.compute()["fair_crps"]
         print(f"this storm: fair CRPS {score:.4f} of code / 255; the error of persistence {error:.4f}")
-    highest = f"highest chance of {arguments.threshold:g} mm/h or more at any one time"
-    print(f"{highest}, {minutes[past]} to {minutes[-1]} min ahead: {100 * chance.max():.0f} %")
+    close = f"within {arguments.neighbourhood}"
+    text = (
+        f"highest chance of {arguments.threshold:g} mm/h or more {close}, {minutes[past]} to {minutes[-1]} min ahead"
+    )
+    print(f"{text}: {100 * chance[:-1].max():.0f} % at one time, {100 * chance[-1].max():.0f} % at any time")
 
     known = extractor.to_physical(codes)
-    context = [0, past // 2, past - 1]
-    rows = {"observed": sequence_row(known[past:], known[context]), "ensemble mean": sequence_row(rain.mean(axis=0))}
-    rows |= {f"member {index + 1}": sequence_row(member) for index, member in enumerate(rain[:3])}
-    chances = {f"chance of {arguments.threshold:g} mm/h or more": sequence_row(chance)}
+    before = known[:past][-len(chance) :]  # as many maps as follow below them
+    rows = {"observed": sequence_row(and_highest(known[past:]), before)}
+    rows["ensemble mean"] = sequence_row(and_highest(rain.mean(axis=0)), columns=len(before))
+    rows |= {
+        f"member {n + 1}": sequence_row(and_highest(rain[n]), columns=len(before)) for n in range(min(3, len(rain)))
+    }
+    chances = {f"{arguments.threshold:g} mm/h or more\n{close}": sequence_row(chance, columns=len(before))}
     if observed.any():
-        happened = np.where(observed, known[past:] >= arguments.threshold, np.nan)
-        chances["it happened"] = sequence_row(happened)
+        happened = np.where(and_highest(observed), happens(known[past:]), np.nan)
+        chances[f"it happened\n{close}"] = sequence_row(happened, columns=len(before))
     title = f"{label}: {event['id']}, PreDiff, {arguments.ensemble_size} members"
     made = last_time(event, minutes, bool(observed.any()))
-    columns = lead_labels([*minutes[context], *minutes[past:]], made)
+    leads = [*lead_labels([*minutes[past - len(before) : past], *minutes[past:]], made), "at any time"]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    figure = plot_sequence(rows, columns, title, chances, grid_spacing=extractor.grid_spacing)
+    figure = plot_sequence(rows, leads, title, chances, grid_spacing=extractor.grid_spacing)
     figure.savefig(arguments.output, dpi=110)
     print(f"wrote {arguments.output}")
 

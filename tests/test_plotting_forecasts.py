@@ -152,6 +152,11 @@ def test_one_threshold_shows_its_chances_alone():
     figure = plot_forecast(rain(), threshold=10)
     assert titles(figure)[-2:] == ["2 Jun 00:30, +60 min", "at any time until 2 Jun 00:30"]
     assert len(titles(figure)) == 6 and figure.get_suptitle().endswith("chance of 10 mm/h or more")
+    near = rain()
+    near["exceedance_probability"].attrs["neighbourhood"] = "10 km"
+    labels = [axis.get_ylabel() for axis in plot_forecast(near).figure.axes]
+    assert "10 mm/h or more\nwithin 10 km" in labels
+    assert plot_forecast(near, threshold=10).get_suptitle().endswith("chance of 10 mm/h or more within 10 km")
 
 
 def test_chances_alone_and_forecasts_without_dates_or_places_are_drawn(tmp_path):
@@ -273,7 +278,7 @@ def test_observed_maps_are_the_last_frames_and_those_at_valid_times():
     frames["rain"].attrs["units"] = "mm/s"
     found = observed_maps(dataset, observe(frames))
     leads = (found["time"].values - REFERENCE) / np.timedelta64(1, "m")
-    assert leads.tolist() == [-28, -24, -20, -16, -12, -8, -4, 0, 12, 24, 36]
+    assert leads.tolist() == [-84, -72, -60, -48, -36, -24, -12, 0, 12, 24, 36]
     np.testing.assert_allclose(found[:, 0, 0], 3600 * (90 + leads / 4))
     code = observe(frames.assign(rain=frames["rain"].assign_attrs(units="code")))
     assert observed_maps(dataset, code) is None

@@ -201,7 +201,7 @@ def _products(
         for place, threshold in enumerate(products.thresholds):
             reached = maps >= np.float32(threshold)
             if cell is not None:
-                reached = _near(reached, products.radius(), cell)
+                reached = near(reached, products.radius(), cell)
             ever[place] |= reached
             found["chances"][place, lead] = np.where(np.isnan(maps[0]), np.nan, reached.mean(0))
     if products.thresholds:
@@ -209,7 +209,7 @@ def _products(
     return found
 
 
-def _near(reached: np.ndarray, radius: float, cell: tuple[float, float]) -> np.ndarray:
+def near(reached: np.ndarray, radius: float, cell: tuple[float, float]) -> np.ndarray:
     """Where a pixel of the same map (E, H, W) whose centre is at most `radius` away was reached."""
     from scipy.ndimage import distance_transform_edt
 
@@ -318,4 +318,4 @@ def _attributes(name: str, observations: Observations, nowcaster: Any, settings:
     }
 
 
-__all__ = ["Products", "forecast_dataset"]
+__all__ = ["Products", "forecast_dataset", "near"]

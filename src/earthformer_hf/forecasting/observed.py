@@ -10,6 +10,7 @@ from ..data.measures import canonical_units
 from ..data.rain import rain_coding
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..plotting.fields import units_of
+from ..plotting.forecasts import LEADS
 from .observations import Observations
 
 
@@ -67,8 +68,8 @@ def _frames(dataset: "Dataset", observations: Observations, time: np.ndarray) ->
     if not observations.is_dated or "forecast_reference_time" not in dataset:
         return list(range(max(0, total - FRAMES), total))
     ahead = time - dataset["forecast_reference_time"].values.astype("datetime64[s]")
-    step = observations.facts.step or lead[0]
-    stride = max(1, int(lead[-1] / FRAMES / step))
+    drawn = math.ceil(len(lead) / LEADS) * lead[0]  # from map to map
+    stride = max(1, round(float(drawn / (observations.facts.step or lead[0]))))
     past, future = np.flatnonzero(ahead <= np.timedelta64(0)), np.flatnonzero(ahead > np.timedelta64(0))
     valid = [place for place in future if np.abs(ahead[place] - lead).min() <= lead[0] / 4]
     return [int(place) for place in [*past[::-1][::stride][:FRAMES][::-1], *valid]]

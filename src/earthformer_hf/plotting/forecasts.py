@@ -81,9 +81,9 @@ def plot_forecast(
         sheet.title += f"\nvalid {pages.times.title(pages.times.leads[place])}"
         sheet.rows = in_rows(pages.stamps(place))
     elif threshold is not None:
-        label, panels = pages.chances(pages.threshold_place(threshold), pages.leads(LEADS + 1))
-        sheet.rows = in_rows(panels)
-        sheet.title += f"\nchance of {label}"
+        place = pages.threshold_place(threshold)
+        sheet.rows = in_rows(pages.chances(place, pages.leads(LEADS + 1))[1])
+        sheet.title += f"\nchance of {pages.event(place)}"
     elif pages.times.in_months:
         return plot_months(pages, sheet)
     else:
@@ -224,7 +224,7 @@ class Pages:
         if CHANCE_EVER in self.dataset:
             ever = read_map(self.dataset[CHANCE_EVER].isel(threshold=place))
             panels.append(Panel(f"at any time until {self.until()}", ever, True))
-        return self.event(place), panels
+        return self.event(place).replace(" within", "\nwithin"), panels
 
     def stamps(self, place: int) -> list[Panel | None]:
         """All that there is of one time."""
