@@ -66,10 +66,11 @@ def main():
         member = pipeline(**inputs, ensemble_size=1, callback_on_step_end=guide, **steps).predictions[0, 0]
         asked, got = float(target(inputs["past_values"])[0]), float(member.mean())
         missed = abs(got - asked) / sigma
-        reached = "" if missed <= CLOSE else f", missed by {missed:.1f} sigma"
-        print(f"n = {n:+d}: mean intensity asked {asked:.4f}, got {got:.4f} (code / 255){reached}", flush=True)
+        reached = [] if missed <= CLOSE else [f"missed by {missed:.1f} sigma"]
+        told = [f"asked {asked:.4f}", f"got {got:.4f}", *reached]
+        print(f"n = {n:+d}: mean intensity (code / 255) {', '.join(told)}", flush=True)
         members[n] = extractor.to_physical(extractor.decode(member[..., 0]))
-        rows[f"n = {n:+d}: asked {asked:.4f}, got {got:.4f}{reached}"] = members[n]
+        rows["\n".join([f"n = {n:+d}", *told])] = members[n]
     differences = {f"n = {n:+d} less n = 0": members[n] - members[0] for n in members if n}
     if np.isfinite(codes[past:]).any():
         print(f"observed: {float(np.nanmean(codes[past:])) / 255:.4f}")

@@ -369,6 +369,13 @@ def test_figures_show_the_scores():
     assert results["cases"] == {"best": order[0], "median": order[3], "worst": order[-1]}
     shown = figures["cases"].axes[0].images[0].get_array()
     np.testing.assert_array_equal(shown, taken[order[0]].future[0])
+    assert f"worst: {taken[order[-1]].event['id']}" in figures["cases"].get_suptitle()
+    # and a window that is several of them is drawn once
+    same = reports.score_file(results | {"cases": {"best": 1, "median": 2, "worst": 2}}, protocol)
+    labels = [axis.get_ylabel() for axis in reports.figures(same, forecasters, windows, protocol)["cases"].axes]
+    assert [label.replace("\n", " ") for label in labels if label][:4] == [
+        "best: observed", "best: model", "best: persistence", "median and worst: observed",
+    ]  # fmt: skip
 
 
 # -- the data sets of the published protocols, from files of their layout ---------------------------------------------

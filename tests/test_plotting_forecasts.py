@@ -25,12 +25,14 @@ from earthformer_hf.plotting import (
     lead_labels,
     plot_by_lead,
     plot_cuboids,
+    plot_events,
     plot_forecast,
     plot_rank_histogram,
     plot_sequence,
     plot_spectrum,
     sequence_row,
 )
+from earthformer_hf.plotting.canvas import columns_of, time_labels, within_coverage, wrapped
 from earthformer_hf.plotting.coasts import coastlines, natural_earth
 from earthformer_hf.plotting.fields import read_map
 from earthformer_hf.plotting.ocean import nino34_means
@@ -428,6 +430,33 @@ def test_a_sequence_has_the_context_as_a_line_of_its_own_and_no_empty_part():
     for axis, frame in zip(maps, shown):
         np.testing.assert_allclose(axis.images[0].get_array(), frame)
     assert lead_labels([10]) == lead_labels([10], np.datetime64("NaT")) == ["+10 min"]
+
+
+def test_maps_are_cut_to_where_any_holds_a_value():
+    one, other = np.full((2, 2, 6, 8), np.nan)
+    one[0, 2, 3:6] = other[1, 3, 4] = 1
+    figure = plot_sequence({"a": one, "b": other}, ["+1", "+2"], "title", units="degC")
+    assert {axis.images[0].get_array().shape for axis in figure.axes if axis.images} == {(2, 3)}
+    figure = plot_events({"a": one, "b": other}, {"a": ["1", "2"], "b": ["1", "2"]}, "label", "title")
+    assert {axis.images[0].get_array().shape for axis in figure.axes if axis.images} == {(2, 3)}
+    sizes = within_coverage([one, other[:, 1:]])
+    assert [maps.shape for maps in sizes] == [(2, 6, 8), (2, 5, 8)]
+
+
+def test_labels_are_not_cut_within_words_and_times_no_longer_than_needed():
+    assert wrapped("sst_kaplan_1856_2014:test, from 2002", 1.3, 11).split("\n") == [
+        "sst_kaplan_", "1856_2014:test,", "from 2002",
+    ]  # fmt: skip
+    for time, labels in (
+        (["2002-05-01", "2002-06-01"], ["2002-05", "2002-06"]),
+        (["2002-05-01", "2002-05-02"], ["2002-05-01", "2002-05-02"]),
+        (["2002-05-01", "2002-05-01T00:10"], ["2002-05-01 00:00", "2002-05-01 00:10"]),
+    ):
+        assert time_labels(np.array(time, "datetime64[s]")) == labels
+
+
+def test_panels_leave_few_places_empty():
+    assert [columns_of(panels) for panels in range(1, 10)] == [1, 2, 3, 2, 3, 3, 4, 4, 3]
 
 
 def test_the_last_frame_of_the_past_has_a_date():

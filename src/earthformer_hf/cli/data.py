@@ -155,6 +155,7 @@ def preview_command(
     from ..evaluation.reports import write_figure
     from ..feature_extraction_earthformer import EarthformerFeatureExtractor
     from ..plotting import plot_events
+    from ..plotting.canvas import quantity_label, time_labels
     from ..sharing.files import check_writable
 
     check_writable(output.parent)
@@ -163,7 +164,7 @@ def preview_command(
         options = source_options(option)
         facts = make_builder(name, data_dir, **options).facts
         extractor = EarthformerFeatureExtractor(**facts.feature_extractor)
-        label = f"{facts.variable}, {facts.units}"
+        label = quantity_label(facts.variable, facts.units)
         table = load_dataset(name, data_dir, split, keep_bad=True, **options).with_format(None)
         table = table.filter(lambda problem: not problem, input_columns="problem")
         if not len(table):
@@ -185,7 +186,10 @@ def preview_command(
         values = np.stack([event["values"][n] for n in columns.tolist()])
         values = np.where(extractor.observed(values), values, np.nan)
         rows[event["id"]] = values[..., channel] if values.ndim == 4 else values
-        times[event["id"]] = [str(time).replace("T", " ") for time in event["time"][columns]]
+        time, minutes = event["time"][columns], event["geo"].get("minutes")
+        dated = not np.isnat(time).any()
+        unnamed = [f"frame {n + 1}" if minutes is None else f"{n * minutes:g} min" for n in columns]
+        times[event["id"]] = time_labels(time) if dated else unnamed
     write_figure(plot_events(rows, times, label, f"{name}, {split}"), output)
     typer.echo(f"{output}: written")
 

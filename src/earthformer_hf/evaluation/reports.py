@@ -21,6 +21,7 @@ from .. import plotting
 from ..data.measures import UNKNOWN, DataFacts, canonical_units
 from ..data.rain import rain_coding
 from ..data.windows import Windows
+from ..plotting.canvas import time_labels
 from ..sharing.card_text import read_card
 from ..sharing.cards import with_scores
 from ..sharing.files import write_file
@@ -253,7 +254,9 @@ def figures(
         panels = {"all pixels": ranks}
         if protocol.wet_threshold is not None:
             wet = {name: np.array(systems[name]["ranks"]["ranks_wet"]).sum(0) for name in ranks}
-            panels[f"wet pixels: observation or a member at {protocol.wet_threshold:g} or more"] = wet
+            to_physical, units = _physical(document, protocol)
+            least = f"{to_physical(np.array([protocol.wet_threshold]))[0]:.2g} {units}".removesuffix(" stored values")
+            panels[f"wet pixels: observation or a member at {least} or more"] = wet
         drawn["rank_histogram"] = plotting.plot_rank_histogram(panels, title, colors)
 
     if document["cases"]:
@@ -295,28 +298,31 @@ def _plot_cases(document: dict[str, Any], forecasters, windows: Windows, protoco
     leads, unit = lead_times(document, protocol)
     columns = np.unique(np.linspace(0, len(leads) - 1, 6).round().astype(int))
     to_physical, units = _physical(document, protocol)
-    rows = {}
-    for case, index in document["cases"].items():
+    rows, described = {}, []
+    for index in dict.fromkeys(document["cases"].values()):
         window = window_at(windows, index, extractor)
+        case = " and ".join(case for case, other in document["cases"].items() if other == index)
+        described.append(f"{case}: {_case_name(window, windows)}")
         forecast = np.ma.getdata(forecaster(window))
         forecast = forecast.mean(0) if forecast.ndim > window.future.ndim else forecast
-        shown = {f"observed, {_case_name(window, windows)}": window.future, system: forecast}
+        shown = {"observed": window.future, system: forecast}
         if "persistence" in forecasters and system != "persistence":
             shown["persistence"] = np.ma.getdata(forecasters["persistence"](window))
         for label, frames in shown.items():
             frames = np.where(window.observed, frames, np.nan)[columns]
             frames = frames if frames.ndim == 3 else frames[..., -1]  # one channel: the last
             rows[f"{case}: {label}"] = to_physical(frames[:, ::-1] if _is_south_up(window.event) else frames)
-    names = [f"+{leads[column]:g} {unit}" for column in columns]
-    return plotting.plot_sequence(rows, names, f"{title}: windows of lowest, median and highest error", units=units)
+    names = [f"+{leads[n]:g} {unit if leads[n] != 1 else unit.removesuffix('s')}" for n in columns]
+    title = "\n".join([f"{title}: windows of lowest, median and highest error", *described])
+    return plotting.plot_sequence(rows, names, title, units=units)
 
 
 def _case_name(window: Window, windows: Windows) -> str:
     """The event of a window, and from when the forecast is."""
     last = window.start + windows.cutter.frame_stride * (len(window.past) - 1)
-    time = np.asarray(window.event.get("time", ()), "datetime64[m]")
+    time = np.asarray(window.event.get("time", ()), "datetime64[s]")
     known = last < len(time) and not np.isnat(time[last])
-    return str(window.event["id"]) + (f", from {str(time[last]).replace('T', ' ')}" if known else "")
+    return str(window.event["id"]) + (f", from {time_labels(time)[last]}" if known else "")
 
 
 def _physical(document: dict[str, Any], protocol: Protocol) -> tuple[Callable[[np.ndarray], np.ndarray], str]:

@@ -1,5 +1,7 @@
 """What all figures share: a figure without a display, colours, titles and legends."""
 
+import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,8 +44,44 @@ def add_title(figure: "Figure", text: str) -> None:
 
 def wrapped(text: str, inches: float, size: float) -> str:
     """A text in lines of so many inches, of a font of `size` points whose letters are 0.55 of that wide."""
-    lines = (textwrap.wrap(line, max(12, int(72 * inches / (0.55 * size)))) for line in text.split("\n"))
-    return "\n".join(line for wrap in lines for line in wrap)
+    width = max(12, int(72 * inches / (0.55 * size)))
+    lines: list[str] = []
+    for line in text.split("\n"):
+        for part in textwrap.wrap(line, width, break_long_words=False):
+            lines.append("")
+            for piece in [part] if len(part) <= width else re.findall(r"[^_:]*[_:]|[^_:]+", part):  # names of files
+                if lines[-1] and len(lines[-1] + piece) > width:
+                    lines.append("")
+                lines[-1] += piece
+    return "\n".join(lines)
+
+
+def time_labels(times: np.ndarray) -> list[str]:
+    """Dates (T,) datetime64 to the month, day, minute or second, as all of them need."""
+    units = (unit for unit in "MDm" if (times.astype(f"datetime64[{unit}]") == times).all())
+    return [str(time).replace("T", " ") for time in times.astype(f"datetime64[{next(units, 's')}]")]
+
+
+def quantity_label(variable: str, units: str) -> str:
+    """What values are, with their units if they have any."""
+    return variable if units == "1" else f"{variable}, {units}"
+
+
+def within_coverage(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Several (T, H, W), if of one size, without the rows and columns at their edges where none holds a value."""
+    known = np.ones(1)
+    if len({frames.shape[1:] for frames in maps}) == 1:
+        known = np.any([np.isfinite(frames).any(axis=0) for frames in maps], axis=0)
+    if known.all() or not known.any():
+        return list(maps)
+    tall, wide = (np.flatnonzero(known.any(axis)) for axis in (1, 0))
+    return [frames[:, tall[0] : tall[-1] + 1, wide[0] : wide[-1] + 1] for frames in maps]
+
+
+def columns_of(panels: int) -> int:
+    """Columns of a grid of panels that is about as wide as it is high, and leaves the fewest places empty."""
+    near = math.ceil(math.sqrt(panels))
+    return min(near, near + 1, key=lambda columns: -panels % columns)
 
 
 def system_colors(names: Sequence[str]) -> dict[str, str]:
@@ -57,7 +95,8 @@ def add_legend_and_title(figure: "Figure", axes: np.ndarray, panels: int, title:
     for axis in axes.flat[panels:]:
         axis.set_visible(False)
     known = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=min(5, len(known)), fontsize=9)
+    columns = math.ceil(len(known) / math.ceil(len(known) / 5))
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=columns, fontsize=9)
     add_title(figure, title)
     return figure
 
@@ -156,8 +195,12 @@ __all__ = [
     "add_title",
     "chance_style",
     "color_of",
+    "columns_of",
     "map_style",
     "new_figure",
+    "quantity_label",
     "system_colors",
+    "time_labels",
+    "within_coverage",
     "wrapped",
 ]

@@ -13,6 +13,7 @@ from .canvas import (
     chance_style,
     map_style,
     new_figure,
+    within_coverage,
     wrapped,
 )
 
@@ -35,7 +36,8 @@ def plot_sequence(
     Where only the first row has the first columns, those of the context, they are drawn as a line of their own above.
 
     Args:
-        rows: label -> values (columns, H, W); NaN is drawn grey, a frame of only NaN is left blank.
+        rows: label -> values (columns, H, W); NaN is drawn grey, a frame of only NaN is left blank. Edges where no
+            frame of any row holds a value are cut off.
         leads: a label for each column, such as "+10 min".
         title: says what is drawn, and whether it is real.
         chances: further rows below, label -> probabilities 0..1 (columns, H, W), with NaN as above.
@@ -48,7 +50,9 @@ def plot_sequence(
     lines = [(label, frames, style) for label, frames in rows.items()]
     lines += [(label, 100 * frames, chance_style()) for label, frames in chances.items()]
     lines += [(label, frames, _difference_style(differences)) for label, frames in differences.items()]
-    given = _only_in_first([frames for _, frames, _ in lines])
+    covered = within_coverage([frames for _, frames, _ in lines])
+    lines = [(label, frames, style) for (label, _, style), frames in zip(lines, covered)]
+    given = _only_in_first(covered)
     if given:
         label, whole, style = lines[0]
         later = len(whole) - given
@@ -56,7 +60,7 @@ def plot_sequence(
         before = np.concatenate([before, np.full_like(whole, np.nan)])[:later]
         lines = [(label, frames[given:], style) for label, frames, style in lines]
         lines.insert(0, (f"{label} before", before, style))
-    height, width = next(iter(rows.values())).shape[1:]
+    height, width = covered[0].shape[1:]
     row_height = max(1.1, 1.95 * height / width)
     columns = len(leads) - given
     figure = new_figure(1.9 * columns + 1.2, row_height * len(lines) + 0.9)
@@ -133,13 +137,15 @@ def plot_events(rows: dict[str, np.ndarray], times: dict[str, Sequence[str]], la
     """A contact sheet: one row of maps per event.
 
     Args:
-        rows: id -> values (columns, H, W) in stored units; NaN is drawn grey.
+        rows: id -> values (columns, H, W) in stored units; NaN is drawn grey. Edges where no frame holds a value are
+            cut off.
         times: id -> a label for each column.
         label: what the values are, with units.
         title: says what is drawn.
     """
     from matplotlib import colormaps
 
+    rows = dict(zip(rows, within_coverage(list(rows.values()))))
     values = np.concatenate([frames.ravel() for frames in rows.values()])
     values = values[np.isfinite(values)]
     lowest, highest = np.percentile(values, [0.5, 99.5]) if len(values) else (0, 1)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .canvas import add_legend_and_title, color_of, new_figure, wrapped
+from .canvas import add_legend_and_title, color_of, columns_of, new_figure, wrapped
 
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def plot_by_lead(
         colors: of systems; by their order if omitted. The same systems in several figures want the same ones.
     """
     colors = color_of(colors, curves)
-    columns = min(3, len(curves))
+    columns = columns_of(len(curves))
     lines = -(-len(curves) // columns)
     figure = new_figure(3.6 * columns, 2.8 * lines + 0.8)
     axes = figure.subplots(lines, columns, squeeze=False)
@@ -83,7 +83,7 @@ def plot_reliability(
         colors: see [`plot_by_lead`].
     """
     colors = color_of(colors, panels)
-    columns = min(3, len(panels))
+    columns = columns_of(len(panels))
     lines = -(-len(panels) // columns)
     figure = new_figure(3.6 * columns, 3.5 * lines + 0.7)
     axes = figure.subplots(lines, columns, squeeze=False)
@@ -93,9 +93,9 @@ def plot_reliability(
             chance = np.linspace(0, 1, len(frequency))
             axis.plot(chance, frequency, label=label, color=colors[label])
             axis.scatter(chance, frequency, s=8 * np.log10(1 + forecasts), color=colors[label])
-        axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
+        axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), box_aspect=1)
         axis.set_title(name, fontsize=10)
-        axis.set_xlabel("forecast chance", fontsize=9)
+        axis.set_xlabel("forecast chance (larger dots: more often)", fontsize=9)
         axis.set_ylabel("observed frequency", fontsize=9)
         axis.tick_params(labelsize=8)
     return add_legend_and_title(figure, axes, len(panels), title)
@@ -124,7 +124,7 @@ def plot_rank_histogram(
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_title(wrapped(name, 4.6, 10), fontsize=10)
         axis.set_xlabel("members below the observation", fontsize=9)
-    axes[0, 0].set_ylabel("frequency, over that of a flat histogram", fontsize=9)
+    axes[0, 0].set_ylabel("frequency, over that of a flat histogram", fontsize=8)
     return add_legend_and_title(figure, axes, len(panels), title)
 
 

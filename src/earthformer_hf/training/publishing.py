@@ -12,6 +12,7 @@ from ..data.measures import DataFacts
 from ..evaluation.reports import LEAD_UNITS
 from ..feature_extraction_earthformer import EarthformerFeatureExtractor
 from ..plotting import plot_events
+from ..plotting.canvas import quantity_label
 from ..sharing.cards import write_card
 from .arguments import PublishedArguments
 from .run import Run
@@ -45,7 +46,7 @@ def forecast_figure(
         shown = np.unique(np.linspace(0, len(values) - 1, 6).astype(int))
         rows[name] = extractor.decode(values[shown, ..., 0])
         times[name] = _leads(extractor, shown + 1 - (len(values) if name == "context" else 0))
-    label = f"{extractor.variable or 'value'}, {extractor.units or 'units not stated'}"
+    label = quantity_label(extractor.variable or "value", extractor.units or "units not stated")
     return plot_events(rows, times, label, "validation: the window of 16 that varies most")
 
 
