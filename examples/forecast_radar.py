@@ -44,13 +44,15 @@ def score(model, extractor, events, label: str) -> str:
 
 @torch.no_grad()
 def draw(model, extractor, event: dict, codes: np.ndarray, minutes: np.ndarray, label: str):
-    """A figure of one storm: three of the frames that were seen, and every other one of those that follow.
+    """A figure of one storm: every other one of the last frames that were seen, and of those that follow.
 
     Args:
         codes, minutes: raw values (T_in + T_out, H, W), and when they were, 0 for the last frame of the past.
     """
     past = model.config.context_length
-    context, future = [past - 7, past - 4, past - 1], slice(1, None, 2)
+    future = slice(1, None, 2)
+    shown = len(range(model.config.prediction_length)[future])
+    context = list(range(past))[::-2][:shown][::-1]  # as far apart, up to the last
     forecast = extractor.decode(model(**extractor(codes[:past])).predictions[0, ..., 0])  # (T_out, H, W)
     frames = {
         "observed": sequence_row(codes[past:][future], codes[context]),

@@ -301,6 +301,7 @@ class PreDiffPipeline(PreDiffHubMixin, DiffusionPipeline):
         """What all members of a sample are blended with, (B, T_out, h, w, c): its control and its forecast."""
         control = copy.copy(self)
         control.scheduler = copy.deepcopy(self.scheduler)
+        control.set_progress_bar_config(disable=True)
         calm = torch.zeros(len(past_values), *self._latent_shape, device=self._execution_device)
         generators = [torch.Generator().manual_seed(0) for _ in calm]  # for schedulers that add noise at each step
         parts = [control._denoise(calm, context_latents, condition, past_values, generators, eta, None, [])]
