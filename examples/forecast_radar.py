@@ -56,8 +56,8 @@ def draw(model, extractor, event: dict, codes: np.ndarray, minutes: np.ndarray, 
     forecast = extractor.decode(model(**extractor(codes[:past])).predictions[0, ..., 0])  # (T_out, H, W)
     frames = {
         "observed": sequence_row(codes[past:][future], codes[context]),
-        "Earthformer": sequence_row(forecast[future]),
-        "persistence": sequence_row(persistence(codes[:past], len(forecast))[future]),
+        "Earthformer": sequence_row(forecast[future], columns=len(context)),
+        "persistence": sequence_row(persistence(codes[:past], len(forecast))[future], columns=len(context)),
     }
     rows = {name: extractor.to_physical(row) for name, row in frames.items()}
     title = f"{label}: {event['id']}"
