@@ -191,19 +191,12 @@ class KnowledgeAlignmentCallback(PipelineCallback):
             basis, timestep = callback_kwargs["denoised_latents"].flatten(0, 1), torch.zeros_like(timesteps)
         else:
             basis, timestep = callback_kwargs["noisy_latents"].flatten(0, 1) / float(before.norm()), timesteps
-        bound = pipeline.max_batch_size or len(basis)
         if self.quantity is None:
             quantity = self._alignment_quantity(pipeline, timestep, latents.device)
-            if self._reads_clean:
-                read, held = (
-                    torch.cat([function(part).float() for part in basis.split(bound)])
-                    for function in (quantity, lambda part: frame_mean(pipeline.decode(part)))
-                )
-                target = target + read - held
         else:
             quantity = self._decoded_quantity(pipeline)
 
-        parts = zip(*(tensor.split(bound) for tensor in (basis, target)))
+        parts = zip(*(tensor.split(pipeline.max_batch_size or len(basis)) for tensor in (basis, target)))
         energy, gradient = (torch.cat(tensors) for tensors in zip(*(energy_of(quantity, *part) for part in parts)))
         if self.guidance_scale is None:
             sizes = float(after[0]) * sizes_of_steps(energy, gradient)  # a sample holds so much of the clean latents
@@ -226,11 +219,23 @@ class KnowledgeAlignmentCallback(PipelineCallback):
         return callback_kwargs
 
     def _alignment_quantity(self, pipeline, timestep: torch.Tensor, device: torch.device) -> Callable:
-        """What the alignment network reads from latents of unit variance, (N, T_out, h, w, c) -> (N,)."""
+        """What the alignment network reads from latents of unit variance, (N, T_out, h, w, c) -> (N,).
+
+        Of clean ones, the mean intensity of their decoded frames, with the network's gradient.
+        """
         network = self.alignment or pipeline.alignment
         if network.device != device:
             network.to(device)
-        return lambda part: network(part.to(network.dtype), timestep, return_dict=False)[0].flatten(1).mean(1)
+
+        def quantity(part):
+            read = network(part.to(network.dtype), timestep, return_dict=False)[0].flatten(1).mean(1).float()
+            if not self._reads_clean:
+                return read
+            with torch.no_grad():
+                held = frame_mean(pipeline.decode(part)).float()
+            return read + (held - read).detach()
+
+        return quantity
 
     def _decoded_quantity(self, pipeline) -> Callable:
         """`quantity` of the frames that clean latents stand for, (N, T_out, h, w, c) -> (N,)."""

@@ -10,6 +10,8 @@ from ..evaluation.metrics import ensemble_crps
 
 BINS = 4096
 LEAST = 1e-3  # between neighbouring values, of their range
+PIXELS = 2**15  # of each lead time that a fit of the CRPS looks at
+STEPS = 100  # of that fit
 
 
 def correction_weights(predictions: torch.Tensor, future: torch.Tensor, guess: torch.Tensor) -> list[float]:
@@ -77,9 +79,6 @@ def crps_calibration(
     future: torch.Tensor,
     observed: torch.Tensor,
     values: list[float],
-    pixels: int = 2**15,
-    steps: int = 100,
-    seed: int = 0,
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Weights of the parts of an ensemble's members, and a calibration of their sum, with the least fair CRPS.
 
@@ -92,35 +91,32 @@ def crps_calibration(
         future: what followed, (N, T, H, W, C).
         observed: bool, broadcasts to it.
         values: rising, in the model's range, at which the calibration bends.
-        pixels: of each lead time that the fit looks at, evenly drawn.
-        steps: of the fit.
-        seed: of the pixels.
 
     Returns:
         Weights as the `blend` of a [`PreDiffPipeline`], a row of each lead time, and a `calibration`.
     """
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     blend, rows = [], [list(values)]
     for lead in range(future.shape[1]):
         found = observed[:, lead].expand_as(future[:, lead]).flatten().nonzero()[:, 0]
-        found = found[torch.randperm(len(found), generator=random)[:pixels]]
+        found = found[torch.randperm(len(found), generator=random)[:PIXELS]]
         members = parts[0][:, :, lead].flatten(1)[:, found].float()  # (E, P)
         common = [part[:, lead].flatten()[found].float() for part in parts[1:]]  # (P,) each
-        weights, knots = _least_crps(members, common, future[:, lead].flatten()[found], values, steps)
+        weights, knots = _least_crps(members, common, future[:, lead].flatten()[found], values)
         blend.append(weights)
         rows.append(knots)
     return blend, rows
 
 
 def _least_crps(
-    members: torch.Tensor, common: list[torch.Tensor], targets: torch.Tensor, values: list[float], steps: int
+    members: torch.Tensor, common: list[torch.Tensor], targets: torch.Tensor, values: list[float]
 ) -> tuple[list[float], list[float]]:
     """Weights and knots as of [`crps_calibration`]; members (E, P), what is common and targets (P,)."""
     issued, lowest, highest = members.new_tensor(values), values[0], max(values[-1], 1.0)
     start, gaps = issued[:1].clone(), issued.diff().log()
     shares = members.new_zeros(len(common))
     chosen = [tensor.requires_grad_() for tensor in (start, gaps, shares) if len(tensor)]
-    optimizer = torch.optim.LBFGS(chosen, max_iter=steps, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(chosen, max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def knots() -> torch.Tensor:
         return torch.cat([start, start + gaps.exp().cumsum(0)])
